@@ -1,0 +1,99 @@
+//! The only place that asks what time it is.
+//!
+//! Two times, kept apart: *wall time* ([`Timestamp`]) is shown to people and stored, so it may jump;
+//! deadlines and waits use tokio's monotonic clock, which can't. A test clock derives the wall time
+//! from tokio's paused clock, so that days of retries pass in no time.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A point in wall time: milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The time this much later.
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(wait.as_millis() as u64))
+    }
+
+    /// How long ago `earlier` was; zero if it lies ahead, as after a clock was set back.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// As a header field shows it (RFC 5322 §3.3), in UTC.
+    pub fn rfc5322(self) -> String {
+        jiff::fmt::rfc2822::to_string(&self.to_jiff().to_zoned(jiff::tz::TimeZone::UTC))
+            .unwrap_or_else(|_| "Thu, 1 Jan 1970 00:00:00 +0000".to_owned())
+    }
+
+    fn to_jiff(self) -> jiff::Timestamp {
+        jiff::Timestamp::from_millisecond(self.0 as i64).unwrap_or(jiff::Timestamp::MAX)
+    }
+}
+
+/// As events and the API show it: RFC 3339 with milliseconds, in UTC.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.to_jiff())
+    }
+}
+
+/// Tells the wall time.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The system's.
+    #[default]
+    System,
+    /// Starts at a given time and then follows tokio's clock, paused or not.
+    Test {
+        /// The wall time at `origin`.
+        start: Timestamp,
+        /// When the clock was made.
+        origin: Option<tokio::time::Instant>,
+    },
+}
+
+impl Clock {
+    /// A clock for tests that reads `start` now and follows tokio's clock from here.
+    pub fn starting_at(start: Timestamp) -> Self {
+        Self::Test { start, origin: Some(tokio::time::Instant::now()) }
+    }
+
+    /// The wall time.
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::System => Timestamp(
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            ),
+            Self::Test { start, origin } => {
+                start.after(origin.map_or(Duration::ZERO, |origin| origin.elapsed()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_shown_in_both_forms() {
+        let time = Timestamp(1_340_000_000_123);
+        assert_eq!(time.to_string(), "2012-06-18T06:13:20.123Z");
+        assert_eq!(time.rfc5322(), "Mon, 18 Jun 2012 06:13:20 +0000");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_test_clock_follows_the_paused_clock() {
+        let clock = Clock::starting_at(Timestamp(1_000));
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(clock.now(), Timestamp(86_401_000));
+    }
+}

@@ -1,0 +1,119 @@
+//! The listener's settings: where, for whom, how much.
+
+use super::{
+    Bounds, Listen, ListenTls, ListenerTls, Role, User,
+    keys::{self, key},
+    node::Kind,
+    reader::{Found, MAX_ITEMS, Place, Reader, Value},
+    value,
+};
+
+pub(super) fn listen(reader: &mut Reader<'_>) -> Vec<Listen> {
+    let default = match reader.around.role {
+        Role::Relay => "0.0.0.0:587",
+        Role::LocalMta => "127.0.0.1:25",
+    };
+    let default = || vec![Listen { address: default.to_owned(), tls: ListenTls::StartTls }];
+    let Some(items) = reader.items(key!("smtp_listen")) else {
+        return default();
+    };
+    items.iter().filter_map(|item| listener(reader, item)).collect()
+}
+
+fn listener(reader: &mut Reader<'_>, item: &Found) -> Option<Listen> {
+    let map = match item.value {
+        Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
+        _ => {
+            let address = reader.read(key!("smtp_listen"), item, &value::listen_address)?;
+            return Some(Listen { address, tls: ListenTls::StartTls });
+        }
+    };
+    let mut inner = reader.inside(map, keys::LISTENER, "a listener");
+    let address = key!(keys::LISTENER, "address");
+    if !inner.is_set(address) {
+        inner.report(
+            inner.place(address),
+            "this listener has no address",
+            Some("for example `address: 0.0.0.0:465`"),
+        );
+    }
+    let address = inner.one(address, value::listen_address);
+    let tls = inner.one(key!(keys::LISTENER, "tls"), value::listen_tls).unwrap_or(ListenTls::StartTls);
+    reader.absorb(inner);
+    Some(Listen { address: address?, tls })
+}
+
+pub(super) fn listener_tls(reader: &mut Reader<'_>) -> Option<ListenerTls> {
+    let (cert_key, key_key) = (key!("smtp_tls_cert"), key!("smtp_tls_key"));
+    let (cert, key) = (reader.path(cert_key), reader.path(key_key));
+    for (there, missing) in [(cert_key, key_key), (key_key, cert_key)] {
+        if reader.is_set(there) && !reader.is_set(missing) {
+            let message = format!("{} without {}", there.name, missing.name);
+            let help = "set both, or neither for a self-signed certificate";
+            reader.report(reader.place(there), message, Some(help));
+        }
+    }
+    Some(ListenerTls { cert: cert?, key: key? })
+}
+
+/// The published login first. A local MTA has it too, under its usual name: its own
+/// smtp_username is the upstream's.
+pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
+    let relay = reader.around.role == Role::Relay;
+    let name = relay.then(|| reader.one(key!("smtp_username"), value::text)).flatten();
+    let password = relay.then(|| reader.secret(key!("smtp_password"))).flatten();
+    let mut users = vec![User { name: name.unwrap_or_else(|| "dotcloud".to_owned()), password }];
+
+    let key = key!("smtp_users");
+    let Some(found) = reader.items(key).and_then(|items| items.into_iter().next()) else {
+        return users;
+    };
+    let document = reader.around.document;
+    let Value::Node(id) = found.value else {
+        reader.report(found.place, "smtp_users can't come from a variable", Some("write it in the file"));
+        return users;
+    };
+    let Some((entries, again)) = document.entries(id) else {
+        reader.read(key, &found, &|_| Err::<(), _>(value::Wrong::Plain));
+        return users;
+    };
+    if entries.len() > MAX_ITEMS {
+        let message = format!("there are more than {MAX_ITEMS} logins");
+        reader.report(found.place, message, None);
+        return users;
+    }
+    for entry in again.iter().chain(entries.iter().filter(|entry| entry.key == users[0].name)) {
+        let message = "there is already a login of this name";
+        reader.report(Place::File(entry.at), message, Some("keep one of them"));
+    }
+    for entry in entries {
+        if entry.key.is_empty() || entry.key.contains(char::is_control) {
+            let help = "use letters, digits and the like";
+            reader.report(Place::File(entry.at), "this is no name for a login", Some(help));
+        }
+        let mut inner = reader.inside(entry.value, keys::USER, "a login");
+        let password = key!(keys::USER, "password");
+        if !inner.is_set(password) {
+            let help = "for example `shop: {password: '…'}`";
+            inner.report(Place::File(entry.at), "this login has no password", Some(help));
+        }
+        users.push(User { name: entry.key.to_owned(), password: inner.secret(password) });
+        reader.absorb(inner);
+    }
+    users
+}
+
+pub(super) fn networks(reader: &mut Reader<'_>) -> Vec<ipnet::IpNet> {
+    let loopback = || ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
+    reader.many(key!("smtp_networks"), value::network).unwrap_or_else(loopback)
+}
+
+pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
+    let mut number = |key, default| reader.one(key, value::number(1..=100_000)).unwrap_or(default);
+    Bounds {
+        recipients: number(key!("smtp_max_recipients"), 1000),
+        connections: number(key!("smtp_max_connections"), 1000),
+        connections_per_client: number(key!("smtp_max_connections_per_client"), 200),
+        message_size: reader.one(key!("smtp_max_message_size"), value::positive_size).unwrap_or(25_000_000),
+    }
+}

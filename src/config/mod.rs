@@ -1,0 +1,249 @@
+//! Configuration: `dotcloud.yml` and the environment, turned into typed settings.
+//!
+//! [`load()`] reads a file once, judges the whole of it, and returns either [`Settings`] or every
+//! [`Problem`] it found, each with file, line, column and what to do. Settings are plain data:
+//! whoever holds them needs no other source, and nothing here opens a socket or starts a task.
+//!
+//! The rest of the program never sees YAML, and never sees an environment variable.
+
+mod keys;
+mod listener;
+mod load;
+mod node;
+mod problem;
+mod reader;
+mod secret;
+mod services;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod upstream;
+mod value;
+mod vocabulary;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+
+pub use self::{
+    keys::{KEYS, Key},
+    load::{Loaded, Source, load, parse},
+    problem::{Problem, Problems},
+};
+
+/// Everything one relay needs to run, resolved: defaults applied, overrides merged, secrets read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The service's name in dotcloud.yml: `mailer`.
+    pub service: String,
+    /// What the service is: the relay itself, or another service's local MTA.
+    pub role: Role,
+    /// The name in the banner, EHLO, Received and Message-ID.
+    pub hostname: String,
+    /// Where everything lives that must survive a restart.
+    pub data: PathBuf,
+    /// The addresses that take mail.
+    pub listen: Vec<Listen>,
+    /// The listener's certificate and key; `None`: self-signed, made once and kept under `data`.
+    pub tls: Option<ListenerTls>,
+    /// Who may hand us mail.
+    pub access: Access,
+    /// The most that a client may ask of us.
+    pub bounds: Bounds,
+    /// Where mail goes.
+    pub upstream: Upstream,
+    /// Where mail waits, and for how long.
+    pub queue: QueueSettings,
+    /// What is published for apps.
+    pub environment: EnvironmentSettings,
+    /// The web page, API and metrics.
+    pub admin: AdminSettings,
+    /// Who gets reports that can't be returned to their sender.
+    pub postmaster: Option<String>,
+    /// A filter as `tracing` understands it: `info`, `outpost=debug`.
+    pub log_level: String,
+}
+
+/// What kind of service the settings were read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A service of `type: smtp`, configured by `smtp_relay_*`.
+    Relay,
+    /// The local MTA of a service of another type, configured by `smtp_server` and its kin.
+    LocalMta,
+}
+
+/// One address that takes mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Host and port as written; resolved when it is bound.
+    pub address: String,
+    /// Whether the connection starts in TLS, may change to it, or neither.
+    pub tls: ListenTls,
+}
+
+/// TLS on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenTls {
+    /// Never.
+    None,
+    /// Offered by STARTTLS (RFC 3207).
+    StartTls,
+    /// From the first byte (RFC 8314 §3.3).
+    Implicit,
+}
+
+/// The listener's own certificate.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    /// PEM file with the chain, the leaf first.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// Who may hand us mail.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The logins for apps. The first is the one that is published.
+    pub users: Vec<User>,
+    /// Networks that may relay without AUTH.
+    pub networks: Vec<IpNet>,
+}
+
+/// One login for apps.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// What the client says it is.
+    pub name: String,
+    /// In clear, because CRAM-MD5 needs it (RFC 2195).
+    /// `None`: generated at first start and kept in the data directory.
+    pub password: Option<SecretString>,
+}
+
+/// The most that a client may ask of us.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Octets of one message's content.
+    pub message_size: u64,
+    /// Recipients of one message.
+    pub recipients: usize,
+    /// Connections at once.
+    pub connections: usize,
+    /// Connections at once from one address.
+    pub connections_per_client: usize,
+}
+
+/// Where mail goes: one smarthost and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name in logs, status and metrics; the server's name unless another is given.
+    pub name: String,
+    /// Host name or address, as configured: the certificate is verified against it.
+    pub server: String,
+    /// TCP port.
+    pub port: u16,
+    /// How the connection is protected.
+    pub tls: UpstreamTls,
+    /// PEM file of authorities to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// SHA-256 of the only certificate to accept, whatever its name.
+    pub fingerprint: Option<[u8; 32]>,
+    /// Files of the application's environment.json kind, where another relay of the same
+    /// application may have published the fingerprint of its self-signed certificate.
+    pub published: Vec<PathBuf>,
+    /// Login, if there is one.
+    pub login: Option<Login>,
+    /// Send credentials even where nobody verified who reads them.
+    pub allow_insecure_auth: bool,
+    /// Most connections at once.
+    pub connections: usize,
+    /// Shortens each phase's RFC 5321 §4.5.3.2 deadline to at most this.
+    pub timeout: Option<Duration>,
+    /// First and longest wait after a refused login.
+    pub auth_retry: Waits,
+}
+
+/// How the connection to the upstream is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamTls {
+    /// STARTTLS, and nothing happens without it.
+    StartTls,
+    /// TLS from the first byte.
+    Implicit,
+    /// STARTTLS where it is offered, without verification; otherwise in clear.
+    Opportunistic,
+    /// In clear.
+    None,
+}
+
+/// The login at the upstream.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: SecretString,
+    /// Which mechanism to use.
+    pub mechanism: AuthMechanism,
+}
+
+/// `smtp_relay_auth`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMechanism {
+    /// The strongest that both sides have.
+    Auto,
+    /// RFC 4616.
+    Plain,
+    /// The old one without an RFC.
+    Login,
+    /// RFC 2195.
+    CramMd5,
+}
+
+/// A first and a longest wait; between them waits grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// The first wait.
+    pub first: Duration,
+    /// No wait is longer, jitter aside.
+    pub longest: Duration,
+}
+
+/// Where mail waits, and for how long.
+#[derive(Clone, Debug)]
+pub struct QueueSettings {
+    /// A directory on a local disk.
+    pub directory: PathBuf,
+    /// When to give up.
+    pub lifetime: Duration,
+    /// The waits of ordinary deferrals.
+    pub retry: Waits,
+    /// Messages; more are answered 452.
+    pub max_messages: Option<u64>,
+    /// Octets; more are answered 452.
+    pub max_bytes: Option<u64>,
+    /// Octets that must stay free on the queue's disk; 0 turns the check off.
+    pub min_free: u64,
+}
+
+/// What is published for apps, and where.
+#[derive(Clone, Debug)]
+pub struct EnvironmentSettings {
+    /// `.json`, `.yml`/`.yaml` or `.env`, by their endings.
+    pub files: Vec<PathBuf>,
+    /// The host that apps can reach us under; `None`: the listener's address or the host name.
+    pub public_host: Option<String>,
+    /// Publish the upstream's password too.
+    pub relay_password: bool,
+}
+
+/// The web page, API and metrics.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// TCP address.
+    pub listen: SocketAddr,
+    /// Needed to listen anywhere but loopback.
+    pub password: Option<SecretString>,
+}

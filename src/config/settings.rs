@@ -1,0 +1,89 @@
+//! From keys to [`Settings`]: defaults, and what one key demands of another.
+//!
+//! Listener and upstream, the two ends, have files of their own.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    Access, AdminSettings, EnvironmentSettings, QueueSettings, Settings, Waits, keys::key, listener,
+    reader::Reader, services::Chosen, upstream::upstream, value,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+
+/// Reads every key. Worth nothing when the reader has problems afterwards.
+pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -> Settings {
+    let environment = environment(reader, data);
+    Settings {
+        service: service.name.clone(),
+        role: service.role,
+        hostname: reader.one(key!("smtp_hostname"), value::domain).unwrap_or_else(system_name),
+        data: data.to_owned(),
+        listen: listener::listen(reader),
+        tls: listener::listener_tls(reader),
+        access: Access { users: listener::users(reader), networks: listener::networks(reader) },
+        bounds: listener::bounds(reader),
+        upstream: upstream(reader, &environment.files),
+        queue: queue(reader, data),
+        environment,
+        admin: admin(reader),
+        postmaster: reader.one(key!("smtp_postmaster"), value::mail_address),
+        log_level: reader.one(key!("smtp_log_level"), value::log_filter).unwrap_or_else(|| "info".to_owned()),
+    }
+}
+
+/// The system's name for itself, if it is one that mail can carry.
+fn system_name() -> String {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_str().map(value::domain);
+    name.ok().and_then(Result::ok).unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn queue(reader: &mut Reader<'_>, data: &Path) -> QueueSettings {
+    let place = reader.place(key!("smtp_queue"));
+    let directory = reader.one(key!("smtp_queue"), value::queue_directory);
+    QueueSettings {
+        directory: directory.map_or_else(|| data.join("queue"), |path| reader.resolve(&place, path)),
+        lifetime: reader.one(key!("smtp_queue_lifetime"), value::duration).unwrap_or(5 * DAY),
+        retry: reader.one(key!("smtp_retry"), value::waits).unwrap_or(Waits { first: MINUTE, longest: HOUR }),
+        max_messages: reader.one(key!("smtp_queue_max_messages"), value::number(1..=u64::MAX)),
+        max_bytes: reader.one(key!("smtp_queue_max_bytes"), value::positive_size),
+        min_free: reader.one(key!("smtp_queue_min_free"), value::size).unwrap_or(100_000_000),
+    }
+}
+
+fn environment(reader: &mut Reader<'_>, data: &Path) -> EnvironmentSettings {
+    let key = key!("smtp_environment_file");
+    let place = reader.place(key);
+    let files = reader.many(key, value::environment_file);
+    let default = || ["environment.json", "environment.yaml"].map(|name| data.join(name)).to_vec();
+    EnvironmentSettings {
+        files: files.map_or_else(default, |files| {
+            files.into_iter().map(|path| reader.resolve(&place, path)).collect()
+        }),
+        public_host: reader.one(key!("smtp_public_host"), value::host),
+        relay_password: reader.one(key!("smtp_publish_relay_password"), value::boolean).unwrap_or(false),
+    }
+}
+
+fn admin(reader: &mut Reader<'_>) -> AdminSettings {
+    let key = key!("smtp_admin_listen");
+    let listen = reader.one(key, value::socket_address);
+    let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8025)));
+    let password = reader.secret(key!("smtp_admin_password"));
+    let loopback = match listen.ip() {
+        IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
+        ip => ip.is_loopback(),
+    };
+    if !loopback && !reader.is_set(key!("smtp_admin_password")) {
+        let help = "set smtp_admin_password, or listen on 127.0.0.1:8025";
+        reader.report(reader.place(key), "the web page needs a password to listen there", Some(help));
+    }
+    AdminSettings { listen, password }
+}

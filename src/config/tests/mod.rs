@@ -1,0 +1,202 @@
+//! What a right configuration means; the other files: what is said of a wrong one, where settings come
+//! from, what attackers write, and units.
+
+mod hostile;
+mod problems;
+mod sources;
+mod units;
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+const MAILGUN: &str = "\
+mailer:
+  type: smtp
+  config:
+    smtp_relay_server: smtp.mailgun.org
+    smtp_relay_port: 587
+    smtp_relay_username: postmaster@yourmailgundomain.com
+    smtp_relay_password: YourMailgunPassword
+";
+
+const LOCAL: &str = "\
+www:
+  type: python
+  config:
+    smtp_server: smtp.mailgun.org
+    smtp_port: 25
+    smtp_username: postmaster@company.com
+    smtp_password: YourMailGunPassword
+";
+
+fn read_with(text: &str, service: Option<&str>, env: &[(&str, &str)]) -> Result<Loaded, Problems> {
+    let env: HashMap<_, _> = env.iter().copied().collect();
+    let source =
+        Source { service: service.map(str::to_owned), data: Some("/data".into()), ..Source::default() };
+    parse(text, "/etc/app/dotcloud.yml", &source, &|name| env.get(name).map(|v| (*v).to_owned()))
+}
+
+fn read(text: &str) -> Settings {
+    read_with(text, None, &[]).map_err(|p| p.to_string()).expect("it is right").settings
+}
+
+/// A relay with these lines in its `config`.
+fn relay(lines: &str) -> String {
+    let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    format!("mailer:\n  type: smtp\n  config:\n    smtp_relay_server: relay.example\n{lines}")
+}
+
+fn problems(text: &str) -> String {
+    read_with(text, None, &[]).expect_err("it is wrong").to_string().replace("/etc/app/", "")
+}
+
+#[test]
+fn the_relay_of_the_mission_reads_as_it_stands() {
+    let settings = read(MAILGUN);
+    assert_eq!((settings.service.as_str(), settings.role), ("mailer", Role::Relay));
+    let upstream = &settings.upstream;
+    assert_eq!((upstream.server.as_str(), upstream.port), ("smtp.mailgun.org", 587));
+    assert_eq!((upstream.name.as_str(), upstream.tls), ("smtp.mailgun.org", UpstreamTls::StartTls));
+    let login = upstream.login.as_ref().expect("a login");
+    assert_eq!(login.username, "postmaster@yourmailgundomain.com");
+    assert_eq!(login.password.expose_secret(), "YourMailgunPassword");
+    assert_eq!(settings.listen, [Listen { address: "0.0.0.0:587".into(), tls: ListenTls::StartTls }]);
+    assert_eq!(settings.access.users[0].name, "dotcloud");
+    assert!(settings.access.users[0].password.is_none());
+    assert_eq!(settings.queue.directory, Path::new("/data/queue"));
+    assert_eq!(settings.queue.lifetime, Duration::from_secs(5 * 86_400));
+    let files = ["/data/environment.json", "/data/environment.yaml"].map(PathBuf::from);
+    assert_eq!((&settings.environment.files[..], &upstream.published[..]), (&files[..], &files[..]));
+    assert_eq!(settings.bounds.message_size, 25_000_000);
+    assert_eq!(settings.admin.listen.to_string(), "127.0.0.1:8025");
+}
+
+#[test]
+fn only_the_server_is_needed() {
+    let settings = read(&relay(""));
+    assert_eq!(settings.upstream.port, 587);
+    assert!(settings.upstream.login.is_none());
+}
+
+#[test]
+fn the_local_mta_of_the_mission_reads_as_it_stands() {
+    let loaded = read_with(LOCAL, Some("www"), &[]).expect("it is right");
+    let settings = loaded.settings;
+    assert_eq!((settings.service.as_str(), settings.role), ("www", Role::LocalMta));
+    assert_eq!(settings.upstream.port, 25);
+    assert_eq!(settings.upstream.login.expect("a login").username, "postmaster@company.com");
+    assert_eq!(settings.listen[0].address, "127.0.0.1:25");
+    assert_eq!(settings.access.users[0].name, "dotcloud", "and not the upstream's");
+    assert!(settings.access.networks.iter().any(|net| net.contains(&std::net::IpAddr::from([127, 0, 0, 1]))));
+}
+
+#[test]
+fn both_ways_stand_in_one_file_among_services_that_are_not_ours() {
+    let others = "\
+db: {type: mysql, config: {smtp_nonsense: 1, x: [1, !odd {a: 1}]}}
+db2:
+  type: redis
+  config: &shared
+    a: 1
+    a: 2
+x: *shared
+";
+    let text = format!(
+        "{MAILGUN}{LOCAL}    php_version: 5\n    uwsgi_memory: {{}}\n  approot: www\n  instances: 2\n{others}"
+    );
+    assert_eq!(read(&text).service, "mailer");
+    let www = read_with(&text, Some("www"), &[]).expect("it is right").settings;
+    assert_eq!(www.role, Role::LocalMta);
+}
+
+#[test]
+fn every_option_of_the_upstream_exists_for_a_local_mta_too() {
+    let text =
+        format!("{LOCAL}    smtp_tls: implicit\n    smtp_relay_tls_ca: ca.pem\n    smtp_relay_auth: plain\n");
+    let upstream = read_with(&text, Some("www"), &[]).expect("it is right").settings.upstream;
+    assert_eq!(upstream.tls, UpstreamTls::Implicit);
+    assert_eq!(upstream.ca.as_deref(), Some(Path::new("/etc/app/ca.pem")));
+    assert_eq!(upstream.login.expect("a login").mechanism, AuthMechanism::Plain);
+}
+
+#[test]
+fn every_key_reads() {
+    let settings = read(&relay(
+        "smtp_relay_tls_fingerprint: 'SHA256:AB:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:AB:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD'
+smtp_relay_connections: 3
+smtp_relay_timeout: 1m30s
+smtp_auth_retry: 2s..4s
+smtp_listen:
+  - 127.0.0.1:2525
+  - {address: '[::]:465', tls: implicit}
+smtp_hostname: mailer.example.com
+smtp_username: app
+smtp_password: 0123
+smtp_users:
+  shop: {password: 1e3}
+smtp_networks: [10.0.0.0/8, 192.168.1.1, 'fd00::/8']
+smtp_tls_cert: cert.pem
+smtp_tls_key: /k.pem
+smtp_max_message_size: 10MiB
+smtp_max_recipients: 5
+smtp_max_connections: 6
+smtp_max_connections_per_client: 7
+smtp_queue: spool
+smtp_queue_lifetime: 2d
+smtp_retry: 1s..2s
+smtp_queue_max_messages: 10
+smtp_queue_max_bytes: 1GB
+smtp_queue_min_free: \"0\"
+smtp_postmaster: root@example.com
+smtp_environment_file: [a.json, /b.env]
+smtp_public_host: mailer
+smtp_publish_relay_password: true
+smtp_admin_listen: 0.0.0.0:80
+smtp_admin_password: x
+smtp_log_level: warn,outpost::queue=debug",
+    ));
+    assert_eq!(settings.upstream.fingerprint.expect("set")[..2], [0xab, 0]);
+    assert_eq!(settings.upstream.timeout, Some(Duration::from_secs(90)));
+    assert_eq!(settings.upstream.auth_retry.longest, Duration::from_secs(4));
+    assert_eq!(settings.listen[1], Listen { address: "[::]:465".into(), tls: ListenTls::Implicit });
+    let secret =
+        |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
+    assert_eq!((secret(0), secret(1)), ("0123".into(), "1e3".into()), "numbers keep their text");
+    assert_eq!(settings.access.networks[1].to_string(), "192.168.1.1/32");
+    assert_eq!(settings.tls.expect("set").cert, Path::new("/etc/app/cert.pem"));
+    assert_eq!(settings.bounds.message_size, 10 << 20);
+    assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
+    assert_eq!(settings.queue.min_free, 0);
+    assert_eq!(settings.environment.files, [PathBuf::from("/etc/app/a.json"), "/b.env".into()]);
+    assert!(settings.environment.relay_password);
+}
+
+#[test]
+fn a_map_may_be_shared_by_anchor_and_merge() {
+    let text = "x-common: &common\n  smtp_relay_server: a.example\n  smtp_relay_port: 25\nmailer:\n  type: smtp\n  config:\n    <<: *common\n    smtp_relay_port: 26\n";
+    let upstream = read(text).upstream;
+    assert_eq!((upstream.server.as_str(), upstream.port), ("a.example", 26));
+}
+
+#[test]
+fn a_byte_order_mark_at_the_start_is_no_harm() {
+    assert_eq!(read(&format!("\u{feff}{MAILGUN}")).service, "mailer");
+    assert_eq!(read(&MAILGUN.replace('\n', "\r\n")).upstream.port, 587);
+}
+
+#[test]
+fn the_examples_are_right() {
+    let check = |text: &str, service| {
+        parse(text, "dotcloud.yml", &Source { service, ..Source::default() }, &|_| None)
+            .map_err(|problems| problems.to_string())
+            .expect("an example works as it stands")
+    };
+    check(include_str!("../../../config/dotcloud.yml"), None);
+    check(include_str!("../../../config/gmail.yml"), None);
+    for service in [None, Some("www".to_owned())] {
+        check(include_str!("../../../config/two-tier.yml"), service);
+    }
+}

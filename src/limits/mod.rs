@@ -1,0 +1,6 @@
+//! What keeps us from doing too much: the gate before an upstream.
+//!
+//! Decides when something may be tried, never what a reply means (that is delivery's) and never what
+//! becomes of a message (that is the runner's).
+
+pub mod gate;

@@ -1,0 +1,358 @@
+//! What the outside can see: events and metrics, each named once.
+//!
+//! An event is one thing that happened to one message. It becomes a line of the log, waits in a
+//! bounded ring for those who ask, and moves the counters. Labels of metrics come from fixed sets,
+//! never from what a client sent.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use serde::{Serialize, Serializer};
+use tokio::sync::broadcast;
+
+use crate::clock::Timestamp;
+
+/// Events kept for those who ask later.
+const RING: usize = 10_000;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum EventKind {
+    Received,
+    Rejected,
+    Delivered,
+    Deferred,
+    Bounced,
+    Expired,
+    Held,
+    Released,
+    Deleted,
+}
+
+/// One thing that happened to one message. Only what applies is there.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)] // The names are the contract's and say what they are.
+pub struct Event {
+    #[serde(serialize_with = "as_text")]
+    pub time: Timestamp,
+    pub event: EventKind,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
+    pub next_attempt: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// The final reply was lost: the upstream may have taken the message.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub uncertain: bool,
+}
+
+impl Event {
+    /// An event of which nothing else is known yet.
+    pub fn new(time: Timestamp, event: EventKind, id: impl ToString) -> Self {
+        Self {
+            time,
+            event,
+            id: id.to_string(),
+            sender: None,
+            recipient: None,
+            upstream: None,
+            reply: None,
+            attempt: None,
+            next_attempt: None,
+            delay_ms: None,
+            client: None,
+            user: None,
+            size: None,
+            message_id: None,
+            uncertain: false,
+        }
+    }
+}
+
+fn as_text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+fn as_optional_text<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(time),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Where everything that can be seen goes. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Observer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    ring: Mutex<VecDeque<Arc<Event>>>,
+    live: broadcast::Sender<Arc<Event>>,
+    metrics: Metrics,
+    registry: Registry,
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        let (metrics, registry) = Metrics::registered();
+        let inner = Inner { ring: Mutex::default(), live: broadcast::channel(1024).0, metrics, registry };
+        Self(Arc::new(inner))
+    }
+}
+
+impl Observer {
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// All metrics in Prometheus' text form.
+    pub fn render_metrics(&self) -> String {
+        let mut out = String::new();
+        let _ = text::encode(&mut out, &self.0.registry);
+        out
+    }
+
+    /// Tells what happened.
+    pub fn emit(&self, event: Event) {
+        log(&event);
+        let event = Arc::new(event);
+        {
+            let mut ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            if ring.len() == RING {
+                ring.pop_front();
+            }
+            ring.push_back(Arc::clone(&event));
+        }
+        let _ = self.0.live.send(event);
+    }
+
+    /// The latest events that `wanted` picks, oldest first, at most `limit`.
+    pub fn recent(&self, limit: usize, wanted: impl Fn(&Event) -> bool) -> Vec<Arc<Event>> {
+        let ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<_> =
+            ring.iter().rev().filter(|event| wanted(event)).take(limit).cloned().collect();
+        found.reverse();
+        found
+    }
+
+    /// Events from now on. A listener that is too slow misses some, and is told so.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.0.live.subscribe()
+    }
+}
+
+/// One line per event. Values are quoted by the formatter, so none can forge another line.
+fn log(event: &Event) {
+    let fields = serde_json::to_value(event).unwrap_or_default();
+    let Some(fields) = fields.as_object() else { return };
+    if !tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
+        return;
+    }
+    let mut line = String::with_capacity(200);
+    for (name, value) in fields.iter().filter(|(name, _)| !matches!(name.as_str(), "time" | "event")) {
+        use std::fmt::Write as _;
+        match value.as_str() {
+            Some(word)
+                if !word.is_empty()
+                    && !word.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') =>
+            {
+                let _ = write!(line, " {name}={word}");
+            }
+            _ => {
+                let _ = write!(line, " {name}={value}");
+            }
+        }
+    }
+    let event = fields.get("event").and_then(|kind| kind.as_str()).unwrap_or_default();
+    tracing::info!(target: "outpost::mail", "{event}{line}");
+}
+
+/// What became of a message offered to the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum Received {
+    accepted,
+    rejected,
+}
+
+/// What an attempt meant for one recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum Delivery {
+    delivered,
+    deferred,
+    bounced,
+}
+
+/// Labels of `outpost_received_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct ReceivedLabels {
+    pub result: Received,
+}
+
+/// Labels of `outpost_deliveries_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct DeliveryLabels {
+    pub upstream: String,
+    pub result: Delivery,
+}
+
+/// Labels of what is counted per upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct UpstreamLabels {
+    pub upstream: String,
+}
+
+/// Labels of `outpost_queue_messages`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct StateLabels {
+    pub state: &'static str,
+}
+
+/// The metrics of the contract.
+#[derive(Debug)]
+#[allow(missing_docs)] // Each field's meaning is its help text below.
+pub struct Metrics {
+    pub queue_messages: Family<StateLabels, Gauge>,
+    pub queue_oldest_age_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    pub queue_bytes: Gauge,
+    pub received: Family<ReceivedLabels, Counter>,
+    pub deliveries: Family<DeliveryLabels, Counter>,
+    pub delivery_seconds: Histogram,
+    pub upstream_up: Family<UpstreamLabels, Gauge>,
+    pub upstream_connections: Family<UpstreamLabels, Gauge>,
+    pub listener_connections: Gauge<i64, AtomicI64>,
+    pub enqueue_seconds: Histogram,
+}
+
+impl Metrics {
+    fn registered() -> (Self, Registry) {
+        let metrics = Self {
+            queue_messages: Family::default(),
+            queue_oldest_age_seconds: Gauge::default(),
+            queue_bytes: Gauge::default(),
+            received: Family::default(),
+            deliveries: Family::default(),
+            delivery_seconds: Histogram::new([
+                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0,
+                21_600.0, 86_400.0,
+            ]),
+            upstream_up: Family::default(),
+            upstream_connections: Family::default(),
+            listener_connections: Gauge::default(),
+            enqueue_seconds: Histogram::new([
+                0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+            ]),
+        };
+        let mut registry = Registry::with_prefix("outpost");
+        let r = &mut registry;
+        r.register("queue_messages", "Messages in the queue by state", metrics.queue_messages.clone());
+        r.register(
+            "queue_oldest_age_seconds",
+            "Age of the oldest message in the queue",
+            metrics.queue_oldest_age_seconds.clone(),
+        );
+        r.register("queue_bytes", "Octets of the messages in the queue", metrics.queue_bytes.clone());
+        r.register(
+            "received",
+            "Messages offered by clients, by what became of them",
+            metrics.received.clone(),
+        );
+        r.register("deliveries", "Outcomes of attempts, per recipient", metrics.deliveries.clone());
+        r.register(
+            "delivery_seconds",
+            "From acceptance to delivery, per recipient",
+            metrics.delivery_seconds.clone(),
+        );
+        r.register("upstream_up", "1 while the upstream takes mail", metrics.upstream_up.clone());
+        r.register(
+            "upstream_connections",
+            "Open connections to the upstream",
+            metrics.upstream_connections.clone(),
+        );
+        r.register("listener_connections", "Open client connections", metrics.listener_connections.clone());
+        r.register(
+            "enqueue_seconds",
+            "From the end of the content to the 250",
+            metrics.enqueue_seconds.clone(),
+        );
+        (metrics, registry)
+    }
+
+    /// Counts the outcome of an attempt for one recipient.
+    pub fn delivery(&self, upstream: &str, result: Delivery) {
+        self.deliveries.get_or_create(&DeliveryLabels { upstream: upstream.to_owned(), result }).inc();
+    }
+
+    /// Counts what became of an offered message.
+    pub fn received(&self, result: Received) {
+        self.received.get_or_create(&ReceivedLabels { result }).inc();
+    }
+
+    /// Notes how long a recipient waited from acceptance to delivery.
+    pub fn delivered_after(&self, delay: Duration) {
+        self.delivery_seconds.observe(delay.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_bear_the_names_of_the_contract() {
+        let observer = Observer::default();
+        observer.metrics().received(Received::accepted);
+        observer.metrics().delivery("up", Delivery::delivered);
+        observer.metrics().queue_messages.get_or_create(&StateLabels { state: "held" }).set(3);
+        let text = observer.render_metrics();
+        for line in [
+            "outpost_received_total{result=\"accepted\"} 1",
+            "outpost_deliveries_total{upstream=\"up\",result=\"delivered\"} 1",
+            "outpost_queue_messages{state=\"held\"} 3",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn events_hold_only_what_applies() {
+        let event = Event::new(Timestamp(0), EventKind::Held, "ID");
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(json, r#"{"time":"1970-01-01T00:00:00.000Z","event":"held","id":"ID"}"#);
+    }
+}

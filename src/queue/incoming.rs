@@ -1,0 +1,163 @@
+//! A message on its way into the queue: from the first octet of content to the receipt.
+//!
+//! Small content gathers in memory and goes into the database with its entry. Once it outgrows
+//! [`INLINE_MAX`] it moves to a file of the spool and streams there, so that memory stays bounded
+//! whatever the size. Dropped before its commit, it leaves nothing behind.
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::{
+    Fault, Queue, Receipt,
+    entry::{ContentInfo, Entry, Recipient},
+    id::QueueId,
+    spool::SpoolFile,
+    writer::{NewContent, NewEntry, Request},
+};
+use crate::{
+    clock::Timestamp,
+    mail::{
+        content::{Facts, HeaderTooLarge},
+        envelope::{Envelope, Origin},
+    },
+};
+
+/// Content up to this size lies in the database: one sync, no inode of its own. Measured: beyond it
+/// the database writes everything twice for nothing.
+pub const INLINE_MAX: usize = 256 * 1024;
+
+/// A message being received.
+#[derive(Debug)]
+pub struct Incoming {
+    queue: Queue,
+    id: QueueId,
+    received: Timestamp,
+    /// Content not yet in the file; all of it while there is none.
+    buffer: BytesMut,
+    file: Option<SpoolFile>,
+    /// Octets at the start of the content that are our own Received field.
+    trace: usize,
+    size: u64,
+    crc32c: u32,
+    /// What the header section said, once the start of the content has gone to the file.
+    facts: Option<Result<Facts, HeaderTooLarge>>,
+}
+
+impl Incoming {
+    pub(super) fn new(queue: Queue, id: QueueId, received: Timestamp) -> Self {
+        Self {
+            queue,
+            id,
+            received,
+            buffer: BytesMut::new(),
+            file: None,
+            trace: 0,
+            size: 0,
+            crc32c: 0,
+            facts: None,
+        }
+    }
+
+    /// The queue id that the message will have.
+    pub fn id(&self) -> QueueId {
+        self.id
+    }
+
+    /// When it began to be received.
+    pub fn received(&self) -> Timestamp {
+        self.received
+    }
+
+    /// Puts our Received field in front; before any content.
+    pub fn trace(&mut self, field: &str) {
+        self.trace = field.len();
+        self.push(field.as_bytes());
+    }
+
+    /// Takes the next octets of the content. They stay in memory until [`Self::flush`].
+    pub fn push(&mut self, octets: &[u8]) {
+        self.crc32c = crc32c::crc32c_append(self.crc32c, octets);
+        self.size += octets.len() as u64;
+        self.buffer.extend_from_slice(octets);
+    }
+
+    /// Moves what is too much for memory to the spool. Call it after each read.
+    ///
+    /// # Errors
+    /// The content can't be kept; read the rest of it and refuse the message.
+    pub async fn flush(&mut self) -> Result<(), Fault> {
+        if self.buffer.len() <= INLINE_MAX {
+            return Ok(());
+        }
+        self.write_to_file(false).await
+    }
+
+    /// What the header section says.
+    ///
+    /// # Errors
+    /// It is longer than anything a next hop would bear.
+    pub fn facts(&self) -> Result<Facts, HeaderTooLarge> {
+        match &self.facts {
+            Some(facts) => facts.clone(),
+            None => Facts::of(&self.buffer[self.trace..], true),
+        }
+    }
+
+    /// Makes the message durable. When this returns a receipt, it survives whatever happens.
+    ///
+    /// # Errors
+    /// Nothing was accepted, and nothing of it will ever be sent on.
+    pub async fn commit(
+        mut self,
+        envelope: Envelope,
+        origin: Origin,
+        facts: Facts,
+    ) -> Result<Receipt, Fault> {
+        if self.file.is_some() {
+            self.write_to_file(true).await?;
+        }
+        let entry = Entry {
+            id: self.id,
+            received: self.received,
+            reverse_path: envelope.reverse_path,
+            recipients: envelope.recipients.into_iter().map(Recipient::new).collect(),
+            eight_bit: envelope.eight_bit,
+            origin,
+            content: ContentInfo { size: self.size, crc32c: self.crc32c, spooled: self.file.is_some() },
+            hops: facts.hops,
+            subject: facts.subject,
+            message_id: facts.message_id,
+            held: None,
+        };
+        let content = match self.file {
+            Some(file) => NewContent::File(file),
+            None => NewContent::Memory(Bytes::from(self.buffer)),
+        };
+        let (done, answer) = oneshot::channel();
+        self.queue.request(Request::Accept(NewEntry { entry: Box::new(entry), content }, done))?;
+        answer.await.map_err(|_| Fault::stopped())?
+    }
+
+    async fn write_to_file(&mut self, finish: bool) -> Result<(), Fault> {
+        if self.facts.is_none() {
+            self.facts = Some(Facts::of(&self.buffer[self.trace..], false));
+        }
+        let path = self.queue.shared.spool.path(self.id);
+        let file = self.file.take();
+        let octets = std::mem::take(&mut self.buffer);
+        let (file, octets) = tokio::task::spawn_blocking(move || {
+            let mut file = file.map_or_else(|| SpoolFile::create(path), Ok)?;
+            file.write(&octets)?;
+            if finish {
+                file.finish()?;
+            }
+            std::io::Result::Ok((file, octets))
+        })
+        .await
+        .map_err(|_| Fault::stopped())??;
+        self.file = Some(file);
+        self.buffer = octets;
+        self.buffer.clear();
+        Ok(())
+    }
+}

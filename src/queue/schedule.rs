@@ -1,0 +1,182 @@
+//! What is due now: a bounded window on the queue, in memory.
+//!
+//! The store knows everything; the window holds the next few entries so that a worker never waits
+//! for the disk. Committed mail enters it straight from the writer while there is room, content and
+//! all, and is then delivered without being read back. Beyond that the feeder fills it from the
+//! store. However long the queue is, the window stays small.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::{entry::Entry, id::QueueId};
+use crate::{clock::Timestamp, mail::content::Content};
+
+/// Entries in the window.
+const ENTRIES_MAX: usize = 1_000;
+/// Octets of content in the window.
+const OCTETS_MAX: usize = 16 * 1024 * 1024;
+/// Below this many entries the window is filled again.
+const LOW: usize = 250;
+
+/// An entry with its content at hand.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) entry: Box<Entry>,
+    pub(super) content: Content,
+}
+
+/// The window and what is known of the rest.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    ready: VecDeque<Ready>,
+    octets: usize,
+    /// In the window, or claimed: not to be taken from the store a second time.
+    taken: HashSet<QueueId>,
+    /// The store may hold entries that are due and not taken.
+    more: bool,
+    /// When the store's next entry becomes due, as far as known.
+    next_due: Option<Timestamp>,
+    /// While the store is being looked at: entries that changed meanwhile, so that what was read of
+    /// them is out of date.
+    changed: Option<Changed>,
+}
+
+/// What changed during a look at the store.
+#[derive(Debug, Default)]
+struct Changed {
+    ids: HashSet<QueueId>,
+    next_due: Option<Timestamp>,
+}
+
+impl Schedule {
+    /// A schedule that knows nothing of the store yet.
+    pub(super) fn unknown() -> Self {
+        Self { more: true, ..Self::default() }
+    }
+
+    /// A new entry was committed and is due. It enters the window unless others wait before it.
+    pub(super) fn offer(&mut self, ready: Ready) {
+        if self.more || !self.has_room() {
+            self.more = true;
+        } else {
+            self.push(ready);
+        }
+    }
+
+    /// A look at the store begins; [`Self::fill`] ends it.
+    pub(super) fn begin_look(&mut self) {
+        self.changed = Some(Changed::default());
+        self.more = false;
+    }
+
+    /// Entries were read from the store; `complete` if those are all that are due, and then when the
+    /// next will be.
+    ///
+    /// An entry that was settled since the look began is not what was read any more: taking it
+    /// would deliver it twice.
+    pub(super) fn fill(&mut self, found: Vec<Ready>, complete: bool, next_due: Option<Timestamp>) {
+        let changed = self.changed.take().unwrap_or_default();
+        for ready in found {
+            let id = ready.entry.id;
+            if !self.taken.contains(&id) && !changed.ids.contains(&id) {
+                self.push(ready);
+            }
+        }
+        self.more |= !complete;
+        self.next_due = earlier(next_due, changed.next_due);
+    }
+
+    /// Takes the next entry; it stays taken until [`Self::forget`].
+    pub(super) fn pop(&mut self) -> Option<Ready> {
+        let ready = self.ready.pop_front()?;
+        self.octets -= ready.content.octets_in_memory();
+        Some(ready)
+    }
+
+    /// A claim was given back untouched.
+    pub(super) fn give_back(&mut self, ready: Ready) {
+        self.octets += ready.content.octets_in_memory();
+        self.ready.push_front(ready);
+    }
+
+    /// An entry's new state is in the store, which is now the only one to know it; `due` is when it
+    /// wants to be tried again, if at all.
+    pub(super) fn forget(&mut self, id: QueueId, due: Option<Timestamp>) {
+        self.taken.remove(&id);
+        self.next_due = earlier(self.next_due, due);
+        if let Some(changed) = &mut self.changed {
+            changed.ids.insert(id);
+            changed.next_due = earlier(changed.next_due, due);
+        }
+    }
+
+    /// Takes an entry for an operator to act on, until [`Self::forget`]. False if it is claimed.
+    pub(super) fn withdraw(&mut self, id: QueueId) -> bool {
+        if self.taken.insert(id) {
+            return true;
+        }
+        let Some(place) = self.ready.iter().position(|ready| ready.entry.id == id) else {
+            return false;
+        };
+        if let Some(ready) = self.ready.remove(place) {
+            self.octets -= ready.content.octets_in_memory();
+        }
+        true
+    }
+
+    /// The store must be looked at: something may be due that the window doesn't hold.
+    pub(super) fn look_again(&mut self) {
+        self.more = true;
+    }
+
+    /// Whether the store should be looked at now.
+    pub(super) fn wants_look(&self) -> bool {
+        self.more && self.ready.len() < LOW && self.octets < OCTETS_MAX
+    }
+
+    /// When the store must be looked at next, if nothing changes before.
+    pub(super) fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.wants_look() { Some(now) } else { self.next_due }
+    }
+
+    /// Entries that can be claimed now.
+    pub(super) fn waiting(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Entries that are claimed.
+    pub(super) fn claimed(&self) -> usize {
+        self.taken.len() - self.ready.len()
+    }
+
+    /// Whether an entry is in the window or claimed.
+    pub(super) fn is_taken(&self, id: QueueId) -> bool {
+        self.taken.contains(&id)
+    }
+
+    /// Whether an entry is claimed at this moment.
+    pub(super) fn is_claimed(&self, id: QueueId) -> bool {
+        self.taken.contains(&id) && !self.ready.iter().any(|ready| ready.entry.id == id)
+    }
+
+    /// How many entries a look at the store should bring, the taken ones among them.
+    pub(super) fn look_limit(&self) -> usize {
+        self.taken.len() + ENTRIES_MAX / 2
+    }
+
+    fn has_room(&self) -> bool {
+        self.ready.len() < ENTRIES_MAX && self.octets < OCTETS_MAX
+    }
+
+    fn push(&mut self, ready: Ready) {
+        self.taken.insert(ready.entry.id);
+        self.octets += ready.content.octets_in_memory();
+        self.ready.push_back(ready);
+    }
+}
+
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

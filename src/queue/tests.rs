@@ -1,0 +1,278 @@
+//! The queue's behaviour on a real disk. Time is tokio's paused clock.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    config::Waits,
+    smtp::address::{Mailbox, ReversePath},
+};
+
+fn settings(directory: &Path) -> QueueSettings {
+    QueueSettings {
+        directory: directory.to_owned(),
+        lifetime: Duration::from_secs(5 * 86_400),
+        retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) },
+        max_messages: None,
+        max_bytes: None,
+        min_free: 0,
+    }
+}
+
+fn envelope() -> Envelope {
+    Envelope {
+        reverse_path: ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
+        recipients: vec![Mailbox::parse("c@d.example").unwrap()],
+        eight_bit: false,
+    }
+}
+
+async fn accept(queue: &Queue, content: &[u8]) -> Result<QueueId, Fault> {
+    let mut incoming = queue.begin()?;
+    for piece in content.chunks(60_000) {
+        incoming.push(piece);
+        incoming.flush().await?;
+    }
+    let facts = incoming.facts().unwrap();
+    Ok(incoming.commit(envelope(), Origin::default(), facts).await?.id())
+}
+
+fn read(content: &Content) -> Vec<u8> {
+    match content {
+        Content::Memory(octets) => octets.to_vec(),
+        Content::File { path, .. } => std::fs::read(path).unwrap(),
+    }
+}
+
+/// A queue whose feeder runs, in a directory that lives as long as the test.
+struct Fixture {
+    directory: tempfile::TempDir,
+    queue: Queue,
+    thread: WriterThread,
+    feeder: tokio::task::JoinHandle<()>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::open(tempfile::tempdir().unwrap())
+    }
+
+    fn open(directory: tempfile::TempDir) -> Self {
+        let (queue, thread) = Queue::open(&settings(directory.path()), Clock::System).unwrap();
+        let feeding = queue.clone();
+        let feeder = tokio::spawn(async move { feeding.feed().await });
+        Self { directory, queue, thread, feeder }
+    }
+
+    /// Closes the queue and opens it again, as a restart does.
+    async fn restart(self) -> Self {
+        self.feeder.abort();
+        let _ = self.feeder.await;
+        drop(self.queue);
+        self.thread.join();
+        Self::open(self.directory)
+    }
+}
+
+fn large() -> Vec<u8> {
+    [b"Subject: large\r\n\r\n".to_vec(), b"0123456789abcdef\r\n".repeat(40_000)].concat()
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_claimed_whole_also_after_a_restart() {
+    let fixture = Fixture::new();
+    let small = accept(&fixture.queue, b"Subject: small\r\n\r\nhi\r\n").await.unwrap();
+    let big = accept(&fixture.queue, &large()).await.unwrap();
+    let claims = [fixture.queue.claim().await, fixture.queue.claim().await];
+    assert_eq!([claims[0].entry().id, claims[1].entry().id], [small, big]);
+    assert_eq!(claims[1].entry().subject.as_deref(), Some("large"));
+    assert!(claims[1].entry().content.spooled);
+    assert_eq!(fixture.queue.claimed(), 2);
+    drop(claims);
+
+    let fixture = fixture.restart().await;
+    let first = fixture.queue.claim().await;
+    assert_eq!((first.entry().id, read(first.content())), (small, b"Subject: small\r\n\r\nhi\r\n".to_vec()));
+    let second = fixture.queue.claim().await;
+    assert_eq!((second.entry().id, read(second.content())), (big, large()));
+}
+
+#[tokio::test]
+async fn what_is_settled_is_gone_and_leaves_no_file() {
+    let fixture = Fixture::new();
+    for content in [b"x\r\n".to_vec(), large()] {
+        accept(&fixture.queue, &content).await.unwrap();
+        let claim = fixture.queue.claim().await;
+        fixture.queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    }
+    let depth = fixture.queue.depth().await.unwrap();
+    assert_eq!((depth.messages, depth.octets), (0, 0));
+    assert_eq!(fixture.queue.shared.spool.ids().unwrap(), []);
+    let fixture = fixture.restart().await;
+    assert!(fixture.queue.list(None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_deferred_entry_is_claimed_when_it_is_due_and_not_before() {
+    let fixture = Fixture::new();
+    accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    let due = Clock::System.now().after(Duration::from_millis(300));
+    fixture.queue.settle(claim, Next::Retry(due), Vec::new()).durable().await.unwrap();
+    assert_eq!(fixture.queue.depth().await.unwrap().deferred, 1);
+    let _claim = fixture.queue.claim().await;
+    assert!(Clock::System.now() >= due);
+}
+
+#[tokio::test]
+async fn a_report_is_accepted_by_the_transaction_that_settles() {
+    let fixture = Fixture::new();
+    accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    let report = Report {
+        envelope: Envelope { reverse_path: ReversePath::NULL, ..envelope() },
+        origin: Origin::default(),
+        content: b"Subject: report\r\n\r\n".to_vec(),
+        held: None,
+    };
+    fixture.queue.settle(claim, Next::Done, vec![report]).durable().await.unwrap();
+    let claim = fixture.queue.claim().await;
+    assert_eq!(claim.entry().reverse_path, ReversePath::NULL);
+    assert_eq!(fixture.queue.depth().await.unwrap().messages, 1);
+}
+
+#[tokio::test]
+async fn an_unfinished_message_leaves_nothing() {
+    let fixture = Fixture::new();
+    let mut incoming = fixture.queue.begin().unwrap();
+    incoming.push(&large());
+    incoming.flush().await.unwrap();
+    assert_eq!(fixture.queue.shared.spool.ids().unwrap().len(), 1);
+    drop(incoming);
+    assert_eq!(fixture.queue.shared.spool.ids().unwrap(), []);
+    // After a crash nobody drops it: the sweep at start does the same.
+    std::fs::write(fixture.queue.shared.spool.path(fixture.queue.shared.ids.next(Timestamp(1))), "x")
+        .unwrap();
+    std::fs::write(fixture.directory.path().join("spool/not-ours"), "x").unwrap();
+    let fixture = fixture.restart().await;
+    assert_eq!(fixture.queue.shared.spool.ids().unwrap(), []);
+    assert!(fixture.directory.path().join("spool/not-ours").exists());
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_who_has_the_queue() {
+    let fixture = Fixture::new();
+    let error = Queue::open(&settings(fixture.directory.path()), Clock::System).unwrap_err();
+    assert!(
+        matches!(error, OpenError::InUse { process: Some(id), .. } if id == std::process::id()),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_later_format_is_refused_and_left_untouched() {
+    let fixture = Fixture::new();
+    let path = store::path(fixture.directory.path());
+    fixture.feeder.abort();
+    let _ = fixture.feeder.await;
+    drop(fixture.queue);
+    fixture.thread.join();
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let error = Queue::open(&settings(fixture.directory.path()), Clock::System).unwrap_err();
+    assert!(error.to_string().contains("later version"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_set_aside_and_the_others_go_on() {
+    let fixture = Fixture::new();
+    let damaged = accept(&fixture.queue, b"one\r\n").await.unwrap();
+    let sound = accept(&fixture.queue, b"two\r\n").await.unwrap();
+    fixture.feeder.abort();
+    let _ = fixture.feeder.await;
+    drop(fixture.queue);
+    fixture.thread.join();
+    rusqlite::Connection::open(store::path(fixture.directory.path()))
+        .unwrap()
+        .execute("UPDATE content SET octets = 'oNe' WHERE id = ?", [damaged.to_i64()])
+        .unwrap();
+
+    let fixture = Fixture::open(fixture.directory);
+    let claim = fixture.queue.claim().await;
+    assert_eq!(claim.entry().id, sound);
+    let listed = loop {
+        let listed = fixture.queue.get(damaged).await.unwrap().unwrap();
+        if listed.entry.is_none() {
+            break listed;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(!listed.claimed);
+    assert_eq!(fixture.queue.depth().await.unwrap().held, 1);
+    fixture.queue.act(damaged, Action::Delete, "").await.unwrap();
+    assert!(fixture.queue.get(damaged).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn operators_hold_release_retry_and_delete() {
+    let fixture = Fixture::new();
+    let queue = &fixture.queue;
+    let id = accept(queue, b"x\r\n").await.unwrap();
+    queue.act(id, Action::Hold, "by operator").await.unwrap();
+    assert!(queue.try_claim().is_none());
+    assert_eq!(queue.depth().await.unwrap().held, 1);
+    queue.act(id, Action::Release, "").await.unwrap();
+    let claim = queue.claim().await;
+    assert_eq!(queue.act(id, Action::Delete, "").await, Err(ActionError::Busy));
+    let far = Clock::System.now().after(Duration::from_secs(3_600));
+    queue.settle(claim, Next::Retry(far), Vec::new()).durable().await.unwrap();
+    queue.act(id, Action::Retry, "").await.unwrap();
+    drop(queue.claim().await);
+    queue.act(id, Action::Delete, "").await.unwrap();
+    assert_eq!(queue.act(id, Action::Delete, "").await, Err(ActionError::NoSuchEntry));
+    assert!(queue.try_claim().is_none());
+}
+
+#[tokio::test]
+async fn bounds_on_the_queue_are_a_fault_of_ours_and_end_by_themselves() {
+    let directory = tempfile::tempdir().unwrap();
+    let bounded = QueueSettings { max_messages: Some(1), ..settings(directory.path()) };
+    let (queue, _thread) = Queue::open(&bounded, Clock::System).unwrap();
+    let id = accept(&queue, b"x\r\n").await.unwrap();
+    assert_eq!(accept(&queue, b"y\r\n").await, Err(Fault::Full));
+    assert!(queue.trouble().is_some());
+    queue.act(id, Action::Delete, "").await.unwrap();
+    accept(&queue, b"y\r\n").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_queue_is_delivered_whole_each_once_through_a_small_window() {
+    let fixture = Fixture::new();
+    let mut accepting = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let queue = fixture.queue.clone();
+        accepting.spawn(async move {
+            let mut ids = Vec::new();
+            for _ in 0..400 {
+                ids.push(accept(&queue, b"x\r\n").await.unwrap());
+            }
+            ids
+        });
+    }
+    let mut accepted: Vec<_> = accepting.join_all().await.concat();
+    let fixture = fixture.restart().await;
+    let mut delivered = Vec::new();
+    while delivered.len() < accepted.len() {
+        assert!(fixture.queue.waiting() <= 1_500);
+        let claim = fixture.queue.claim().await;
+        delivered.push(claim.entry().id);
+        // New mail arrives meanwhile, and nothing waits for its outcome to be durable.
+        if delivered.len() % 10 == 0 && accepted.len() < 3_400 {
+            accepted.push(accept(&fixture.queue, b"y\r\n").await.unwrap());
+        }
+        drop(fixture.queue.settle(claim, Next::Done, Vec::new()));
+    }
+    accepted.sort_unstable();
+    delivered.sort_unstable();
+    assert_eq!(delivered, accepted);
+    assert!(fixture.queue.try_claim().is_none());
+}

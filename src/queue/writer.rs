@@ -1,0 +1,282 @@
+//! The writer: one thread, the only one that changes the store.
+//!
+//! It takes everything that waits, makes one transaction of it with one sync, and answers everybody
+//! (group commit). There is no timer: while one batch is synced the next one gathers. A request that
+//! makes the batch fail is found by trying each alone, so it can't take the others down.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Fault, Next, Receipt, Shared,
+    entry::Entry,
+    id::QueueId,
+    schedule::Ready,
+    spool::SpoolFile,
+    store::{self, Change, Store},
+};
+use crate::{clock::Timestamp, mail::content::Content};
+
+/// Requests of one transaction.
+const BATCH_MAX: usize = 1_000;
+/// Octets of content in one transaction.
+const BATCH_OCTETS_MAX: usize = 8 * 1024 * 1024;
+/// After so long without work the store is tidied, and a store that failed is tried again.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A new entry and its content.
+#[derive(Debug)]
+pub(super) struct NewEntry {
+    pub(super) entry: Box<Entry>,
+    pub(super) content: NewContent,
+}
+
+/// Content on its way into the store.
+#[derive(Debug)]
+pub(super) enum NewContent {
+    /// Goes into the database.
+    Memory(Bytes),
+    /// Lies complete and synced in the spool.
+    File(SpoolFile),
+}
+
+/// What the writer is asked to make durable.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// A message was received.
+    Accept(NewEntry, oneshot::Sender<Result<Receipt, Fault>>),
+    /// An entry goes on: after an attempt, or because an operator said so.
+    Change(Box<EntryChange>, oneshot::Sender<Result<(), Fault>>),
+    /// An entry can't be read.
+    SetAside(QueueId),
+}
+
+/// How an entry goes on, and the reports that this brings forth. All of it in one transaction: no
+/// crash can make a report twice or not at all.
+#[derive(Debug)]
+pub(super) struct EntryChange {
+    pub(super) entry: Entry,
+    pub(super) next: Next,
+    pub(super) reports: Vec<NewEntry>,
+}
+
+/// Serves requests until all senders are gone.
+pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<Shared>) {
+    // Outcomes that could not be recorded. They are tried again before anything else: until then
+    // their entries stay taken, so that nothing is delivered a second time meanwhile.
+    let mut late: Vec<Request> = Vec::new();
+    let mut tidy = true;
+    loop {
+        let mut batch = std::mem::take(&mut late);
+        match requests.recv_timeout(IDLE) {
+            Ok(request) => {
+                gather(&mut batch, request, requests);
+                tidy = true;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if batch.is_empty() {
+                    idle(&mut store, shared, &mut tidy);
+                    continue;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) if batch.is_empty() => break,
+            Err(RecvTimeoutError::Disconnected) => {
+                commit(&mut store, shared, batch, &mut Vec::new());
+                break;
+            }
+        }
+        commit(&mut store, shared, batch, &mut late);
+    }
+    let _ = store.tidy();
+}
+
+fn gather(batch: &mut Vec<Request>, first: Request, requests: &Receiver<Request>) {
+    let mut octets = first.octets();
+    batch.push(first);
+    while batch.len() < BATCH_MAX && octets < BATCH_OCTETS_MAX {
+        let Ok(request) = requests.try_recv() else { break };
+        octets += request.octets();
+        batch.push(request);
+    }
+}
+
+fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
+    if shared.health.reason().is_some() {
+        let result = store.probe();
+        recover(store, shared, &result);
+    } else if *tidy {
+        *tidy = store.tidy().unwrap_or(false);
+    }
+}
+
+/// Makes the batch durable, then tells: disk, memory, word, always in this order.
+fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &mut Vec<Request>) {
+    let results = match make_durable(store, shared, &batch) {
+        Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
+        Err(fault) if batch.len() == 1 => {
+            batch.into_iter().map(|request| (request, Err(fault.clone()))).collect()
+        }
+        Err(_) => batch
+            .into_iter()
+            .map(|request| {
+                let result = make_durable(store, shared, std::slice::from_ref(&request));
+                (request, result)
+            })
+            .collect(),
+    };
+    settle(shared, store, results, late);
+}
+
+fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result<(), Fault> {
+    // Spool files were synced as they were written; their names must be durable before their rows.
+    let names = if batch.iter().any(Request::has_file) { shared.spool.sync_directory() } else { Ok(()) };
+    let result =
+        names.map_err(Fault::from).and_then(|()| store.apply(batch.iter().flat_map(Request::changes)));
+    recover(store, shared, &result);
+    result
+}
+
+/// Keeps the store's health. After an error other than a full disk the connection is given up: what
+/// it believes to be in the file may not be there.
+fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
+    match result {
+        Ok(()) => {
+            if shared.health.set(None).is_some() {
+                tracing::info!("the queue can be written again");
+                shared.claimable.notify_one();
+            }
+        }
+        Err(fault) => {
+            let reason = fault.to_string();
+            if shared.health.set(Some(reason.clone())).as_ref() != Some(&reason) {
+                tracing::error!(%fault, "the queue can't be written");
+            }
+            if matches!(fault, Fault::Broken(_)) {
+                match Store::open(&store::path(&shared.directory)) {
+                    Ok(fresh) => *store = fresh,
+                    Err(error) => tracing::debug!(%error, "the queue can't be opened again"),
+                }
+            }
+        }
+    }
+}
+
+fn settle(
+    shared: &Arc<Shared>,
+    store: &Store,
+    results: Vec<(Request, Result<(), Fault>)>,
+    late: &mut Vec<Request>,
+) {
+    shared.set_tally(store.tally());
+    let mut woken = 0;
+    {
+        let mut schedule = shared.schedule();
+        for (request, result) in results {
+            match (request, result) {
+                (Request::Accept(new, done), Ok(())) => {
+                    let receipt = Receipt { id: new.entry.id };
+                    woken += usize::from(new.entry.held.is_none());
+                    offer(&mut schedule, shared, new);
+                    let _ = done.send(Ok(receipt));
+                }
+                (Request::Accept(_, done), Err(fault)) => {
+                    let _ = done.send(Err(fault));
+                }
+                (Request::Change(change, done), Ok(())) => {
+                    let EntryChange { entry, next, reports } = *change;
+                    schedule.forget(entry.id, next.due());
+                    if next == Next::Done && entry.content.spooled {
+                        shared.spool.remove(entry.id);
+                    }
+                    for report in reports {
+                        woken += 1;
+                        offer(&mut schedule, shared, report);
+                    }
+                    let _ = done.send(Ok(()));
+                }
+                (Request::Change(change, done), Err(fault)) => {
+                    // Whoever waits learns of it; the change itself is not given up.
+                    let _ = done.send(Err(fault));
+                    late.push(Request::Change(change, oneshot::channel().0));
+                }
+                (Request::SetAside(id), Ok(())) => schedule.forget(id, None),
+                (Request::SetAside(_), Err(_)) => {}
+            }
+        }
+    }
+    for _ in 0..woken {
+        shared.claimable.notify_one();
+    }
+    // What was deferred may be due before the feeder meant to look.
+    shared.look.notify_one();
+}
+
+fn offer(schedule: &mut super::schedule::Schedule, shared: &Shared, new: NewEntry) {
+    let NewEntry { entry, content } = new;
+    let content = match content {
+        NewContent::Memory(octets) => Content::Memory(octets),
+        NewContent::File(file) => {
+            file.keep();
+            shared.content_file(&entry)
+        }
+    };
+    if entry.held.is_none() {
+        schedule.offer(Ready { entry, content });
+    }
+}
+
+impl Request {
+    fn octets(&self) -> usize {
+        match self {
+            Self::Accept(new, _) => new.octets(),
+            Self::Change(change, _) => change.reports.iter().map(NewEntry::octets).sum(),
+            Self::SetAside(_) => 0,
+        }
+    }
+
+    fn has_file(&self) -> bool {
+        matches!(self, Self::Accept(NewEntry { content: NewContent::File(_), .. }, _))
+    }
+
+    fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+        let (first, reports) = match self {
+            Self::Accept(new, _) => (new.insert(), [].as_slice()),
+            Self::Change(change, _) => {
+                let EntryChange { entry, next, reports } = &**change;
+                let first = match next {
+                    Next::Done => Change::Remove { id: entry.id },
+                    Next::Retry(due) => Change::Update { entry, due: *due },
+                    Next::Hold => Change::Update { entry, due: Timestamp::default() },
+                };
+                (first, reports.as_slice())
+            }
+            Self::SetAside(id) => (Change::SetAside { id: *id }, [].as_slice()),
+        };
+        std::iter::once(first).chain(reports.iter().map(NewEntry::insert))
+    }
+}
+
+impl NewEntry {
+    fn octets(&self) -> usize {
+        match &self.content {
+            NewContent::Memory(octets) => octets.len(),
+            NewContent::File(_) => 0,
+        }
+    }
+
+    fn insert(&self) -> Change<'_> {
+        let octets = match &self.content {
+            NewContent::Memory(octets) => Some(octets),
+            NewContent::File(_) => None,
+        };
+        Change::Insert { entry: &self.entry, octets }
+    }
+}

@@ -1,0 +1,119 @@
+//! The EHLO keywords (RFC 5321 §4.1.1.1) that Outpost offers, and those it understands of others.
+
+use super::reply::Reply;
+
+/// What an upstream said it can do, in its reply to EHLO.
+///
+/// Only the reply received inside TLS counts once there is TLS (RFC 3207 §4.2): make a new value
+/// then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// RFC 2920.
+    pub pipelining: bool,
+    /// RFC 6152.
+    pub eight_bit_mime: bool,
+    /// RFC 3207.
+    pub starttls: bool,
+    /// RFC 3030.
+    pub chunking: bool,
+    /// RFC 1870: offered, and the largest size if one was named.
+    pub size: Option<Option<u64>>,
+    /// RFC 4954: mechanisms in upper case, in the server's order.
+    pub auth: Vec<String>,
+}
+
+impl Capabilities {
+    /// Reads the keywords behind the first line. Case doesn't matter (RFC 5321 §2.4).
+    pub fn from_reply(reply: &Reply) -> Self {
+        let mut known = Self::default();
+        for line in reply.lines().skip(1) {
+            let upper = line.to_ascii_uppercase();
+            let mut words = upper.split_ascii_whitespace();
+            match words.next() {
+                Some("PIPELINING") => known.pipelining = true,
+                Some("8BITMIME") => known.eight_bit_mime = true,
+                Some("STARTTLS") => known.starttls = true,
+                Some("CHUNKING") => known.chunking = true,
+                // RFC 1870 §3: no number or 0 means that no limit is named.
+                Some("SIZE") => {
+                    known.size = Some(words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0));
+                }
+                Some("AUTH") => known.add_auth(words),
+                // Before RFC 2554 servers wrote "AUTH=LOGIN PLAIN", and some still add it.
+                Some(first) => {
+                    if let Some(old) = first.strip_prefix("AUTH=") {
+                        known.add_auth(std::iter::once(old).chain(words));
+                    }
+                }
+                None => {}
+            }
+        }
+        known
+    }
+
+    fn add_auth<'a>(&mut self, mechanisms: impl Iterator<Item = &'a str>) {
+        for mechanism in mechanisms {
+            if !mechanism.is_empty() && !self.auth.iter().any(|known| known == mechanism) {
+                self.auth.push(mechanism.to_owned());
+            }
+        }
+    }
+}
+
+/// What we offer in answer to EHLO, as it depends on the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// The largest message taken.
+    pub message_size: u64,
+    /// STARTTLS: a certificate is there and the connection is still in clear.
+    pub starttls: bool,
+    /// PLAIN and LOGIN show the password to whoever listens, so only over TLS or loopback.
+    pub auth_clear: bool,
+    /// CRAM-MD5 doesn't, so it is offered whenever AUTH is of use.
+    pub auth: bool,
+}
+
+impl Offer {
+    /// The keyword lines in the order they are sent.
+    pub fn keywords(&self) -> Vec<String> {
+        let mut lines = vec![
+            "PIPELINING".to_owned(),
+            format!("SIZE {}", self.message_size),
+            "8BITMIME".to_owned(),
+            "ENHANCEDSTATUSCODES".to_owned(),
+        ];
+        if self.starttls {
+            lines.push("STARTTLS".to_owned());
+        }
+        match (self.auth, self.auth_clear) {
+            (true, true) => lines.push("AUTH PLAIN LOGIN CRAM-MD5".to_owned()),
+            (true, false) => lines.push("AUTH CRAM-MD5".to_owned()),
+            (false, _) => {}
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_are_understood_in_any_case_and_form() {
+        let reply = Reply::new(
+            250,
+            None,
+            "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER",
+        );
+        let known = Capabilities::from_reply(&reply);
+        assert!(known.pipelining && known.eight_bit_mime && !known.starttls);
+        assert_eq!(known.size, Some(Some(1000)));
+        assert_eq!(known.auth, ["PLAIN", "LOGIN", "CRAM-MD5"]);
+    }
+
+    #[test]
+    fn a_size_of_zero_names_no_limit() {
+        let known = Capabilities::from_reply(&Reply::new(250, None, "mx\nSIZE 0"));
+        assert_eq!(known.size, Some(None));
+    }
+}

@@ -1,0 +1,18 @@
+//! The language both ends speak: RFC 5321 and the extensions that Outpost offers or uses.
+//!
+//! Values and bytes only. Nothing in this room does I/O, asks the time or is async, so that all of
+//! it can be tested by tables, properties and fuzzing.
+//!
+//! - [`address`]: reverse-path, forward-path
+//! - [`command`]: what a client may say, parsed and written
+//! - [`reply`]: what a server may say; every sentence of ours stands there
+//! - [`extension`]: the EHLO keywords offered and understood
+//! - [`framing`]: bytes to lines, bytes to content and back
+//! - [`sasl`]: the bytes of PLAIN, LOGIN and CRAM-MD5
+
+pub mod address;
+pub mod command;
+pub mod extension;
+pub mod framing;
+pub mod reply;
+pub mod sasl;
