@@ -1,0 +1,362 @@
+//! A session is one client's conversation, from greeting to goodbye.
+//!
+//! It reads no socket and waits for nothing: give it a line, it returns a reply and what to do next.
+//!
+//! ```text
+//!  Connected ──EHLO──► Ready ──MAIL──► Open ──DATA──► Receiving ──end of data──► Ready
+//!      │                 ▲  ◄──RSET, EHLO──┘                                       ▲
+//!      └─ AUTH from Ready: Authenticating ──235 or 535──► Ready ───────────────────┘
+//! ```
+//!
+//! The transaction is owned by the state and dropped whole with it: there is nothing to reset by hand
+//! and so nothing to forget. What the session does not do: frame octets ([`crate::smtp::framing`]),
+//! parse commands ([`Command`]), touch a disk or a clock. Nothing but the queue's
+//! [`Receipt`] leads to the 250 after content.
+
+use std::sync::Arc;
+
+use super::{
+    auth::{Exchange, Progress},
+    policy::{self, Client, Hello, RelayPermitted, Rules},
+};
+use crate::{
+    mail::envelope::{Envelope, Origin},
+    queue::Receipt,
+    smtp::{
+        address::{Mailbox, ReversePath},
+        command::{Command, MailParameters},
+        extension::Offer,
+        framing::{COMMAND_LINE_MAX, Line},
+        reply::{Reply, Severity},
+        sasl,
+    },
+};
+
+/// One client's conversation.
+#[derive(Debug)]
+pub struct Session {
+    rules: Arc<Rules>,
+    client: Client,
+    state: State,
+    /// Makes the challenges of this session unlike those of any other.
+    nonce: String,
+    challenges: u32,
+    errors: usize,
+    failed_logins: u32,
+    idle_commands: usize,
+}
+
+/// Where the conversation stands, with exactly what is known there.
+#[derive(Debug)]
+enum State {
+    /// Before EHLO or HELO.
+    Connected,
+    /// Between transactions.
+    Ready,
+    /// The client owes a line of a SASL exchange.
+    Authenticating(Exchange),
+    /// Behind MAIL.
+    Open(Transaction),
+    /// Behind DATA.
+    Receiving(Transaction),
+    /// Behind the last reply.
+    Closed,
+}
+
+/// A mail transaction (RFC 5321 §3.3): MAIL, RCPT…, DATA.
+#[derive(Debug)]
+struct Transaction {
+    reverse_path: ReversePath,
+    recipients: Vec<Mailbox>,
+    eight_bit: bool,
+    _permitted: RelayPermitted,
+}
+
+/// What the connection does after the reply was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Read the next line.
+    Continue,
+    /// Start TLS, then call [`Session::tls_started`].
+    StartTls,
+    /// Receive content, then call [`Session::received`]. No reply was made yet.
+    Receive,
+    /// As `Continue`, but let the client wait before it hears the reply.
+    Penalty,
+    /// Close.
+    Close,
+}
+
+/// A reply, if one is due already, and what to do next.
+pub type Step = (Option<Reply>, Next);
+
+impl Session {
+    /// A session with a client that has just connected. `nonce` is random and not used before.
+    pub fn new(rules: Arc<Rules>, client: Client, nonce: String) -> Self {
+        Self {
+            rules,
+            client,
+            state: State::Connected,
+            nonce,
+            challenges: 0,
+            errors: 0,
+            failed_logins: 0,
+            idle_commands: 0,
+        }
+    }
+
+    /// The first thing said.
+    pub fn greeting(&self) -> Reply {
+        Reply::greeting(&self.rules.hostname)
+    }
+
+    /// The longest line that may come next.
+    pub fn line_max(&self) -> usize {
+        match self.state {
+            State::Authenticating(_) => sasl::LINE_MAX,
+            // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
+            State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
+            _ => COMMAND_LINE_MAX,
+        }
+    }
+
+    /// Takes one line.
+    pub fn line(&mut self, line: Line<'_>) -> Step {
+        let step = match (line, &self.state) {
+            (Line::Whole(line), State::Authenticating(_)) => self.exchange(line),
+            (Line::TooLong, State::Authenticating(_)) => {
+                self.state = State::Ready;
+                say(Reply::auth_line_too_long())
+            }
+            (Line::BareNewline, State::Authenticating(_)) => {
+                self.state = State::Ready;
+                say(Reply::bare_newline_in_command())
+            }
+            (Line::TooLong, _) => say(Reply::line_too_long()),
+            (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
+            (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
+            (Line::Whole(line), _) => match Command::parse(line) {
+                Ok(command) => self.command(command),
+                Err(reply) => say(reply),
+            },
+        };
+        self.bounded(step)
+    }
+
+    /// TLS stands: all that was known is forgotten (RFC 3207 §4.2).
+    pub fn tls_started(&mut self) {
+        self.client = Client::new(self.client.address, true);
+        self.state = State::Connected;
+    }
+
+    /// The envelope and origin of the content to receive.
+    pub fn envelope(&self) -> Option<(Envelope, Origin)> {
+        let State::Receiving(transaction) = &self.state else { return None };
+        let hello = self.client.hello.as_ref();
+        let envelope = Envelope {
+            reverse_path: transaction.reverse_path.clone(),
+            recipients: transaction.recipients.clone(),
+            eight_bit: transaction.eight_bit,
+        };
+        let origin = Origin {
+            client: self.client.address.to_string(),
+            hello: hello.map_or(String::new(), |hello| hello.name.clone()),
+            user: self.client.user.as_ref().map(|user| user.user().to_owned()),
+            extended: hello.is_some_and(|hello| hello.extended),
+            tls: self.client.tls,
+        };
+        Some((envelope, origin))
+    }
+
+    /// The content was received, or why it was not.
+    pub fn received(&mut self, result: Result<Receipt, Reply>) -> Reply {
+        self.state = State::Ready;
+        self.idle_commands = 0;
+        match result {
+            Ok(receipt) => Reply::accepted(&receipt),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// The table, in the order of RFC 5321 §4.1.4.
+    fn command(&mut self, command: Command) -> Step {
+        match (&mut self.state, command) {
+            (State::Closed, _) => (None, Next::Close),
+            (_, Command::Quit) => self.quit(),
+            (_, Command::Noop) => say(Reply::ok()),
+            (_, Command::Help) => say(Reply::help()),
+            (_, Command::Vrfy) => say(Reply::can_not_verify()),
+
+            (_, Command::Ehlo(name)) => self.hello(name, true),
+            (_, Command::Helo(name)) => self.hello(name, false),
+            (State::Open(_), Command::Rset) => {
+                self.state = State::Ready;
+                say(Reply::ok())
+            }
+            (_, Command::Rset) => say(Reply::ok()),
+
+            (State::Connected, Command::StartTls) if !self.rules.starttls => say(Reply::tls_not_available()),
+            (State::Connected | State::Ready, Command::StartTls) => self.start_tls(),
+            (_, Command::StartTls) => say(Reply::auth_in_transaction()),
+
+            (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(_) | Command::Data) => {
+                say(Reply::hello_first())
+            }
+            (State::Ready, Command::Auth(mechanism, initial)) => self.auth(&mechanism, initial.as_deref()),
+            (_, Command::Auth(..)) => say(Reply::auth_in_transaction()),
+
+            (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters),
+            (_, Command::Mail(..)) => say(Reply::nested_mail()),
+            (State::Open(transaction), Command::Rcpt(mailbox)) => rcpt(transaction, mailbox, self.rules.recipients),
+            (_, Command::Rcpt(_)) => say(Reply::mail_first()),
+            (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
+                say(Reply::no_valid_recipients())
+            }
+            (State::Open(_), Command::Data) => self.data(),
+            (_, Command::Data) => say(Reply::mail_first()),
+        }
+    }
+
+    fn hello(&mut self, name: String, extended: bool) -> Step {
+        // RFC 5321 §4.1.4: EHLO inside a transaction has the effect of RSET.
+        self.state = State::Ready;
+        self.client.hello = Some(Hello { name, extended });
+        let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
+        let offer = Offer {
+            message_size: self.rules.message_size,
+            starttls: self.rules.starttls && !self.client.tls,
+            auth,
+            auth_clear: auth && self.client.is_private(),
+        };
+        let keywords = if extended { offer.keywords() } else { Vec::new() };
+        say(Reply::hello(&self.rules.hostname, &keywords))
+    }
+
+    fn start_tls(&mut self) -> Step {
+        if self.client.tls {
+            return say(Reply::already_tls());
+        }
+        if !self.rules.starttls {
+            return say(Reply::tls_not_available());
+        }
+        (Some(Reply::ready_for_tls()), Next::StartTls)
+    }
+
+    fn auth(&mut self, mechanism: &str, initial: Option<&str>) -> Step {
+        if self.client.user.is_some() {
+            return say(Reply::already_authenticated());
+        }
+        self.challenges += 1;
+        // RFC 2195 §2: a challenge is never used twice.
+        let challenge = || format!("<{}.{}@{}>", self.challenges, self.nonce, self.rules.hostname);
+        let private = self.client.is_private();
+        let progress = Exchange::begin(mechanism, initial, private, challenge, &self.rules.credentials);
+        self.progress(progress)
+    }
+
+    fn exchange(&mut self, line: &[u8]) -> Step {
+        let State::Authenticating(exchange) = std::mem::replace(&mut self.state, State::Ready) else {
+            return say(Reply::local_error());
+        };
+        let line = std::str::from_utf8(line).unwrap_or_default();
+        let progress = exchange.respond(line, &self.rules.credentials);
+        self.progress(progress)
+    }
+
+    fn progress(&mut self, progress: Progress) -> Step {
+        match progress {
+            Progress::Challenge(exchange, reply) => {
+                self.state = State::Authenticating(exchange);
+                say(reply)
+            }
+            Progress::Success(user) => {
+                self.client.user = Some(user);
+                say(Reply::authenticated())
+            }
+            Progress::Refused(reply) => say(reply),
+            Progress::Wrong => {
+                self.failed_logins += 1;
+                if self.failed_logins < FAILED_LOGINS_MAX {
+                    return (Some(Reply::wrong_credentials()), Next::Penalty);
+                }
+                self.state = State::Closed;
+                (Some(Reply::too_many_failed_logins()), Next::Close)
+            }
+        }
+    }
+
+    fn mail(&mut self, reverse_path: ReversePath, parameters: MailParameters) -> Step {
+        let permitted = match policy::may_relay(&self.rules, &self.client) {
+            Ok(permitted) => permitted,
+            Err(refusal) => return say(refusal),
+        };
+        // RFC 1870 §6.1: refused before a single octet of it has travelled.
+        if parameters.size.is_some_and(|size| size > self.rules.message_size) {
+            return say(Reply::too_large(self.rules.message_size));
+        }
+        self.state = State::Open(Transaction {
+            reverse_path,
+            recipients: Vec::new(),
+            eight_bit: parameters.eight_bit,
+            _permitted: permitted,
+        });
+        say(Reply::sender_ok())
+    }
+
+    fn data(&mut self) -> Step {
+        let state = std::mem::replace(&mut self.state, State::Ready);
+        if let State::Open(transaction) = state {
+            self.state = State::Receiving(transaction);
+        }
+        (None, Next::Receive)
+    }
+
+    fn quit(&mut self) -> Step {
+        self.state = State::Closed;
+        (Some(Reply::goodbye(&self.rules.hostname)), Next::Close)
+    }
+
+    /// Ends conversations that lead nowhere.
+    fn bounded(&mut self, step: Step) -> Step {
+        self.idle_commands += 1;
+        if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
+            self.errors += 1;
+        }
+        if step.1 == Next::Continue && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX) {
+            self.state = State::Closed;
+            return (Some(Reply::too_many_errors()), Next::Close);
+        }
+        step
+    }
+}
+
+fn say(reply: Reply) -> Step {
+    (Some(reply), Next::Continue)
+}
+
+fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, max: usize) -> Step {
+    if transaction.recipients.len() >= max {
+        return say(Reply::too_many_recipients());
+    }
+    // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.
+    if !transaction.recipients.contains(&mailbox) {
+        transaction.recipients.push(mailbox);
+    }
+    say(Reply::recipient_ok())
+}
+
+/// A browser, tricked into talking to us, would send its request as our commands.
+fn is_http(line: &[u8]) -> bool {
+    let verb = line.split(|b| *b == b' ').next().unwrap_or_default();
+    [&b"GET"[..], b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"].contains(&verb)
+}
+
+/// As Postfix' hard limit: after so many refusals nothing good is to be expected.
+const ERRORS_MAX: usize = 20;
+/// A mail library's connection pool may say NOOP now and then; more than this is no mail client.
+const IDLE_COMMANDS_MAX: usize = 2_000;
+/// Then the connection ends, so that guessing costs a new one each time.
+const FAILED_LOGINS_MAX: u32 = 3;
+
+#[cfg(test)]
+mod tests;

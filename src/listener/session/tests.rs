@@ -1,0 +1,214 @@
+//! The session as a table of states and commands, and what no sequence of commands can break.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::prelude::*;
+use secrecy::SecretString;
+
+use super::{super::auth::Credentials, *};
+use crate::smtp::sasl;
+
+const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn session(address: IpAddr, tls: bool) -> Session {
+    let rules = Rules {
+        hostname: "relay.example".into(),
+        credentials: Credentials::new(vec![("dotcloud".into(), SecretString::from("secret"))]),
+        networks: vec!["127.0.0.0/8".parse().unwrap()],
+        message_size: 1_000,
+        recipients: 2,
+        starttls: true,
+        trace: true,
+    };
+    Session::new(Arc::new(rules), Client::new(address, tls), "nonce".into())
+}
+
+fn say(session: &mut Session, line: &str) -> (u16, Next) {
+    let (reply, next) = session.line(Line::Whole(line.as_bytes()));
+    (reply.map_or(0, |reply| reply.code()), next)
+}
+
+fn codes(session: &mut Session, lines: &[&str]) -> Vec<u16> {
+    lines.iter().map(|line| say(session, line).0).collect()
+}
+
+/// Brings a session of a client on loopback into each state by talking to it.
+fn in_state(state: &str) -> Session {
+    let mut session = session(LOOPBACK, false);
+    let lines: &[&str] = match state {
+        "connected" => &[],
+        "ready" => &["EHLO a"],
+        "authenticated" => &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="],
+        "open" => &["EHLO a", "MAIL FROM:<a@b.example>"],
+        "with recipient" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"],
+        "in TLS" => {
+            session.tls_started();
+            &["EHLO a"]
+        }
+        other => panic!("{other}"),
+    };
+    codes(&mut session, lines);
+    session
+}
+
+/// Rows are states, columns are commands. Read it: it is the protocol. 0 is "no reply yet: DATA".
+#[test]
+fn the_grid_of_states_and_commands_is_as_it_was_meant() {
+    let commands = [
+        "EHLO a", "HELO a", "STARTTLS", "AUTH PLAIN", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA",
+        "RSET", "NOOP", "VRFY a", "HELP", "QUIT", "FOO",
+    ];
+    #[rustfmt::skip]
+    let grid = [
+        //                  EHLO HELO TLS  AUTH MAIL RCPT DATA RSET NOOP VRFY HELP QUIT FOO
+        ("connected",      [250, 250, 220, 503, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("ready",          [250, 250, 220, 334, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("authenticated",  [250, 250, 220, 503, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("open",           [250, 250, 503, 503, 503, 250, 554, 250, 250, 252, 214, 221, 500]),
+        ("with recipient", [250, 250, 503, 503, 503, 250,   0, 250, 250, 252, 214, 221, 500]),
+        ("in TLS",         [250, 250, 503, 334, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
+    ];
+    for (state, expected) in grid {
+        let got: Vec<u16> = commands.iter().map(|command| say(&mut in_state(state), command).0).collect();
+        assert_eq!(got, expected, "{state}");
+    }
+}
+
+#[test]
+fn only_loopback_relays_without_logging_in() {
+    for (address, code) in [(LOOPBACK, 250), ("::ffff:127.0.0.1".parse().unwrap(), 250), (OUTSIDE, 530)] {
+        let mut session = session(address, false);
+        assert_eq!(codes(&mut session, &["EHLO a", "MAIL FROM:<a@b.example>"]), [250, code], "{address}");
+    }
+    let mut outside = session(OUTSIDE, true);
+    let plain = format!("AUTH PLAIN {}", sasl::encode(sasl::plain("dotcloud", "secret")));
+    assert_eq!(codes(&mut outside, &["EHLO a", &plain, "MAIL FROM:<a@b.example>"]), [250, 235, 250]);
+}
+
+#[test]
+fn a_password_is_never_asked_for_where_others_can_listen() {
+    let mut session = session(OUTSIDE, false);
+    let (reply, _) = session.line(Line::Whole(b"EHLO a"));
+    let offered: Vec<String> = reply.unwrap().lines().map(str::to_owned).collect();
+    assert!(offered.contains(&"AUTH CRAM-MD5".to_owned()), "{offered:?}");
+    assert!(offered.contains(&"STARTTLS".to_owned()));
+    assert_eq!(codes(&mut session, &["AUTH PLAIN", "AUTH LOGIN", "AUTH CRAM-MD5"]), [538, 538, 334]);
+}
+
+#[test]
+fn each_mechanism_lets_the_right_password_in_and_no_other() {
+    for (password, code) in [("secret", 235), ("wrong", 535)] {
+        let plain = sasl::encode(sasl::plain("dotcloud", password));
+        let (user, password) = (sasl::encode("dotcloud"), sasl::encode(password));
+        let mut s = in_state("ready");
+        assert_eq!(codes(&mut s, &["AUTH PLAIN", &plain]), [334, code]);
+        let mut s = in_state("ready");
+        assert_eq!(codes(&mut s, &["AUTH LOGIN", &user, &password]), [334, 334, code]);
+        let mut s = in_state("ready");
+        assert_eq!(codes(&mut s, &[&format!("AUTH LOGIN {user}"), &password]), [334, code]);
+    }
+    for (password, code) in [("secret", 235), ("wrong", 535)] {
+        let mut s = in_state("ready");
+        let (reply, _) = s.line(Line::Whole(b"AUTH CRAM-MD5"));
+        let challenge = sasl::decode(reply.unwrap().lines().next().unwrap()).unwrap();
+        let response = sasl::encode(sasl::cram_md5("dotcloud", password, &challenge));
+        assert_eq!(codes(&mut s, &[&response]), [code]);
+    }
+}
+
+#[test]
+fn auth_abuse_ends_in_the_right_codes() {
+    assert_eq!(codes(&mut in_state("ready"), &["AUTH PLAIN", "*", "AUTH PLAIN", "!!", "AUTH NTLM"]), [
+        334, 501, 334, 501, 504
+    ]);
+    assert_eq!(codes(&mut in_state("ready"), &["AUTH CRAM-MD5 AAAA"]), [501]);
+    let wrong = format!("AUTH PLAIN {}", sasl::encode(sasl::plain("dotcloud", "x")));
+    let nobody = format!("AUTH PLAIN {}", sasl::encode(sasl::plain("nobody", "")));
+    let mut session = in_state("ready");
+    assert_eq!(say(&mut session, &wrong), (535, Next::Penalty));
+    assert_eq!(say(&mut session, &nobody), (535, Next::Penalty));
+    assert_eq!(say(&mut session, &wrong), (421, Next::Close));
+    let mut session = in_state("ready");
+    say(&mut session, "AUTH PLAIN");
+    assert_eq!(session.line(Line::TooLong).0.unwrap().code(), 500);
+    assert_eq!(say(&mut session, "NOOP").0, 250);
+}
+
+#[test]
+fn what_tls_protects_does_not_remember_what_was_said_before() {
+    let mut session = in_state("authenticated");
+    assert_eq!(say(&mut session, "STARTTLS"), (220, Next::StartTls));
+    session.tls_started();
+    assert_eq!(codes(&mut session, &["MAIL FROM:<a@b.example>", "EHLO a", "AUTH PLAIN"]), [503, 250, 334]);
+}
+
+#[test]
+fn bounds_are_kept() {
+    let mut s = in_state("open");
+    let three = ["RCPT TO:<a@x.example>", "RCPT TO:<b@x.example>", "RCPT TO:<c@x.example>", "DATA"];
+    assert_eq!(codes(&mut s, &three), [250, 250, 452, 0]);
+    assert_eq!(s.envelope().unwrap().0.recipients.len(), 2);
+    assert_eq!(codes(&mut in_state("ready"), &["MAIL FROM:<a@b.example> SIZE=1001"]), [552]);
+    assert_eq!(codes(&mut in_state("ready"), &["MAIL FROM:<a@b.example> SIZE=1000"]), [250]);
+
+    let mut s = in_state("ready");
+    let steps: Vec<_> = (0..ERRORS_MAX).map(|_| say(&mut s, "FOO")).collect();
+    assert_eq!(steps[ERRORS_MAX - 2], (500, Next::Continue));
+    assert_eq!(steps[ERRORS_MAX - 1], (421, Next::Close));
+    assert_eq!(say(&mut session(LOOPBACK, false), "GET / HTTP/1.1"), (421, Next::Close));
+}
+
+#[test]
+fn a_refused_message_leaves_the_session_ready_for_the_next() {
+    let mut session = in_state("with recipient");
+    assert_eq!(say(&mut session, "DATA"), (0, Next::Receive));
+    assert_eq!(session.received(Err(Reply::local_error())).code(), 451);
+    assert!(session.envelope().is_none());
+    assert_eq!(codes(&mut session, &["DATA", "MAIL FROM:<>", "RCPT TO:<postmaster>"]), [503, 250, 250]);
+}
+
+fn any_line() -> impl Strategy<Value = Vec<u8>> {
+    let known = proptest::sample::select(vec![
+        "EHLO a", "HELO a", "STARTTLS", "AUTH PLAIN", "AUTH LOGIN", "AUTH CRAM-MD5", "MAIL FROM:<a@b.example>",
+        "MAIL FROM:<>", "RCPT TO:<c@d.example>", "RCPT TO:<e@f.example>", "DATA", "RSET", "NOOP", "VRFY a", "HELP",
+        "QUIT", "*", "AGRvdGNsb3VkAHNlY3JldA==", "",
+    ]);
+    prop_oneof![8 => known.prop_map(|line| line.as_bytes().to_vec()), 1 => any::<Vec<u8>>()]
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_of_commands_gets_one_reply_each_and_keeps_the_session_legal(
+        lines in proptest::collection::vec(any_line(), 0..60),
+        outside: bool,
+        tls: bool,
+    ) {
+        let mut session = session(if outside { OUTSIDE } else { LOOPBACK }, tls);
+        for line in lines {
+            let (reply, next) = session.line(Line::Whole(&line));
+            match next {
+                Next::Receive => {
+                    prop_assert!(reply.is_none());
+                    let (envelope, origin) = session.envelope().expect("content is received in a transaction");
+                    prop_assert!(!envelope.recipients.is_empty());
+                    prop_assert!(!outside || origin.user.is_some(), "relayed for a stranger");
+                    session.received(Err(Reply::local_error()));
+                }
+                Next::StartTls => {
+                    prop_assert_eq!(reply.expect("one reply").code(), 220);
+                    session.tls_started();
+                }
+                Next::Close => {
+                    prop_assert!(matches!(reply.expect("one reply").code(), 221 | 421));
+                    break;
+                }
+                Next::Continue | Next::Penalty => {
+                    let code = reply.expect("one reply").code();
+                    prop_assert!((200..600).contains(&code) && code != 354 && code != 421);
+                }
+            }
+            prop_assert!(session.envelope().is_none());
+        }
+    }
+}
