@@ -247,3 +247,8 @@ pub struct AdminSettings {
     /// Needed to listen anywhere but loopback.
     pub password: Option<SecretString>,
 }
+
+/// Reads a duration as settings write it: `30s`, `5d`. `None` if it is none.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    value::duration(text).ok()
+}

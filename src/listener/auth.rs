@@ -106,7 +106,9 @@ impl Exchange {
         };
         let verified = match self {
             Self::Plain => match sasl::parse_plain(&message) {
-                Some((user, password)) => credentials.verify(user, |right| sasl::same_secret(right, password)),
+                Some((user, password)) => {
+                    credentials.verify(user, |right| sasl::same_secret(right, password))
+                }
                 None => return Progress::Refused(Reply::bad_base64()),
             },
             Self::LoginName => match String::from_utf8(message) {

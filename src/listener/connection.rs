@@ -72,7 +72,8 @@ pub async fn serve<S>(stream: Stream<S>, client: Client, surroundings: Surroundi
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let session = Session::new(Arc::clone(&surroundings.rules), client, nonce());
+    let starttls = surroundings.tls.is_some();
+    let session = Session::new(Arc::clone(&surroundings.rules), client, starttls, nonce());
     let mut connection = Connection {
         stream: Some(stream),
         input: BytesMut::new(),
@@ -180,7 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "commands in clear behind STARTTLS"));
         }
         self.flush().await?;
-        let (Some(config), Some(Stream::Plain(stream))) = (self.around.tls.clone(), self.stream.take()) else {
+        let (Some(config), Some(Stream::Plain(stream))) = (self.around.tls.clone(), self.stream.take())
+        else {
             return Err(broken());
         };
         let handshake = TlsAcceptor::from(config).accept(stream);
@@ -255,7 +257,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             self.input.reserve(READ_CONTENT);
             let stream = self.stream.as_mut().ok_or_else(broken)?;
-            let read = timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input)).await.map_err(io::Error::from)??;
+            let read = timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input))
+                .await
+                .map_err(io::Error::from)??;
             if read == 0 {
                 // RFC 5321 §4.1.1.4: without the end of data nothing was said.
                 return Err(io::ErrorKind::UnexpectedEof.into());

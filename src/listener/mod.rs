@@ -39,7 +39,9 @@ use self::{
     connection::Surroundings,
     policy::{Client, Rules},
 };
-use crate::{clock::Clock, config::ListenTls, net::Stream, observe::Observer, queue::Queue, smtp::reply::Reply};
+use crate::{
+    clock::Clock, config::ListenTls, net::Stream, observe::Observer, queue::Queue, smtp::reply::Reply,
+};
 
 /// How long a refused client has to take its refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,7 +143,13 @@ impl Listener {
         });
     }
 
-    async fn serve(&self, stream: TcpStream, address: IpAddr, tls: ListenTls, terms: &Terms) -> std::io::Result<()> {
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        tls: ListenTls,
+        terms: &Terms,
+    ) -> std::io::Result<()> {
         let surroundings = Surroundings {
             rules: Arc::clone(&terms.rules),
             tls: terms.tls.clone().filter(|_| tls == ListenTls::StartTls),
@@ -173,7 +181,9 @@ impl Place {
     fn take(inner: &Arc<Inner>, address: IpAddr, terms: &Terms) -> Option<Self> {
         let mut per_client = inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = per_client.get(&address).copied().unwrap_or(0);
-        if inner.open.load(Ordering::Relaxed) >= terms.connections || of_client >= terms.connections_per_client {
+        if inner.open.load(Ordering::Relaxed) >= terms.connections
+            || of_client >= terms.connections_per_client
+        {
             return None;
         }
         per_client.insert(address, of_client + 1);

@@ -20,8 +20,6 @@ pub struct Rules {
     pub message_size: u64,
     /// Recipients of one message.
     pub recipients: usize,
-    /// STARTTLS can be offered.
-    pub starttls: bool,
     /// Our Received field is put on top.
     pub trace: bool,
 }

@@ -38,6 +38,8 @@ pub struct Session {
     rules: Arc<Rules>,
     client: Client,
     state: State,
+    /// This address offers STARTTLS.
+    starttls: bool,
     /// Makes the challenges of this session unlike those of any other.
     nonce: String,
     challenges: u32,
@@ -92,10 +94,11 @@ pub type Step = (Option<Reply>, Next);
 
 impl Session {
     /// A session with a client that has just connected. `nonce` is random and not used before.
-    pub fn new(rules: Arc<Rules>, client: Client, nonce: String) -> Self {
+    pub fn new(rules: Arc<Rules>, client: Client, starttls: bool, nonce: String) -> Self {
         Self {
             rules,
             client,
+            starttls,
             state: State::Connected,
             nonce,
             challenges: 0,
@@ -195,7 +198,7 @@ impl Session {
             }
             (_, Command::Rset) => say(Reply::ok()),
 
-            (State::Connected, Command::StartTls) if !self.rules.starttls => say(Reply::tls_not_available()),
+            (State::Connected, Command::StartTls) if !self.starttls => say(Reply::tls_not_available()),
             (State::Connected | State::Ready, Command::StartTls) => self.start_tls(),
             (_, Command::StartTls) => say(Reply::auth_in_transaction()),
 
@@ -207,7 +210,9 @@ impl Session {
 
             (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
-            (State::Open(transaction), Command::Rcpt(mailbox)) => rcpt(transaction, mailbox, self.rules.recipients),
+            (State::Open(transaction), Command::Rcpt(mailbox)) => {
+                rcpt(transaction, mailbox, self.rules.recipients)
+            }
             (_, Command::Rcpt(_)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
@@ -224,7 +229,7 @@ impl Session {
         let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
         let offer = Offer {
             message_size: self.rules.message_size,
-            starttls: self.rules.starttls && !self.client.tls,
+            starttls: self.starttls && !self.client.tls,
             auth,
             auth_clear: auth && self.client.is_private(),
         };
@@ -236,7 +241,7 @@ impl Session {
         if self.client.tls {
             return say(Reply::already_tls());
         }
-        if !self.rules.starttls {
+        if !self.starttls {
             return say(Reply::tls_not_available());
         }
         (Some(Reply::ready_for_tls()), Next::StartTls)
@@ -322,7 +327,8 @@ impl Session {
         if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
             self.errors += 1;
         }
-        if step.1 == Next::Continue && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX) {
+        if step.1 == Next::Continue && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX)
+        {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);
         }

@@ -131,7 +131,8 @@ mod tests {
     fn what_is_wrong_with_a_file_is_said_with_its_name_and_without_its_content() {
         let directory = tempfile::tempdir().unwrap();
         load(None, directory.path(), "relay.example").unwrap();
-        let files = ListenerTls { cert: directory.path().join("key.pem"), key: directory.path().join("cert.pem") };
+        let files =
+            ListenerTls { cert: directory.path().join("key.pem"), key: directory.path().join("cert.pem") };
         let error = load(Some(&files), directory.path(), "x").unwrap_err().to_string();
         assert!(error.contains("key.pem: no certificate in it"), "{error}");
         let files = ListenerTls { cert: directory.path().join("none.pem"), key: files.key };

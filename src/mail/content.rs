@@ -102,6 +102,16 @@ pub fn header_section(head: &[u8], whole: bool) -> Result<&[u8], HeaderTooLarge>
     }
 }
 
+/// The Subject as people read it: encoded words decoded, nothing that could end a line.
+pub fn decoded_subject(head: &[u8]) -> Option<String> {
+    let header = header_section(head, true).ok()?;
+    let message = mail_parser::MessageParser::new()
+        .header_text(mail_parser::HeaderName::Subject)
+        .parse_headers(header)?;
+    let subject: String = message.subject()?.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Some(subject[..subject.floor_char_boundary(FIELD_KEPT)].to_owned())
+}
+
 /// One header field as it stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {

@@ -18,10 +18,9 @@ fn session(address: IpAddr, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
-        starttls: true,
         trace: true,
     };
-    Session::new(Arc::new(rules), Client::new(address, tls), "nonce".into())
+    Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
 }
 
 fn say(session: &mut Session, line: &str) -> (u16, Next) {
@@ -56,8 +55,19 @@ fn in_state(state: &str) -> Session {
 #[test]
 fn the_grid_of_states_and_commands_is_as_it_was_meant() {
     let commands = [
-        "EHLO a", "HELO a", "STARTTLS", "AUTH PLAIN", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA",
-        "RSET", "NOOP", "VRFY a", "HELP", "QUIT", "FOO",
+        "EHLO a",
+        "HELO a",
+        "STARTTLS",
+        "AUTH PLAIN",
+        "MAIL FROM:<a@b.example>",
+        "RCPT TO:<c@d.example>",
+        "DATA",
+        "RSET",
+        "NOOP",
+        "VRFY a",
+        "HELP",
+        "QUIT",
+        "FOO",
     ];
     #[rustfmt::skip]
     let grid = [
@@ -119,9 +129,10 @@ fn each_mechanism_lets_the_right_password_in_and_no_other() {
 
 #[test]
 fn auth_abuse_ends_in_the_right_codes() {
-    assert_eq!(codes(&mut in_state("ready"), &["AUTH PLAIN", "*", "AUTH PLAIN", "!!", "AUTH NTLM"]), [
-        334, 501, 334, 501, 504
-    ]);
+    assert_eq!(
+        codes(&mut in_state("ready"), &["AUTH PLAIN", "*", "AUTH PLAIN", "!!", "AUTH NTLM"]),
+        [334, 501, 334, 501, 504]
+    );
     assert_eq!(codes(&mut in_state("ready"), &["AUTH CRAM-MD5 AAAA"]), [501]);
     let wrong = format!("AUTH PLAIN {}", sasl::encode(sasl::plain("dotcloud", "x")));
     let nobody = format!("AUTH PLAIN {}", sasl::encode(sasl::plain("nobody", "")));
@@ -170,9 +181,25 @@ fn a_refused_message_leaves_the_session_ready_for_the_next() {
 
 fn any_line() -> impl Strategy<Value = Vec<u8>> {
     let known = proptest::sample::select(vec![
-        "EHLO a", "HELO a", "STARTTLS", "AUTH PLAIN", "AUTH LOGIN", "AUTH CRAM-MD5", "MAIL FROM:<a@b.example>",
-        "MAIL FROM:<>", "RCPT TO:<c@d.example>", "RCPT TO:<e@f.example>", "DATA", "RSET", "NOOP", "VRFY a", "HELP",
-        "QUIT", "*", "AGRvdGNsb3VkAHNlY3JldA==", "",
+        "EHLO a",
+        "HELO a",
+        "STARTTLS",
+        "AUTH PLAIN",
+        "AUTH LOGIN",
+        "AUTH CRAM-MD5",
+        "MAIL FROM:<a@b.example>",
+        "MAIL FROM:<>",
+        "RCPT TO:<c@d.example>",
+        "RCPT TO:<e@f.example>",
+        "DATA",
+        "RSET",
+        "NOOP",
+        "VRFY a",
+        "HELP",
+        "QUIT",
+        "*",
+        "AGRvdGNsb3VkAHNlY3JldA==",
+        "",
     ]);
     prop_oneof![8 => known.prop_map(|line| line.as_bytes().to_vec()), 1 => any::<Vec<u8>>()]
 }

@@ -1,0 +1,219 @@
+//! Who may ask: the checks before every route, and the headers behind it.
+//!
+//! Whoever can open the Unix socket owns the relay's files, so nothing more is asked there. On TCP
+//! three kinds of strangers are kept out: people without the password, web pages that make a
+//! visitor's browser send requests here, and web pages whose name was made to point here.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use secrecy::ExposeSecret as _;
+
+use super::Refusal;
+use crate::{config::Settings, smtp::sasl};
+
+/// The longest that one request may take.
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+/// What a wrong password costs, so that guessing takes its time.
+const WRONG_PASSWORD_WAIT: Duration = Duration::from_millis(500);
+
+/// The way a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The socket in the data directory.
+    Socket,
+    /// The network, loopback included: any user of this machine and any browser on it.
+    Tcp,
+}
+
+#[derive(Clone)]
+pub(super) struct Guard {
+    pub(super) access: Access,
+    pub(super) settings: Arc<ArcSwap<Settings>>,
+}
+
+pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let refused = match guard.access {
+        Access::Socket => None,
+        Access::Tcp => check(&guard.settings.load(), &request).err(),
+    };
+    let mut response = match refused {
+        Some(refusal) => {
+            if refusal.0 == StatusCode::UNAUTHORIZED && request.headers().contains_key(header::AUTHORIZATION)
+            {
+                tokio::time::sleep(WRONG_PASSWORD_WAIT).await;
+            }
+            let unauthorized = refusal.0 == StatusCode::UNAUTHORIZED;
+            let mut response = refusal.into_response();
+            if unauthorized {
+                let ask = HeaderValue::from_static("Basic realm=\"outpost\", charset=\"UTF-8\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+            }
+            response
+        }
+        None => tokio::time::timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(|_| {
+            Refusal::new(StatusCode::GATEWAY_TIMEOUT, "this took too long; try again").into_response()
+        }),
+    };
+    protect(response.headers_mut());
+    response
+}
+
+/// Nothing here is to be run, framed, guessed at or kept by a browser.
+fn protect(headers: &mut HeaderMap) {
+    const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; \
+                          frame-ancestors 'none'";
+    let fixed = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}
+
+fn check(settings: &Settings, request: &Request) -> Result<(), Refusal> {
+    // Health says nothing that a stranger could use, and its askers know no password.
+    if matches!(request.uri().path(), "/healthz" | "/readyz") {
+        return Ok(());
+    }
+    let headers = request.headers();
+    match &settings.admin.password {
+        Some(password) if !knows(headers, password.expose_secret()) => {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a password is needed: smtp_admin_password"));
+        }
+        // A page that a browser got under a foreign name is never sent the password.
+        Some(_) => {}
+        None if !is_our_name(settings, headers) => {
+            let words = "this name is not the relay's: ask for an address, localhost or smtp_hostname";
+            return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, words));
+        }
+        None => {}
+    }
+    if matches!(*request.method(), Method::GET | Method::HEAD) || is_of_our_page(headers) {
+        return Ok(());
+    }
+    Err(Refusal::new(StatusCode::FORBIDDEN, "another site's page can't change anything here"))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or_default())
+}
+
+/// The password, by Basic with any user name (RFC 7617) or as a Bearer token (RFC 6750).
+fn knows(headers: &HeaderMap, password: &str) -> bool {
+    let Some((scheme, given)) = text(headers, header::AUTHORIZATION).and_then(|value| value.split_once(' '))
+    else {
+        return false;
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => sasl::same_secret(given.trim(), password),
+        "basic" => sasl::decode(given.trim())
+            .and_then(|pair| String::from_utf8(pair).ok())
+            .and_then(|pair| Some(sasl::same_secret(pair.split_once(':')?.1, password)))
+            .unwrap_or(false),
+        _ => false,
+    }
+}
+
+/// Against DNS rebinding: a browser always says under which name it came. What says no name is none.
+fn is_our_name(settings: &Settings, headers: &HeaderMap) -> bool {
+    let Some(host) = text(headers, header::HOST) else { return true };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || name.eq_ignore_ascii_case(&settings.hostname)
+}
+
+/// Against other sites' pages that make a browser change things here: it tells where such a request
+/// comes from (Fetch §3.2), and a form can't be sent without that.
+fn is_of_our_page(headers: &HeaderMap) -> bool {
+    let site = text(headers, HeaderName::from_static("sec-fetch-site"));
+    if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return false;
+    }
+    if let Some(origin) = text(headers, header::ORIGIN) {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        return host.is_some() && host == text(headers, header::HOST);
+    }
+    let kind = text(headers, header::CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
+    let forms = ["application/x-www-form-urlencoded", "multipart/form-data", "text/plain"];
+    !forms.iter().any(|form| kind.starts_with(form)) || headers.contains_key("x-requested-with")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::tests::settings;
+
+    fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> Request {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(axum::body::Body::empty()).expect("a request")
+    }
+
+    #[track_caller]
+    fn status(password: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let settings = settings(&format!("smtp_hostname: relay.example\n    {password}"));
+        check(&settings, &asked(method, path, headers)).map_or_else(|refusal| refusal.0.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn a_foreign_name_gets_nothing_but_health() {
+        for host in
+            ["127.0.0.1:8025", "[::1]:8025", "[::1]", "localhost", "LOCALHOST:8025", "relay.example:1"]
+        {
+            assert_eq!(status("", "GET", "/", &[("host", host)]), 200, "{host}");
+        }
+        for host in ["evil.example", "127.0.0.1.evil.example:8025", "localhost.evil.example", ""] {
+            assert_eq!(status("", "GET", "/", &[("host", host)]), 421, "{host}");
+        }
+        assert_eq!(status("", "GET", "/readyz", &[("host", "mailer:8025")]), 200);
+        assert_eq!(status("", "GET", "/", &[]), 200);
+    }
+
+    #[test]
+    fn the_password_opens_by_basic_and_bearer_and_under_any_name() {
+        let password = "smtp_admin_password: 'op:en'";
+        let host = ("host", "mailer:8025");
+        let with = |value: &str| status(password, "GET", "/metrics", &[host, ("authorization", value)]);
+        assert_eq!(with(&format!("Basic {}", sasl::encode("anybody:op:en"))), 200);
+        assert_eq!(with("bearer op:en"), 200);
+        assert_eq!(with(&format!("Basic {}", sasl::encode("anybody:open"))), 401);
+        assert_eq!(with("Bearer"), 401);
+        assert_eq!(with("Basic %%%"), 401);
+        assert_eq!(status(password, "GET", "/metrics", &[host]), 401);
+        assert_eq!(status(password, "GET", "/healthz", &[host]), 200);
+    }
+
+    #[test]
+    fn pages_of_other_sites_change_nothing() {
+        let host = ("host", "localhost:8025");
+        let post = |header: (&str, &str)| status("", "POST", "/api/v1/reload", &[host, header]);
+        assert_eq!(post(("origin", "http://localhost:8025")), 200);
+        assert_eq!(post(("content-type", "application/json")), 200);
+        assert_eq!(post(("accept", "*/*")), 200, "a program that is no browser");
+        assert_eq!(post(("origin", "http://localhost:9999")), 403);
+        assert_eq!(post(("origin", "null")), 403);
+        assert_eq!(post(("sec-fetch-site", "cross-site")), 403);
+        assert_eq!(post(("sec-fetch-site", "same-site")), 403);
+        assert_eq!(post(("content-type", "application/x-www-form-urlencoded")), 403);
+        assert_eq!(post(("content-type", "text/plain;charset=UTF-8")), 403);
+    }
+}

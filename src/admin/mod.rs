@@ -1,0 +1,144 @@
+//! The outside's window and levers: health, metrics, API, web page.
+//!
+//! Reads from and acts on the parts that it is given; nothing else knows it. The same routes answer
+//! on TCP and on a Unix socket in the data directory, which is how the commands reach a running
+//! relay.
+//!
+//! - [`access`]: who may ask: names, passwords, foreign pages
+//! - [`serve`]: the two ways in, and what bounds a connection
+//! - [`view`]: the queue and the upstream as people see them
+//! - `queue`, `status`, `events`, `relay`, `dev`: the routes of the API
+//! - `page`: the same for the eyes
+
+pub mod access;
+pub mod content;
+mod dev;
+mod events;
+mod page;
+pub mod people;
+mod queue;
+mod relay;
+pub mod serve;
+mod status;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use axum::{
+    Json, Router,
+    http::{StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{
+    access::Access,
+    queue::Filter,
+    relay::{Info, ListenInfo},
+    serve::{SOCKET, connect_socket, serve},
+};
+use crate::{
+    clock::Clock,
+    config::Settings,
+    environment::Published,
+    limits::gate::Gate,
+    observe::Observer,
+    queue::{Fault, Queue},
+    runner::Runner,
+};
+
+/// What the routes work on.
+#[derive(Clone)]
+pub struct Admin {
+    /// The settings in force.
+    pub settings: Arc<ArcSwap<Settings>>,
+    /// The queue.
+    pub queue: Queue,
+    /// The gate before the upstream.
+    pub gate: Gate,
+    /// Who opens connections to it.
+    pub runner: Runner,
+    /// Events and metrics.
+    pub observer: Observer,
+    /// What apps are told.
+    pub published: Arc<ArcSwap<Published>>,
+    /// Asks the service to read its configuration again; the answer says what came of it.
+    pub reload: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
+    /// In local mode, what the embedded upstream has received: a queue of its own that nobody empties.
+    pub captured: Option<Queue>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// All routes, behind the checks that this way in needs.
+pub fn router(admin: Admin, access: Access) -> Router {
+    let mut router = Router::new()
+        .route("/", get(page::dashboard))
+        .route("/style.css", get(page::style))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz))
+        .route("/metrics", get(status::metrics))
+        .route("/api/openapi.json", get(openapi))
+        .route("/api/v1/status", get(status::status))
+        .route("/api/v1/queue", get(queue::list))
+        .route("/api/v1/queue/{id}", get(queue::show).delete(queue::delete))
+        .route("/api/v1/queue/{id}/content", get(queue::content))
+        .route("/api/v1/queue/{id}/{action}", post(queue::act))
+        .route("/api/v1/events", get(events::list))
+        .route("/api/v1/info", get(relay::info))
+        .route("/api/v1/reload", post(relay::reload));
+    if admin.captured.is_some() {
+        router = router
+            .route("/dev/{n}", get(page::captured))
+            .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
+            .route("/api/v1/dev/messages/{n}", get(dev::raw));
+    }
+    let guard = access::Guard { access, settings: Arc::clone(&admin.settings) };
+    router
+        .fallback(|| async { Refusal::not_found("there is nothing here; see /api/openapi.json") })
+        .layer(middleware::from_fn_with_state(guard, access::guard))
+        .layer(axum::Extension(access))
+        .with_state(admin)
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}
+
+/// Why a request was not done: a status, and words for people.
+#[derive(Debug)]
+pub(crate) struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn new(status: StatusCode, words: impl Into<String>) -> Self {
+        Self(status, words.into())
+    }
+
+    fn not_found(words: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, words)
+    }
+
+    fn bad_request(words: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, words)
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, fault.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;

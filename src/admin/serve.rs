@@ -1,0 +1,123 @@
+//! The two ways in, TCP and the Unix socket, and what bounds a connection on either.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    serve::{Listener, ListenerExt as _},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::{Semaphore, watch},
+};
+
+use super::{Access, Admin, router};
+
+/// The socket's name in the data directory.
+pub const SOCKET: &str = "admin.sock";
+
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 512;
+/// For a request's header to arrive; also how long an idle connection is kept.
+const HEADER_WITHIN: Duration = Duration::from_secs(10);
+/// No connection is kept longer, whatever it does.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
+/// The largest header, and what is buffered of a body.
+const BUFFER_MAX: usize = 32 * 1024;
+/// At the end, for answers that are under way.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Answers on TCP and on the Unix socket at `path` until `shutdown` turns true.
+///
+/// # Errors
+/// The socket can't be made.
+pub fn serve(admin: Admin, tcp: TcpListener, path: &Path, shutdown: watch::Receiver<bool>) -> io::Result<()> {
+    let unix = bind_socket(path)?;
+    // An answer in several writes must not wait for the client's acknowledgement.
+    let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
+    tokio::spawn(answer(tcp, router(admin.clone(), Access::Tcp), shutdown.clone()));
+    tokio::spawn(answer(unix, router(admin, Access::Socket), shutdown));
+    Ok(())
+}
+
+/// What `axum::serve` does, with bounds: on connections, their number, header and time.
+async fn answer(mut listener: impl Listener, router: Router, mut shutdown: watch::Receiver<bool>) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).max_buf_size(BUFFER_MAX);
+    let service = TowerToHyperService::new(router);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await.0, place)
+        };
+        let (stream, place) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = shutdown.wait_for(|shutdown| *shutdown) => break,
+        };
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        tokio::spawn(async move {
+            // What goes wrong with a connection is its client's trouble alone.
+            let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
+            drop(place);
+        });
+    }
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+/// Binds the socket for its owner alone. One that is there already is replaced: the queue's lock
+/// proves that nobody serves it any more.
+fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    let (directory, name) = (path.parent(), path.file_name());
+    let (directory, name) = directory.zip(name).ok_or(io::ErrorKind::InvalidFilename)?;
+    let (_held, directory) = within_reach(directory)?;
+    let (fresh, path) = (directory.join(".admin.sock.new"), directory.join(name));
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.bind(&socket2::SockAddr::unix(&fresh)?)?;
+    // Before it listens, and before it has its name: nobody else can ever connect.
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
+    socket.listen(128)?;
+    socket.set_nonblocking(true)?;
+    fs::rename(&fresh, &path)?;
+    UnixListener::from_std(std::os::unix::net::UnixListener::from(OwnedFd::from(socket)))
+}
+
+/// Connects to the socket in a data directory.
+///
+/// # Errors
+/// No relay serves it, or its owner is another user.
+pub async fn connect_socket(data: &Path) -> io::Result<UnixStream> {
+    let (_held, directory) = within_reach(data)?;
+    UnixStream::connect(directory.join(SOCKET)).await
+}
+
+/// A socket's path has at most 107 octets (unix(7)). A longer directory is reached through an open
+/// descriptor of it.
+fn within_reach(directory: &Path) -> io::Result<(Option<fs::File>, PathBuf)> {
+    if directory.as_os_str().len() < 80 {
+        return Ok((None, directory.to_owned()));
+    }
+    let held = fs::File::open(directory)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    Ok((Some(held), path))
+}

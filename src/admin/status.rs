@@ -1,0 +1,50 @@
+//! Health, metrics and status.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+
+use super::{
+    Admin, Answer,
+    view::{Outlook, Status},
+};
+use crate::observe::{StateLabels, UpstreamLabels};
+
+/// Alive: the process answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Takes mail, or why not.
+pub(super) async fn readyz(State(admin): State<Admin>) -> Response {
+    match admin.queue.trouble() {
+        None => "ready\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
+    }
+}
+
+pub(super) async fn status(State(admin): State<Admin>) -> Answer<Json<Status>> {
+    Ok(Json(admin.status().await?))
+}
+
+/// Counters move by themselves; what is a state at this moment is looked at now.
+pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
+    let depth = admin.queue.depth().await?;
+    let outlook = Outlook::of(&admin);
+    let queue = outlook.queue_status(depth, admin.queue.claimed() as u64);
+    let metrics = admin.observer.metrics();
+    for (state, number) in [("active", queue.active), ("deferred", queue.deferred), ("held", queue.held)] {
+        metrics.queue_messages.get_or_create(&StateLabels { state }).set(number as i64);
+    }
+    metrics.queue_bytes.set(queue.bytes as i64);
+    metrics.queue_oldest_age_seconds.set(queue.oldest_seconds.unwrap_or(0) as f64);
+    let status = outlook.upstream_status();
+    let upstream = UpstreamLabels { upstream: status.name };
+    metrics.upstream_up.get_or_create(&upstream).set(outlook.is_up().into());
+    metrics.upstream_connections.get_or_create(&upstream).set(status.connections as i64);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], admin.observer.render_metrics()).into_response())
+}

@@ -1,0 +1,219 @@
+//! What the room's tests share, and the routes asked over a real socket.
+
+use std::{path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use secrecy::SecretString;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use super::*;
+use crate::{
+    clock::Timestamp,
+    config::{self, Source},
+    mail::{
+        envelope::{Envelope, Origin},
+        outcome::{Evidence, Scope},
+    },
+    queue::{Entry, Listed, WriterThread},
+    service::parts,
+    smtp::{address::Mailbox, reply::Reply},
+};
+
+/// Settings of a relay with these keys.
+pub(super) fn settings(keys: &str) -> Settings {
+    let text = format!("mailer:\n  type: smtp\n  config:\n    smtp_relay_server: up.example\n    {keys}\n");
+    let source = Source { data: Some("/nowhere".into()), ..Source::default() };
+    config::parse(&text, "dotcloud.yml", &source, &|_| None).expect("settings").settings
+}
+
+pub(super) fn entry() -> Entry {
+    serde_json::from_value(json!({
+        "id": "01HXYZ0000ABC",
+        "received": 1_340_000_000_000_u64,
+        "reverse_path": "app@sender.example",
+        "recipients": [{ "address": "user@rcpt.example" }],
+        "origin": { "client": "127.0.0.1", "hello": "app" },
+        "content": { "size": 3, "crc32c": 0 },
+        "subject": "=?utf-8?q?Gr=C3=BC=C3=9Fe?= <b>",
+    }))
+    .expect("an entry")
+}
+
+pub(super) fn listed(entry: Entry, due: Timestamp, claimed: bool) -> Listed {
+    Listed { id: entry.id, size: entry.content.size, due, claimed, entry: Some(entry) }
+}
+
+pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
+    let (code, text) = reply.split_once(' ').expect("a reply");
+    Evidence {
+        at: Timestamp(0),
+        upstream: "up".into(),
+        phase: "AUTH".into(),
+        scope,
+        reply: Some(Reply::new(code.parse().expect("a code"), None, text.to_owned())),
+        explanation: None,
+        uncertain: false,
+    }
+}
+
+/// An admin over a queue in `data`, with a captured one beside it; nothing delivers.
+fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
+    let mut settings = settings("");
+    settings.data = data.to_owned();
+    settings.queue.min_free = 0;
+    settings.queue.directory = data.join("queue");
+    let (queue, writer) = Queue::open(&settings.queue, Clock::System).expect("a queue");
+    settings.queue.directory = data.join("captured");
+    let (captured, second) = Queue::open(&settings.queue, Clock::System).expect("a queue");
+    let published = Published {
+        service: "mailer".into(),
+        host: "127.0.0.1".into(),
+        port: 587,
+        login: "dotcloud".into(),
+        password: SecretString::from("s3cret"),
+        tls: "starttls",
+        fingerprint: None,
+        relay_server: "up.example".into(),
+        relay_port: 587,
+        relay_username: None,
+        relay_password: None,
+        rate_limit: None,
+        max_message_size: 1,
+        max_recipients: 1,
+    };
+    let (reload, mut asked) = mpsc::channel::<oneshot::Sender<Result<String, String>>>(1);
+    tokio::spawn(async move {
+        while let Some(answer) = asked.recv().await {
+            let _ = answer.send(Err("line 3 is wrong".into()));
+        }
+    });
+    let (gate, observer) = (Gate::new(Clock::System), Observer::default());
+    let orders = parts::orders(&settings, &Clock::System).expect("orders");
+    let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), Clock::System);
+    let admin = Admin {
+        settings: Arc::new(ArcSwap::from_pointee(settings)),
+        queue,
+        gate,
+        runner,
+        observer,
+        published: Arc::new(ArcSwap::from_pointee(published)),
+        reload,
+        captured: Some(captured),
+        clock: Clock::System,
+    };
+    (admin, [writer, second])
+}
+
+async fn accept(queue: &Queue, content: &str) -> String {
+    let mut incoming = queue.begin().expect("room");
+    incoming.push(content.as_bytes());
+    let envelope = Envelope {
+        reverse_path: Mailbox::parse("app@sender.example").expect("an address").into(),
+        recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address")],
+        eight_bit: true,
+    };
+    let facts = incoming.facts().expect("a header");
+    let origin = Origin { client: "127.0.0.1".into(), hello: "app".into(), ..Origin::default() };
+    incoming.commit(envelope, origin, facts).await.expect("a receipt").id().to_string()
+}
+
+/// One request over the socket of `data`.
+async fn ask(data: &Path, method: &str, path: &str) -> (u16, String) {
+    use http_body_util::BodyExt as _;
+    let stream = hyper_util::rt::TokioIo::new(connect_socket(data).await.expect("it is served"));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.expect("a connection");
+    tokio::spawn(connection);
+    let request = hyper::Request::builder().method(method).uri(path).header("host", "outpost");
+    let request = request.body(axum::body::Body::empty()).expect("a request");
+    let response = sender.send_request(request).await.expect("an answer");
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn the_socket_answers_all_that_the_document_describes_and_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = tempfile::tempdir().expect("a directory");
+    // Longer than a socket's path can be.
+    let data = home.path().join("x".repeat(120));
+    std::fs::create_dir(&data).expect("a directory");
+    let (admin, _writers) = admin(&data);
+    let content = "Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= <b>\r\n\r\nHallo\r\n";
+    let id = accept(&admin.queue, content).await;
+    accept(admin.captured.as_ref().expect("local mode"), content).await;
+    let socket = data.join(SOCKET);
+    for _stale_one_is_replaced in 0..2 {
+        let (stop, told) = watch::channel(false);
+        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        serve(admin.clone(), tcp, &socket, told).expect("it serves");
+        let _ = stop.send(true);
+    }
+    let (_stop, told) = watch::channel(false);
+    let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    serve(admin, tcp, &socket, told).expect("it serves");
+    let mode = std::fs::metadata(&socket).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let (_, document) = ask(&data, "GET", "/api/openapi.json").await;
+    let document: serde_json::Value = serde_json::from_str(&document).expect("the document is JSON");
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for method in ["get", "post"].iter().filter(|method| methods.get(**method).is_some()) {
+            for action in ["retry", "hold", "release", "bounce"] {
+                let path = path.replace("{id}", &id).replace("{n}", "1").replace("{action}", action);
+                let (status, body) = ask(&data, &method.to_uppercase(), &path).await;
+                let wanted = methods[method]["responses"].get(status.to_string());
+                assert!(wanted.is_some() && status != 404, "{method} {path}: {status} {body}");
+            }
+        }
+    }
+
+    let (_, item) = ask(&data, "GET", &format!("/api/v1/queue/{id}")).await;
+    let item: view::Item = serde_json::from_str(&item).expect("an item");
+    assert_eq!((item.subject.as_deref(), item.state.name()), (Some("Grüße <b>"), "active"));
+    assert_eq!(ask(&data, "GET", &format!("/api/v1/queue/{id}/content")).await.1, content);
+    for page in ["/", "/dev/1"] {
+        let (status, html) = ask(&data, "GET", page).await;
+        assert!(status == 200 && html.contains("Grüße &lt;b&gt;"), "{page}: {html}");
+    }
+    assert!(ask(&data, "GET", "/api/v1/info").await.1.contains("s3cret"));
+    assert_eq!(ask(&data, "DELETE", &format!("/api/v1/queue/{id}")).await.0, 200);
+    assert_eq!(ask(&data, "DELETE", "/api/v1/dev/messages").await.0, 204);
+    assert_eq!(ask(&data, "GET", "/api/v1/dev/messages/1").await.0, 404);
+    assert!(ask(&data, "GET", "/api/v1/queue").await.1.contains("\"items\":[]"));
+    assert_eq!(ask(&data, "GET", "/nothing").await.0, 404);
+    let (_, events) = ask(&data, "GET", &format!("/api/v1/events?id={id}")).await;
+    assert!(events.contains("\"held\"") && events.contains("\"deleted\""), "{events}");
+    assert!(ask(&data, "GET", "/metrics").await.1.contains("outpost_upstream_up{upstream=\"up.example\"} 1"));
+}
+
+#[tokio::test]
+async fn a_list_goes_on_where_its_page_ended() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    for _ in 0..5 {
+        accept(&admin.queue, "Subject: x\r\n\r\n").await;
+    }
+    let state = Some("active".to_owned());
+    for filter in [Filter::default(), Filter { state, ..Filter::default() }] {
+        let (mut cursor, mut ids, mut pages) = (None, Vec::new(), 0);
+        loop {
+            let filter = Filter { limit: Some(2), cursor, ..filter.clone() };
+            let page = queue::page(&admin, &filter).await.expect("a page");
+            ids.extend(page.items.into_iter().map(|item| item.id));
+            pages += 1;
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        let mut sorted = ids.clone();
+        sorted.dedup();
+        assert_eq!((ids.len(), sorted.len(), pages), (5, 5, 3));
+    }
+    let nobody = Filter { sender: Some("@other.example".into()), ..Filter::default() };
+    assert!(queue::page(&admin, &nobody).await.expect("a page").items.is_empty());
+}

@@ -1,0 +1,195 @@
+//! What operators type: one file a command.
+//!
+//! Commands that look at a running relay ask it over the Unix socket in its data directory and
+//! print what it says; none touches its files. Exit codes follow sysexits(3), words go to standard
+//! error, results to standard output.
+
+mod check;
+mod client;
+mod env;
+mod exit;
+mod info;
+mod output;
+mod queue;
+mod reload;
+mod send;
+mod status;
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::exit::{Exit, Failure};
+use crate::{
+    admin,
+    config::{self, Loaded, Source},
+    service::{self, dev},
+};
+
+/// The mail relay for people who run containers.
+#[derive(Debug, Parser)]
+#[command(name = "outpost", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How every command finds the relay.
+#[derive(Clone, Debug, Args)]
+struct Place {
+    /// The dotcloud.yml [default: ./dotcloud.yml, then /etc/outpost/dotcloud.yml]
+    #[arg(short = 'f', long = "config", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// The service in it [default: the only one of type: smtp]
+    #[arg(long, value_name = "NAME", global = true)]
+    service: Option<String>,
+    /// The directory for everything that must survive a restart
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the relay
+    Serve,
+    /// Try it without any configuration: a relay with an upstream built in that keeps what it gets
+    Dev(Dev),
+    /// Say what is wrong with the configuration
+    Check(check::Check),
+    /// Show the parameters that apps need
+    Info(info::Info),
+    /// Print what is published in environment.json
+    Env(env::Env),
+    /// Say how the relay is
+    Status(status::Status),
+    /// Look at and act on queued mail
+    #[command(subcommand)]
+    Queue(queue::Queue),
+    /// Send a test message through the running relay
+    Send(send::Send),
+    /// Make the running relay read its configuration again
+    Reload,
+}
+
+#[derive(Debug, Args)]
+struct Dev {
+    /// Where to take mail
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1025")]
+    smtp: SocketAddr,
+    /// Where to show the web page
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8025")]
+    admin: SocketAddr,
+}
+
+/// Runs the command that the arguments name.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help and version are no errors, and clap knows where each belongs.
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::USAGE } else { Exit::OK }.into();
+        }
+    };
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            match failure.exit {
+                // File, line and column stand first, so that editors can jump there.
+                Exit::CONFIG => output::complain_as_is(&failure.words),
+                _ => output::complain(&failure.words),
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    let place = cli.place;
+    match cli.command {
+        Command::Serve => service::serve(place.load()?, place.source())?,
+        Command::Dev(wanted) => {
+            let options = dev::Options { smtp: wanted.smtp, admin: wanted.admin, data: place.named_data() };
+            dev::dev(&options, |line| output::say(line))?;
+        }
+        Command::Check(check) => return check.run(&place),
+        Command::Info(info) => info.run(&place)?,
+        Command::Env(env) => env.run(&place)?,
+        Command::Status(status) => status.run(&place)?,
+        Command::Queue(queue) => queue.run(&place)?,
+        Command::Send(send) => return send.run(&place),
+        Command::Reload => reload::run(&place)?,
+    }
+    Ok(Exit::OK)
+}
+
+impl Place {
+    fn source(&self) -> Source {
+        Source { file: self.config.clone(), service: self.service.clone(), data: self.data.clone() }
+    }
+
+    /// The configuration.
+    fn load(&self) -> Result<Loaded, Failure> {
+        Ok(config::load(&self.source(), &|name| std::env::var(name).ok())?)
+    }
+
+    /// The data directory, where it was named.
+    fn named_data(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os("OUTPOST_DATA").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.data.clone().or_else(variable)
+    }
+
+    /// The data directory. Where it was named no configuration is needed, so that a relay can be
+    /// looked at while its file is broken. Without any, local mode's is meant, if it is there.
+    fn data(&self) -> Result<PathBuf, Failure> {
+        if let Some(data) = self.named_data() {
+            return Ok(data);
+        }
+        match self.load() {
+            Ok(loaded) => Ok(loaded.settings.data),
+            Err(_) if self.names_nothing() && is_ours(&dev::default_data()) => Ok(dev::default_data()),
+            Err(problems) => Err(problems),
+        }
+    }
+
+    fn names_nothing(&self) -> bool {
+        let named =
+            self.config.is_some() || self.service.is_some() || std::env::var_os("OUTPOST_CONFIG").is_some();
+        !named && !Path::new("dotcloud.yml").exists()
+    }
+}
+
+/// Anybody could put a directory of that name where local mode has its own.
+fn is_ours(data: &Path) -> bool {
+    let socket = std::fs::symlink_metadata(data.join(admin::SOCKET));
+    socket.is_ok_and(|socket| socket.uid() == rustix::process::getuid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_relay_is_found_by_options_behind_any_command() {
+        for line in ["outpost queue list --json -f/x --data=/d", "outpost -f /x --data /d queue list --json"]
+        {
+            let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+            assert_eq!(cli.place.source().file, Some("/x".into()));
+            assert_eq!(cli.place.data().expect("named"), PathBuf::from("/d"));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Standard output and standard error, and tables on them.
+//!
+//! A reader that went away, as `| head` does, is no error.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use crate::admin::people;
+
+/// Prints lines.
+pub(super) fn say(text: impl AsRef<str>) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", text.as_ref().trim_end_matches('\n')).and_then(|()| out.flush());
+}
+
+/// Prints octets as they are.
+pub(super) fn pass_on(octets: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(octets).and_then(|()| out.flush());
+}
+
+/// Prints words about trouble, and whose they are.
+pub(super) fn complain(text: &str) {
+    complain_as_is(&format!("outpost: {text}"));
+}
+
+/// Prints words about trouble that say themselves where it is.
+pub(super) fn complain_as_is(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// Prints a value for programs.
+pub(super) fn json(value: &impl Serialize) {
+    say(serde_json::to_string_pretty(value).unwrap_or_default());
+}
+
+/// Aligned columns. The last isn't padded; no cell can break a line or steer a terminal.
+pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    /// A longer cell pushes its row out of line rather than all rows.
+    const WIDEST: usize = 40;
+    let head = head.map(str::to_owned);
+    let rows: Vec<[String; N]> = std::iter::once(&head)
+        .chain(rows)
+        .map(|row| row.each_ref().map(|cell| people::printable(cell)))
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.filter(|width| *width <= WIDEST).max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_no_cell_breaks_out() {
+        let rows = [["1".to_owned(), "a\x1b[2J\nb".to_owned()], ["222".to_owned(), "x".repeat(50)]];
+        let wanted = format!("ID   SUBJECT\n1    a\u{FFFD}[2J\u{FFFD}b\n222  {}\n", "x".repeat(50));
+        assert_eq!(table(["ID", "SUBJECT"], &rows), wanted);
+    }
+}

@@ -1,0 +1,205 @@
+//! `outpost queue …`: looks at queued mail and acts on it, one message by id or many by filter.
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+
+use super::{
+    Place,
+    client::{Client, segment, with_query},
+    exit::{Exit, Failure},
+    output,
+};
+use crate::admin::{
+    Filter, people,
+    view::{Item, List},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Queue {
+    /// List messages, the oldest first
+    List(Listing),
+    /// Show one message and what was tried for each recipient
+    Show {
+        /// The queue id
+        id: String,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a message as it will be sent
+    Cat {
+        /// The queue id
+        id: String,
+    },
+    /// Try now, and tell the upstream's breaker to forget what it saw
+    Retry(Chosen),
+    /// Try no more until it is released
+    Hold(Chosen),
+    /// Let held messages go on
+    Release(Chosen),
+    /// Remove messages; nobody is told
+    Delete(Chosen),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Listing {
+    #[command(flatten)]
+    filter: Filter,
+    /// All messages [default: the first 100]
+    #[arg(long)]
+    all: bool,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Chosen {
+    /// Queue ids
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// All messages
+    #[arg(long)]
+    all: bool,
+}
+
+impl Queue {
+    pub(super) fn run(self, place: &Place) -> Result<(), Failure> {
+        let client = Client::find(place)?;
+        match self {
+            Self::List(listing) => return listing.run(&client),
+            Self::Show { id, json } => {
+                let item: Item = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
+                if json {
+                    output::json(&item);
+                } else {
+                    output::say(shown(&item));
+                }
+            }
+            Self::Cat { id } => {
+                output::pass_on(&client.raw(&format!("/api/v1/queue/{}/content", segment(&id)))?);
+            }
+            Self::Retry(chosen) => return chosen.act(&client, Method::POST, "/retry"),
+            Self::Hold(chosen) => return chosen.act(&client, Method::POST, "/hold"),
+            Self::Release(chosen) => return chosen.act(&client, Method::POST, "/release"),
+            Self::Delete(chosen) => return chosen.act(&client, Method::DELETE, ""),
+        }
+        Ok(())
+    }
+}
+
+/// The messages that a filter wants, page by page, until `enough`.
+fn found(client: &Client, filter: &Filter, enough: usize) -> Result<(Vec<Item>, Option<String>), Failure> {
+    let mut filter = Filter { limit: Some(enough.min(1_000)), ..filter.clone() };
+    let mut items: Vec<Item> = Vec::new();
+    loop {
+        let page: List<Item> = client.get(&with_query("/api/v1/queue", &filter))?;
+        items.extend(page.items);
+        if page.next.is_none() || items.len() >= enough {
+            return Ok((items, page.next));
+        }
+        filter.cursor = page.next;
+    }
+}
+
+impl Listing {
+    fn run(self, client: &Client) -> Result<(), Failure> {
+        let enough = if self.all { usize::MAX } else { 100 };
+        let (items, next) = found(client, &self.filter, enough)?;
+        if self.json {
+            output::json(&List { items, next });
+            return Ok(());
+        }
+        if items.is_empty() {
+            output::say(if self.filter.is_empty() { "The queue is empty." } else { "No message is meant." });
+            return Ok(());
+        }
+        let rows: Vec<_> = items.iter().map(row).collect();
+        output::say(output::table(["ID", "STATE", "RECEIVED", "SIZE", "FROM", "TO", "REASON"], &rows));
+        if next.is_some() {
+            output::complain("there are more: --all shows them");
+        }
+        Ok(())
+    }
+}
+
+fn row(item: &Item) -> [String; 7] {
+    let mut to = item.recipients.first().map_or(String::new(), |first| first.address.clone());
+    if item.recipients.len() > 1 {
+        to.push_str(&format!(" +{}", item.recipients.len() - 1));
+    }
+    [
+        item.id.clone(),
+        item.state.name().to_owned(),
+        item.received.clone(),
+        people::size(item.size),
+        sender(item).to_owned(),
+        to,
+        item.reason.clone().unwrap_or_default(),
+    ]
+}
+
+fn sender(item: &Item) -> &str {
+    if item.sender.is_empty() { "<>" } else { &item.sender }
+}
+
+/// One message in full, what is not known left out.
+fn shown(item: &Item) -> String {
+    let mut lines = Vec::new();
+    let mut fact = |name: &str, value: Option<&str>| {
+        lines.extend(value.map(|value| format!("{:12}{}", format!("{name}:"), people::printable(value))));
+    };
+    fact("id", Some(&item.id));
+    fact("state", Some(item.state.name()));
+    fact("reason", item.reason.as_deref());
+    fact("received", Some(&item.received));
+    fact("client", item.client.as_deref());
+    fact("user", item.user.as_deref());
+    fact("sender", Some(sender(item)));
+    fact("subject", item.subject.as_deref());
+    fact("message-id", item.message_id.as_deref());
+    fact("size", Some(&people::size(item.size)));
+    fact("upstream", Some(&item.upstream));
+    for recipient in &item.recipients {
+        let attempts = people::count(recipient.attempts.into(), "attempt");
+        fact("recipient", Some(&format!("{} ({}, {attempts})", recipient.address, recipient.state)));
+        fact("  reply", recipient.last_reply.as_deref());
+        // The reason begins with the reply where there is one.
+        fact("  reason", recipient.reason.as_deref().filter(|_| recipient.last_reply != recipient.reason));
+        fact("  next try", recipient.next_attempt.as_deref());
+    }
+    lines.join("\n")
+}
+
+impl Chosen {
+    fn act(self, client: &Client, method: Method, action: &str) -> Result<(), Failure> {
+        let many = self.all || !self.filter.is_empty();
+        let ids = match (self.ids, many) {
+            (ids, false) if !ids.is_empty() => ids,
+            (ids, true) if ids.is_empty() => {
+                found(client, &self.filter, usize::MAX)?.0.into_iter().map(|item| item.id).collect()
+            }
+            _ => {
+                let words = "name messages by id, or by a filter, or say --all; see --help";
+                return Err(Failure::new(Exit::USAGE, words));
+            }
+        };
+        let mut first = None;
+        for id in &ids {
+            match client.act(method.clone(), &format!("/api/v1/queue/{}{action}", segment(id))) {
+                Ok(done) => output::say(format!("{}: {done}", people::printable(id))),
+                // One that left meanwhile, or is on its way, doesn't keep the others from it.
+                Err(failure) => {
+                    let words = format!("{}: {}", people::printable(id), failure.words);
+                    first = first.or(Some(Failure { words, ..failure }));
+                }
+            }
+        }
+        if ids.is_empty() {
+            output::say("No message is meant.");
+        }
+        first.map_or(Ok(()), Err)
+    }
+}

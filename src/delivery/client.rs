@@ -1,0 +1,587 @@
+//! The conversation on one connection: commands out, replies in, an outcome per recipient.
+//!
+//! MAIL, every RCPT and DATA leave in one packet where the upstream can take it (RFC 2920), and the
+//! content with its final dot in another: two round trips a message. Replies are matched strictly in
+//! order; a reply too many or too few ends the connection, so that a 250 can never be counted for
+//! another recipient. Every wait has the phase's deadline, every reply its bound.
+
+use std::{future::Future, sync::Arc};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use super::{
+    Message,
+    auth::Mechanism,
+    classify::{self, Verdict},
+    phase::Phase,
+};
+use crate::{
+    clock::Clock,
+    config::{Login, Upstream},
+    mail::{
+        content::Content,
+        outcome::{Evidence, Outcome, Scope},
+    },
+    net::Stream,
+    smtp::{
+        command::{Command, MailParameters},
+        extension::Capabilities,
+        framing::ContentWriter,
+        reply::{Enhanced, Reply, ReplyReader},
+        sasl,
+    },
+};
+
+/// Recipients of one pipelined group. RFC 2920 §3.1 warns of both sides waiting for the other to
+/// read: so many commands and their replies fit every buffer between us.
+const GROUP_MAX: usize = 100;
+/// Content up to this size is copied behind one another with its dot, so that both leave at once.
+const ONE_WRITE: usize = 16 * 1024;
+/// What is read of a spool file at once.
+const READ_CONTENT: usize = 64 * 1024;
+const READ_REPLIES: usize = 4 * 1024;
+/// Challenges of one SASL exchange; no mechanism of ours has more than two.
+const CHALLENGES_MAX: usize = 4;
+
+/// An open connection, logged in and ready for mail.
+#[derive(Debug)]
+pub struct Client<S> {
+    stream: Stream<S>,
+    input: BytesMut,
+    replies: ReplyReader,
+    output: Vec<u8>,
+    capabilities: Capabilities,
+    upstream: Arc<Upstream>,
+    hostname: Arc<str>,
+    clock: Clock,
+    /// The connection can't be used for another message.
+    broken: bool,
+    /// A transaction was left open; RSET before the next.
+    reset: bool,
+    /// Messages carried.
+    carried: u64,
+}
+
+/// The connection ended, or what came is no reply.
+#[derive(Debug)]
+pub struct Lost {
+    /// During what.
+    pub phase: Phase,
+    /// The upstream's last words, if it said goodbye (421).
+    pub reply: Option<Reply>,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    Closed,
+    Silent,
+    Garbage(String),
+    Broken(std::io::Error),
+}
+
+impl Lost {
+    fn new(phase: Phase, why: Why) -> Self {
+        Self { phase, reply: None, why }
+    }
+
+    /// What happened, in words.
+    pub fn words(&self) -> String {
+        let phase = self.phase.name();
+        match &self.why {
+            Why::Closed => format!("the upstream closed the connection during {phase}"),
+            Why::Silent => format!("the upstream did not answer in time during {phase}"),
+            Why::Garbage(what) => format!("{what} during {phase}"),
+            Why::Broken(error) => format!("the connection broke during {phase}: {error}"),
+        }
+    }
+}
+
+/// What came of one attempt.
+#[derive(Debug)]
+pub enum Attempt {
+    /// An outcome for each recipient, in their order.
+    Done(Vec<Outcome>),
+    /// The kept connection had ended before anything was said about this message.
+    Stale,
+    /// The content failed its checksum: not a dot of it was finished.
+    Damaged,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A client on a fresh stream.
+    pub fn new(stream: Stream<S>, upstream: Arc<Upstream>, hostname: Arc<str>, clock: Clock) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            replies: ReplyReader::default(),
+            output: Vec::new(),
+            capabilities: Capabilities::default(),
+            upstream,
+            hostname,
+            clock,
+            broken: false,
+            reset: false,
+            carried: 0,
+        }
+    }
+
+    /// What the upstream said it can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Whether nobody else can listen.
+    pub fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
+
+    /// Whether another message can be carried.
+    pub fn is_usable(&self) -> bool {
+        !self.broken
+    }
+
+    /// Reads the first reply.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn greeting(&mut self) -> Result<Reply, Lost> {
+        self.read(Phase::Greeting).await
+    }
+
+    /// Says EHLO and takes note of the keywords.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn ehlo(&mut self) -> Result<Reply, Lost> {
+        let reply = self.command(Phase::Ehlo, &Command::Ehlo(self.hostname.to_string())).await?;
+        self.capabilities = Capabilities::from_reply(&reply);
+        Ok(reply)
+    }
+
+    /// Says STARTTLS.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn start_tls(&mut self) -> Result<Reply, Lost> {
+        self.command(Phase::StartTls, &Command::StartTls).await
+    }
+
+    /// Gives up the stream for the TLS handshake; `None` if more came in clear than was asked for:
+    /// it would be taken for replies inside TLS.
+    pub fn into_plain(self) -> Option<S> {
+        match self.stream {
+            Stream::Plain(stream) if self.input.is_empty() && !self.replies.is_midway() => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// Logs in.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn authenticate(&mut self, mechanism: Mechanism, login: &Login) -> Result<Reply, Lost> {
+        let command = Command::Auth(mechanism.name().to_owned(), mechanism.initial(login));
+        let mut reply = self.command(Phase::Auth, &command).await?;
+        for round in 0..CHALLENGES_MAX {
+            if reply.code() != 334 {
+                return Ok(reply);
+            }
+            let challenge = reply.lines().next().and_then(sasl::decode).unwrap_or_default();
+            let line = match mechanism.initial(login).filter(|_| round == 0) {
+                // The server wants to speak first although we may: RFC 4954 §4 lets it.
+                Some(initial) if challenge.is_empty() => initial,
+                _ => mechanism.respond(login, round, &challenge).unwrap_or_else(|| "*".to_owned()),
+            };
+            self.output.extend_from_slice(line.as_bytes());
+            self.output.extend_from_slice(b"\r\n");
+            self.flush(Phase::Auth).await?;
+            reply = self.read(Phase::Auth).await?;
+        }
+        self.broken = true;
+        Err(Lost::new(Phase::Auth, Why::Garbage("the upstream asked without end".to_owned())))
+    }
+
+    /// Tries to bring one message to its recipients.
+    ///
+    /// `before_content` is waited for before any content is sent. It bounds what can be sent twice
+    /// after a crash to one message a connection: the one before is recorded by then.
+    pub async fn attempt(
+        &mut self,
+        message: &Message<'_>,
+        before_content: impl Future<Output = ()>,
+    ) -> Attempt {
+        if let Some(refusal) = self.refuse_unsent(message) {
+            return Attempt::Done(vec![refusal; message.recipients.len()]);
+        }
+        let stale_allowed = self.carried > 0;
+        let mut transaction = Transaction { message, outcomes: vec![None; message.recipients.len()] };
+        let result = self.transact(&mut transaction, before_content).await;
+        self.carried += 1;
+        let lost = match result {
+            Ok(Carried::Judged) => {
+                return Attempt::Done(
+                    transaction.finish(|| self.evidence(Phase::FinalReply, Scope::Transaction, None)),
+                );
+            }
+            Ok(Carried::Damaged) => {
+                self.broken = true;
+                return Attempt::Damaged;
+            }
+            Err(lost) => lost,
+        };
+        self.broken = true;
+        // Only where the first reply should have been: nothing was judged yet.
+        if stale_allowed && lost.phase == Phase::Mail {
+            return Attempt::Stale;
+        }
+        let uncertain = lost.phase == Phase::FinalReply && lost.reply.is_none();
+        let evidence = Evidence {
+            uncertain,
+            explanation: Some(if uncertain {
+                format!("{}; it may have taken the message, so it may arrive twice", lost.words())
+            } else {
+                lost.words()
+            }),
+            ..self.evidence(lost.phase, Scope::Upstream, lost.reply)
+        };
+        Attempt::Done(transaction.finish(|| evidence.clone()))
+    }
+
+    /// Says goodbye, without waiting long for an answer.
+    pub async fn quit(mut self) {
+        if !self.broken {
+            Command::Quit.write_to(&mut self.output);
+            let goodbye = async {
+                self.flush(Phase::Mail).await?;
+                self.read(Phase::Mail).await
+            };
+            let _ = timeout(std::time::Duration::from_secs(2), goodbye).await;
+        }
+        let _ = timeout(std::time::Duration::from_secs(1), self.stream.shutdown()).await;
+    }
+
+    /// What the upstream said in advance that it will not take.
+    fn refuse_unsent(&self, message: &Message<'_>) -> Option<Outcome> {
+        // RFC 1870 §6.1.
+        if let Some(Some(max)) = self.capabilities.size
+            && message.content.size() > max
+        {
+            let reply =
+                Reply::new(552, Some(Enhanced(5, 3, 4)), format!("message is larger than {max} octets"));
+            return Some(
+                self.refusal(reply, format!("the upstream takes no message larger than {max} octets")),
+            );
+        }
+        // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.
+        if message.eight_bit && !self.capabilities.eight_bit_mime {
+            let reply =
+                Reply::new(554, Some(Enhanced(5, 6, 3)), "8-bit content can't be sent to this upstream");
+            return Some(self.refusal(reply, "the upstream does not offer 8BITMIME".to_owned()));
+        }
+        None
+    }
+
+    fn refusal(&self, reply: Reply, explanation: String) -> Outcome {
+        let evidence = self.evidence(Phase::Mail, Scope::Message, Some(reply));
+        Outcome::Failed(Evidence { explanation: Some(explanation), ..evidence })
+    }
+
+    async fn transact(
+        &mut self,
+        transaction: &mut Transaction<'_, '_>,
+        before_content: impl Future<Output = ()>,
+    ) -> Result<Carried, Lost> {
+        if !self.input.is_empty() || self.replies.is_midway() {
+            return Err(Lost::new(Phase::Mail, Why::Closed));
+        }
+        let data = self.envelope(transaction).await?;
+        let accepted = transaction.outcomes.iter().filter(|outcome| outcome.is_none()).count();
+        if data.code() != 354 {
+            self.reset = true;
+            self.judge(transaction, Phase::Data, &data);
+            return Ok(Carried::Judged);
+        }
+        if accepted == 0 {
+            // RFC 2920 §3.1: DATA was let through although nobody was accepted. An empty message
+            // to nobody ends it.
+            self.output.extend_from_slice(b".\r\n");
+            self.flush(Phase::Content).await?;
+            self.read(Phase::FinalReply).await?;
+            return Ok(Carried::Judged);
+        }
+        before_content.await;
+        if !self.content(transaction.message.content).await? {
+            return Ok(Carried::Damaged);
+        }
+        let reply = self.read(Phase::FinalReply).await?;
+        if reply.code() == 421 {
+            return Err(Lost { reply: Some(reply), ..Lost::new(Phase::FinalReply, Why::Closed) });
+        }
+        self.judge(transaction, Phase::FinalReply, &reply);
+        // Another reply behind the last one answers nothing we asked.
+        self.broken |= !self.input.is_empty();
+        Ok(Carried::Judged)
+    }
+
+    /// MAIL, RCPT…, DATA. Notes the outcome of every recipient that is not accepted, and returns
+    /// DATA's reply, or the one that took its place.
+    async fn envelope(&mut self, transaction: &mut Transaction<'_, '_>) -> Result<Reply, Lost> {
+        let message = transaction.message;
+        let parameters = MailParameters {
+            size: self.capabilities.size.map(|_| message.content.size()),
+            eight_bit: message.eight_bit,
+        };
+        let mut first = Vec::new();
+        if self.reset {
+            first.push((Phase::Mail, Command::Rset));
+        }
+        first.push((Phase::Mail, Command::Mail(message.reverse_path.clone(), parameters)));
+        let mut refused_sender = None;
+        let groups = message.recipients.len().div_ceil(GROUP_MAX);
+        let mut pending = first;
+        for group in 0..groups {
+            let begin = group * GROUP_MAX;
+            let end = message.recipients.len().min(begin + GROUP_MAX);
+            let rcpts = message.recipients[begin..end].iter();
+            pending.extend(rcpts.map(|mailbox| (Phase::Rcpt, Command::Rcpt((*mailbox).clone()))));
+            let last = group + 1 == groups;
+            if last {
+                pending.push((Phase::Data, Command::Data));
+            }
+            let replies = self.group(&pending).await?;
+            let mut recipient = begin;
+            for ((phase, command), reply) in pending.iter().zip(replies) {
+                match command {
+                    Command::Mail(..) if !reply.is_success() => refused_sender = Some(reply),
+                    Command::Rcpt(_) => {
+                        let place = recipient;
+                        recipient += 1;
+                        if let Some(refusal) = &refused_sender {
+                            transaction.note(place, self.verdict(Phase::Mail, refusal, false));
+                        } else if !reply.is_success() {
+                            let accepted = transaction.outcomes[..place].iter().any(Option::is_none);
+                            transaction.note(place, self.verdict(*phase, &reply, accepted));
+                        }
+                    }
+                    Command::Data => {
+                        self.reset = false;
+                        return Ok(reply);
+                    }
+                    _ => {}
+                }
+            }
+            pending = Vec::new();
+        }
+        Err(Lost::new(Phase::Data, Why::Garbage("no recipients".to_owned())))
+    }
+
+    /// Sends commands together where the upstream can take them so, and reads a reply to each.
+    async fn group(&mut self, commands: &[(Phase, Command)]) -> Result<Vec<Reply>, Lost> {
+        let mut replies = Vec::with_capacity(commands.len());
+        if self.capabilities.pipelining {
+            for (_, command) in commands {
+                command.write_to(&mut self.output);
+            }
+            self.flush(commands.first().map_or(Phase::Mail, |(phase, _)| *phase)).await?;
+        }
+        for (phase, command) in commands {
+            if !self.capabilities.pipelining {
+                command.write_to(&mut self.output);
+                self.flush(*phase).await?;
+            }
+            let reply = self.read(*phase).await?;
+            // RFC 5321 §3.8: 421 may answer anything, and means that nothing more will be.
+            if reply.code() == 421 {
+                return Err(Lost { reply: Some(reply), ..Lost::new(*phase, Why::Closed) });
+            }
+            let refused = !reply.is_success() && !self.capabilities.pipelining;
+            let stop = refused && *phase == Phase::Mail && matches!(command, Command::Mail(..));
+            replies.push(reply);
+            if stop {
+                // One at a time there is no need to go on; the others share the answer.
+                let last = replies.last().cloned();
+                replies.extend(std::iter::repeat_n(last, commands.len() - replies.len()).flatten());
+                self.reset = true;
+                break;
+            }
+        }
+        Ok(replies)
+    }
+
+    /// Writes content and its end. False if it is damaged; then the end was not written.
+    async fn content(&mut self, content: &Content) -> Result<bool, Lost> {
+        let mut writer = ContentWriter::default();
+        match content {
+            Content::Memory(octets) => {
+                self.write_content(&mut writer, octets).await?;
+            }
+            Content::File { path, size, crc32c } => {
+                let (mut read, mut crc) = (0, 0);
+                let Ok(mut file) = tokio::fs::File::open(path).await else { return Ok(false) };
+                file.set_max_buf_size(READ_CONTENT);
+                let mut buffer = BytesMut::new();
+                loop {
+                    buffer.reserve(READ_CONTENT);
+                    match file.read_buf(&mut buffer).await {
+                        Ok(0) => break,
+                        Ok(_) => {}
+                        Err(_) => return Ok(false),
+                    }
+                    let piece: Bytes = buffer.split().freeze();
+                    read += piece.len() as u64;
+                    crc = crc32c::crc32c_append(crc, &piece);
+                    self.write_content(&mut writer, &piece).await?;
+                }
+                if (read, crc) != (*size, *crc32c) {
+                    return Ok(false);
+                }
+            }
+        }
+        self.output.extend_from_slice(writer.end());
+        self.flush(Phase::Content).await?;
+        Ok(true)
+    }
+
+    async fn write_content(&mut self, writer: &mut ContentWriter, octets: &[u8]) -> Result<(), Lost> {
+        if octets.len() <= ONE_WRITE {
+            let output = &mut self.output;
+            writer.write(octets, |piece| output.extend_from_slice(piece));
+            return Ok(());
+        }
+        let mut pieces = Vec::new();
+        writer.write(octets, |piece| pieces.push(piece));
+        self.flush(Phase::Content).await?;
+        for piece in pieces {
+            self.write(Phase::Content, piece).await?;
+        }
+        Ok(())
+    }
+
+    fn judge(&self, transaction: &mut Transaction<'_, '_>, phase: Phase, reply: &Reply) {
+        let verdict = self.verdict(phase, reply, false);
+        for outcome in transaction.outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
+            *outcome = Some(verdict.clone());
+        }
+    }
+
+    fn verdict(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Outcome {
+        let Verdict { permanence, scope, explanation } = classify::judge(phase, reply, others_accepted);
+        let evidence = Evidence {
+            explanation: explanation.map(str::to_owned),
+            ..self.evidence(phase, scope, Some(reply.clone()))
+        };
+        match permanence {
+            classify::Permanence::Success => Outcome::Delivered(evidence),
+            classify::Permanence::Transient => Outcome::Deferred(evidence),
+            classify::Permanence::Permanent => Outcome::Failed(evidence),
+        }
+    }
+
+    fn evidence(&self, phase: Phase, scope: Scope, reply: Option<Reply>) -> Evidence {
+        Evidence {
+            at: self.clock.now(),
+            upstream: self.upstream.name.clone(),
+            phase: phase.name().to_owned(),
+            scope,
+            reply,
+            explanation: None,
+            uncertain: false,
+        }
+    }
+
+    async fn command(&mut self, phase: Phase, command: &Command) -> Result<Reply, Lost> {
+        command.write_to(&mut self.output);
+        self.flush(phase).await?;
+        self.read(phase).await
+    }
+
+    async fn flush(&mut self, phase: Phase) -> Result<(), Lost> {
+        let output = std::mem::take(&mut self.output);
+        let result = self.write(phase, &output).await;
+        self.output = output;
+        self.output.clear();
+        result
+    }
+
+    async fn write(&mut self, phase: Phase, octets: &[u8]) -> Result<(), Lost> {
+        if octets.is_empty() {
+            return Ok(());
+        }
+        let write = async {
+            self.stream.write_all(octets).await?;
+            self.stream.flush().await
+        };
+        let why = match timeout(phase.deadline(self.upstream.timeout), write).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => Why::Broken(error),
+            Err(_) => Why::Silent,
+        };
+        self.broken = true;
+        let mut lost = Lost::new(phase, why);
+        // An upstream that closes in our midst has often said why.
+        if let Ok(Ok(reply)) = timeout(std::time::Duration::from_millis(200), self.read(phase)).await {
+            lost.reply = Some(reply).filter(|reply| !reply.is_success());
+        }
+        Err(lost)
+    }
+
+    async fn read(&mut self, phase: Phase) -> Result<Reply, Lost> {
+        let limit = phase.deadline(self.upstream.timeout);
+        let reply = match timeout(limit, self.read_unbounded()).await {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(why)) => why,
+            Err(_) => Why::Silent,
+        };
+        self.broken = true;
+        Err(Lost::new(phase, reply))
+    }
+
+    async fn read_unbounded(&mut self) -> Result<Reply, Why> {
+        loop {
+            let mut rest = &self.input[..];
+            let found = self.replies.read(&mut rest).map_err(|error| Why::Garbage(error.to_string()))?;
+            let used = self.input.len() - rest.len();
+            self.input.advance(used);
+            if let Some(reply) = found {
+                return Ok(reply);
+            }
+            self.input.reserve(READ_REPLIES);
+            match self.stream.read_buf(&mut self.input).await {
+                Ok(0) => return Err(Why::Closed),
+                Ok(_) => {}
+                Err(error) => return Err(Why::Broken(error)),
+            }
+        }
+    }
+}
+
+/// How a transaction ended.
+enum Carried {
+    /// Every recipient has an outcome.
+    Judged,
+    /// The content is not what was accepted.
+    Damaged,
+}
+
+/// A transaction under way: `None` stands for a recipient that was accepted so far.
+struct Transaction<'t, 'm> {
+    message: &'t Message<'m>,
+    outcomes: Vec<Option<Outcome>>,
+}
+
+impl Transaction<'_, '_> {
+    fn note(&mut self, place: usize, outcome: Outcome) {
+        self.outcomes[place] = Some(outcome);
+    }
+
+    /// Whoever has no outcome yet is deferred.
+    fn finish(self, evidence: impl Fn() -> Evidence) -> Vec<Outcome> {
+        let open = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::Deferred(evidence()));
+        self.outcomes.into_iter().map(open).collect()
+    }
+}

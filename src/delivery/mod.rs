@@ -1,0 +1,336 @@
+//! Delivery: we speak to a smarthost.
+//!
+//! - here: the agent, which opens connections to one upstream
+//! - [`client`]: the conversation on an open connection
+//! - [`auth`]: which SASL mechanism, and its client side
+//! - [`tls`]: whom we trust
+//! - [`classify`]: what a reply means, and for whom
+//! - [`phase`]: the phases of a conversation and their deadlines
+//! - [`check`]: the same, step by step, for `outpost check --connect`
+//!
+//! An agent judges and reports; it never changes the queue. Whatever goes wrong before MAIL concerns
+//! the upstream or our login, never a message.
+
+pub mod auth;
+pub mod check;
+pub mod classify;
+pub mod client;
+pub mod phase;
+pub mod tls;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpStream, time::timeout};
+
+use self::{
+    client::{Client, Lost},
+    phase::Phase,
+    tls::{Connector, TlsFault},
+};
+use crate::{
+    clock::Clock,
+    config::{Upstream, UpstreamTls},
+    mail::{
+        content::Content,
+        outcome::{Evidence, Scope},
+    },
+    net::Stream,
+    smtp::{
+        address::{Mailbox, ReversePath},
+        reply::Reply,
+    },
+};
+
+/// What one attempt has to carry.
+#[derive(Debug)]
+pub struct Message<'a> {
+    /// Who hears of a failure.
+    pub reverse_path: &'a ReversePath,
+    /// Whom to reach now.
+    pub recipients: Vec<&'a Mailbox>,
+    /// The content holds octets beyond ASCII.
+    pub eight_bit: bool,
+    /// What to bring.
+    pub content: &'a Content,
+}
+
+/// A connection can't be opened. Concerns the upstream or our login, never a message.
+#[derive(Debug)]
+pub struct Trouble {
+    /// What was seen.
+    pub evidence: Evidence,
+    /// Who can do something about it.
+    pub who_must_act: &'static str,
+    /// What to do, for `check` and the log.
+    pub help: Option<&'static str>,
+}
+
+/// Opens connections to one upstream. Clones share the TLS sessions.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    upstream: Arc<Upstream>,
+    hostname: Arc<str>,
+    connector: Arc<Connector>,
+    clock: Clock,
+}
+
+/// One thing done on the way to an open connection.
+#[derive(Debug)]
+pub struct Step {
+    /// What: `TLS`.
+    pub what: String,
+    /// What came of it.
+    pub detail: String,
+}
+
+impl Agent {
+    /// An agent for `upstream` that calls itself `hostname`.
+    ///
+    /// # Errors
+    /// A certificate file can't be used.
+    pub fn new(upstream: Upstream, hostname: &str, clock: Clock) -> Result<Self, TlsFault> {
+        let connector = Arc::new(Connector::new(&upstream)?);
+        Ok(Self { upstream: Arc::new(upstream), hostname: hostname.into(), connector, clock })
+    }
+
+    /// The upstream.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Connects, secures and logs in. Tells `done` of each step that succeeded.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator.
+    pub async fn open(&self, mut done: impl FnMut(Step)) -> Result<Client<TcpStream>, Trouble> {
+        let upstream = &self.upstream;
+        let (stream, peer) = self.connect().await?;
+        done(Step::new("connect", format!("connected to {peer}")));
+        let (stream, implicit) = match upstream.tls {
+            UpstreamTls::Implicit => (self.handshake(stream).await?, true),
+            _ => (Stream::Plain(stream), false),
+        };
+        if implicit {
+            done(Step::new("TLS", "certificate verified".to_owned()));
+        }
+        let mut client =
+            Client::new(stream, Arc::clone(upstream), Arc::clone(&self.hostname), self.clock.clone());
+        let greeting = client.greeting().await.map_err(|lost| self.lost(lost))?;
+        self.must(Phase::Greeting, &greeting)?;
+        done(Step::new("greeting", greeting.to_string()));
+        self.ehlo(&mut client).await?;
+        if !implicit && upstream.tls != UpstreamTls::None {
+            client = self.start_tls(client, &mut done).await?;
+        }
+        self.log_in(&mut client, &mut done).await?;
+        Ok(client)
+    }
+
+    /// What to say of a connection that ended too early.
+    fn lost(&self, lost: Lost) -> Trouble {
+        self.trouble(lost.phase, Scope::Upstream, lost.reply.clone(), Some(lost.words()), SOMEBODY, None)
+    }
+
+    async fn connect(&self) -> Result<(TcpStream, SocketAddr), Trouble> {
+        let upstream = &self.upstream;
+        let limit = Phase::Connect.deadline(upstream.timeout);
+        let fail = |words: String, help| {
+            self.trouble(Phase::Connect, Scope::Upstream, None, Some(words), SOMEBODY, Some(help))
+        };
+        let place = format!("{}:{}", upstream.server, upstream.port);
+        let resolve = tokio::net::lookup_host((upstream.server.as_str(), upstream.port));
+        let found: Vec<_> = match timeout(limit, resolve).await {
+            Ok(Ok(found)) => found.collect(),
+            Ok(Err(error)) => {
+                return Err(fail(
+                    format!("the host name {} is not found ({error})", upstream.server),
+                    HELP_NAME,
+                ));
+            }
+            Err(_) => {
+                return Err(fail(format!("no answer about the host name {}", upstream.server), HELP_NAME));
+            }
+        };
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        // All addresses share the one deadline, so that a dead family can't eat it alone.
+        let share = (limit / found.len().max(1) as u32).max(Duration::from_secs(3)).min(limit);
+        for address in found {
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Envelope and content are written as they are complete; Nagle would hold them.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, address));
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        let words = match last.kind() {
+            io::ErrorKind::ConnectionRefused => format!("{place} refuses connections"),
+            io::ErrorKind::TimedOut => format!("{place} does not answer"),
+            _ => format!("can't connect to {place}: {last}"),
+        };
+        Err(fail(words, HELP_CONNECT))
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<Stream<TcpStream>, Trouble> {
+        let limit = Phase::Tls.deadline(self.upstream.timeout);
+        let fault = match timeout(limit, self.connector.connect(stream)).await {
+            Ok(Ok(stream)) => return Ok(Stream::Tls(Box::new(stream))),
+            Ok(Err(fault)) => fault,
+            Err(_) => TlsFault::silent(),
+        };
+        Err(self.trouble(
+            Phase::Tls,
+            Scope::Upstream,
+            None,
+            Some(fault.words),
+            fault.who_must_act,
+            fault.help,
+        ))
+    }
+
+    async fn ehlo(&self, client: &mut Client<TcpStream>) -> Result<(), Trouble> {
+        let reply = client.ehlo().await.map_err(|lost| self.lost(lost))?;
+        self.must(Phase::Ehlo, &reply)
+    }
+
+    /// RFC 3207, and nothing in clear but the word itself.
+    async fn start_tls(
+        &self,
+        mut client: Client<TcpStream>,
+        done: &mut impl FnMut(Step),
+    ) -> Result<Client<TcpStream>, Trouble> {
+        let required = self.upstream.tls == UpstreamTls::StartTls;
+        let refuse = |reply: Option<Reply>, words: &str| {
+            self.trouble(
+                Phase::StartTls,
+                Scope::Upstream,
+                reply,
+                Some(words.to_owned()),
+                OPERATOR,
+                Some(HELP_STARTTLS),
+            )
+        };
+        if !client.capabilities().starttls {
+            return if required {
+                Err(refuse(None, "the upstream does not offer STARTTLS, so nothing is sent to it"))
+            } else {
+                Ok(client)
+            };
+        }
+        let reply = client.start_tls().await.map_err(|lost| self.lost(lost))?;
+        if !reply.is_success() {
+            return if required {
+                Err(refuse(Some(reply), "the upstream refuses STARTTLS"))
+            } else {
+                Ok(client)
+            };
+        }
+        let Some(stream) = client.into_plain() else {
+            return Err(self.trouble(
+                Phase::StartTls,
+                Scope::Upstream,
+                None,
+                Some("text in clear was injected behind the answer to STARTTLS, before TLS began".to_owned()),
+                OPERATOR,
+                Some("somebody on the way may be tampering with the connection; nothing was sent"),
+            ));
+        };
+        let stream = self.handshake(stream).await?;
+        let verified = if required { "certificate verified" } else { "encrypted, not verified" };
+        done(Step::new("TLS", verified.to_owned()));
+        let mut client =
+            Client::new(stream, Arc::clone(&self.upstream), Arc::clone(&self.hostname), self.clock.clone());
+        // RFC 3207 §4.2: what was said before TLS counts for nothing.
+        self.ehlo(&mut client).await?;
+        Ok(client)
+    }
+
+    async fn log_in(
+        &self,
+        client: &mut Client<TcpStream>,
+        done: &mut impl FnMut(Step),
+    ) -> Result<(), Trouble> {
+        let Some(login) = &self.upstream.login else { return Ok(()) };
+        let fail = |reply, words: &str, who, help| {
+            self.trouble(Phase::Auth, Scope::Credential, reply, Some(words.to_owned()), who, Some(help))
+        };
+        let verified = client.is_tls() && self.upstream.tls != UpstreamTls::Opportunistic;
+        if !verified && !self.upstream.allow_insecure_auth {
+            return Err(fail(None, "the login is not sent without verified TLS", OPERATOR, HELP_STARTTLS));
+        }
+        let Some(mechanism) = auth::choose(login.mechanism, &client.capabilities().auth) else {
+            let words = format!(
+                "the upstream offers no AUTH mechanism of ours ({})",
+                client.capabilities().auth.join(" ")
+            );
+            return Err(fail(
+                None,
+                &words,
+                OPERATOR,
+                "remove the user name and password, or set smtp_relay_auth",
+            ));
+        };
+        let reply = client.authenticate(mechanism, login).await.map_err(|lost| self.lost(lost))?;
+        if reply.is_success() {
+            done(Step::new("AUTH", format!("logged in with {} as {}", mechanism.name(), login.username)));
+            return Ok(());
+        }
+        let words = if reply.code() / 100 == 4 {
+            "the upstream can't check the login at present"
+        } else {
+            "the upstream refuses the login: wrong user name or password"
+        };
+        Err(fail(Some(reply), words, OPERATOR, HELP_LOGIN))
+    }
+
+    fn must(&self, phase: Phase, reply: &Reply) -> Result<(), Trouble> {
+        if reply.is_success() {
+            return Ok(());
+        }
+        let words = match phase {
+            Phase::Greeting => "the upstream takes no connection now",
+            _ => "the upstream refuses our EHLO",
+        };
+        Err(self.trouble(phase, Scope::Upstream, Some(reply.clone()), Some(words.to_owned()), SOMEBODY, None))
+    }
+
+    fn trouble(
+        &self,
+        phase: Phase,
+        scope: Scope,
+        reply: Option<Reply>,
+        explanation: Option<String>,
+        who_must_act: &'static str,
+        help: Option<&'static str>,
+    ) -> Trouble {
+        let evidence = Evidence {
+            at: self.clock.now(),
+            upstream: self.upstream.name.clone(),
+            phase: phase.name().to_owned(),
+            scope,
+            reply,
+            explanation,
+            uncertain: false,
+        };
+        Trouble { evidence, who_must_act, help }
+    }
+}
+
+impl Step {
+    fn new(what: &str, detail: String) -> Self {
+        Self { what: what.to_owned(), detail }
+    }
+}
+
+/// The upstream's people, or time.
+const SOMEBODY: &str = "the upstream";
+/// Whoever runs this relay.
+const OPERATOR: &str = "operator";
+const HELP_NAME: &str = "check smtp_relay_server and the name server of this host";
+const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
+const HELP_STARTTLS: &str =
+    "somebody may be stripping it; if the upstream really has none, set smtp_relay_tls: implicit (port 465)";
+const HELP_LOGIN: &str = "check smtp_relay_username and smtp_relay_password, then reload; many providers want an app \
+    password or an SMTP key instead of the account's password";

@@ -1,0 +1,525 @@
+//! The queue runner: claim, attempt, settle, report. The only file where queue, delivery, limits and
+//! reports meet.
+//!
+//! One dispatcher hands due messages to workers; a worker is one connection to the upstream. While
+//! there is mail, workers help themselves and the dispatcher is out of the way. A worker opens its
+//! connection through the gate, once, at its birth; when the connection ends, so does the worker.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    clock::Clock,
+    delivery::{
+        Agent, Message, Trouble,
+        client::{Attempt, Client},
+    },
+    dsn::{self, Failure, Undelivered},
+    limits::gate::{Gate, Pass},
+    mail::{
+        content::{self, Content},
+        envelope::{Envelope, Origin},
+        outcome::{Evidence, Outcome, Scope},
+    },
+    observe::{Delivery, Event, EventKind, Observer, UpstreamLabels},
+    queue::{
+        Claim, Next, Queue, Report, Settled,
+        entry::{Entry, RecipientState},
+        retry,
+    },
+    smtp::address::{Mailbox, ReversePath},
+};
+
+/// A kept connection without mail is given back to the upstream after so long.
+const IDLE: Duration = Duration::from_secs(20);
+/// After an end that leaves open whether the upstream took the message, the next try waits at least
+/// this long (or the longest wait, if that is shorter): each try may be one more copy.
+const UNCERTAIN_WAIT: Duration = Duration::from_secs(300);
+
+/// What the runner goes by; replaced as a whole when the configuration is read again.
+#[derive(Debug)]
+pub struct Orders {
+    /// Speaks to the upstream.
+    pub agent: Agent,
+    /// When to try again, when to give up.
+    pub queue: crate::config::QueueSettings,
+    /// Our name.
+    pub hostname: String,
+    /// Who gets reports that can't be returned.
+    pub postmaster: Option<Mailbox>,
+}
+
+/// The queue runner. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Runner(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    orders: ArcSwap<Orders>,
+    queue: Queue,
+    gate: Gate,
+    observer: Observer,
+    clock: Clock,
+    /// One permit for each message being carried.
+    busy: Mutex<Arc<Semaphore>>,
+    /// Workers that wait with an open connection, the last used on top: the others can run out.
+    idle: Mutex<Vec<(usize, mpsc::Sender<Job>)>>,
+    idled: Notify,
+    names: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+/// What a waiting worker is given.
+type Job = (Claim, OwnedSemaphorePermit);
+
+impl Runner {
+    /// A runner that empties `queue` through `gate`.
+    pub fn new(orders: Orders, queue: Queue, gate: Gate, observer: Observer, clock: Clock) -> Self {
+        let busy = Mutex::new(Arc::new(Semaphore::new(orders.agent.upstream().connections.max(1))));
+        Self(Arc::new(Inner {
+            orders: ArcSwap::from_pointee(orders),
+            queue,
+            gate,
+            observer,
+            clock,
+            busy,
+            idle: Mutex::default(),
+            idled: Notify::new(),
+            names: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Goes by other orders from the next message on. Connections opened under the old ones end.
+    pub fn change(&self, orders: Orders) {
+        *self.lock(&self.0.busy) = Arc::new(Semaphore::new(orders.agent.upstream().connections.max(1)));
+        self.0.orders.store(Arc::new(orders));
+        // Their channels close, which tells the waiting workers to go.
+        self.lock(&self.0.idle).clear();
+        self.0.gate.reset();
+    }
+
+    /// Runs until `shutdown` turns true, and then until what is under way has had its final reply.
+    pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
+        let feeding = self.0.queue.clone();
+        let feeder = tokio::spawn(async move { feeding.feed().await });
+        let mut workers = JoinSet::new();
+        let told = shutdown.clone();
+        loop {
+            let work = tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|shutdown| *shutdown) => break,
+                Some(_) = workers.join_next() => None,
+                work = self.dispatch() => work,
+            };
+            if let Some((claim, permit, pass)) = work {
+                let (runner, told) = (self.clone(), told.clone());
+                workers.spawn(async move { runner.work(claim, permit, pass, told).await });
+            }
+        }
+        feeder.abort();
+        self.lock(&self.0.idle).clear();
+        while workers.join_next().await.is_some() {}
+    }
+
+    /// Hands out one message: to a worker that waits, or to a new one, whose first work is returned.
+    /// Dropped midway, it leaves everything as it was.
+    async fn dispatch(&self) -> Option<(Claim, OwnedSemaphorePermit, Pass)> {
+        let busy = Arc::clone(&self.lock(&self.0.busy));
+        let permit = busy.acquire_owned().await.ok()?;
+        let pass = loop {
+            let idled = self.0.idled.notified();
+            if !self.lock(&self.0.idle).is_empty() {
+                break None;
+            }
+            tokio::select! {
+                pass = self.0.gate.pass() => break Some(pass),
+                () = idled => {}
+            }
+        };
+        let claim = self.0.queue.claim().await;
+        let waiting = self.lock(&self.0.idle).pop();
+        if let Some((_, worker)) = waiting {
+            // If it went away at this moment, the claim comes back to the queue by itself.
+            let _ = worker.try_send((claim, permit));
+            return None;
+        }
+        // Without a pass, the worker that waited a moment ago has left, and the claim goes back.
+        pass.map(|pass| (claim, permit, pass))
+    }
+
+    /// A worker's life.
+    async fn work(
+        &self,
+        claim: Claim,
+        permit: OwnedSemaphorePermit,
+        pass: Pass,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        let orders = self.0.orders.load_full();
+        let client =
+            match orders.agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
+                Ok(client) => client,
+                Err(trouble) => return self.closed(&orders, claim, pass, trouble),
+            };
+        if pass.succeeded() {
+            tracing::info!(upstream = orders.agent.upstream().name, "the upstream takes mail again");
+        }
+        let open = self.0.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        self.show(&orders, open);
+        self.carry(&orders, client, claim, permit, shutdown).await;
+        let open = self.0.connections.fetch_sub(1, Ordering::Relaxed) - 1;
+        self.show(&orders, open);
+    }
+
+    /// Carries message after message over one connection.
+    async fn carry(
+        &self,
+        orders: &Arc<Orders>,
+        mut client: Client<TcpStream>,
+        claim: Claim,
+        permit: OwnedSemaphorePermit,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        let (mut claim, mut permit, mut settled) = (claim, permit, None);
+        loop {
+            settled = self.carry_one(orders, &mut client, claim, settled).await;
+            let stop =
+                !client.is_usable() || *shutdown.borrow() || !Arc::ptr_eq(orders, &self.0.orders.load());
+            if stop {
+                break;
+            }
+            if let Some(next) = self.0.queue.try_claim() {
+                claim = next;
+                continue;
+            }
+            drop(permit);
+            match self.wait_for_job().await {
+                Some(job) => (claim, permit) = job,
+                None => break,
+            }
+        }
+        if let Some(settled) = settled {
+            let _ = settled.durable().await;
+        }
+        client.quit().await;
+    }
+
+    /// Waits among the idle; `None` when it waited too long, or is told to go.
+    async fn wait_for_job(&self) -> Option<Job> {
+        let name = self.0.names.fetch_add(1, Ordering::Relaxed);
+        let (sender, mut jobs) = mpsc::channel(1);
+        self.lock(&self.0.idle).push((name, sender));
+        self.0.idled.notify_one();
+        if let Ok(job) = timeout(IDLE, jobs.recv()).await {
+            return job;
+        }
+        let was_there = {
+            let mut idle = self.lock(&self.0.idle);
+            let before = idle.len();
+            idle.retain(|(other, _)| *other != name);
+            idle.len() < before
+        };
+        // Not there any more: the dispatcher has just chosen us.
+        if was_there { None } else { jobs.recv().await }
+    }
+
+    /// One attempt at one message. `before` is the settlement of the message before it.
+    async fn carry_one(
+        &self,
+        orders: &Orders,
+        client: &mut Client<TcpStream>,
+        claim: Claim,
+        before: Option<Settled>,
+    ) -> Option<Settled> {
+        let entry = claim.entry();
+        let pending: Vec<usize> = entry.pending().map(|(place, _)| place).collect();
+        let message = Message {
+            reverse_path: &entry.reverse_path,
+            recipients: pending.iter().map(|place| &entry.recipients[*place].address).collect(),
+            eight_bit: entry.eight_bit,
+            content: claim.content(),
+        };
+        let recorded = async {
+            if let Some(before) = before {
+                // If it can't be recorded the queue goes on trying, and keeps the entry to itself.
+                let _ = before.durable().await;
+            }
+        };
+        match client.attempt(&message, recorded).await {
+            Attempt::Done(outcomes) => Some(self.settle(orders, claim, &pending, outcomes, None)),
+            // Nothing was said of it: it goes back as it was.
+            Attempt::Stale => None,
+            Attempt::Damaged => Some(self.hold(claim, "damaged")),
+        }
+    }
+
+    /// No connection: the gate closes, and the message that was tried remembers why.
+    fn closed(&self, orders: &Orders, claim: Claim, pass: Pass, trouble: Trouble) {
+        let Trouble { evidence, who_must_act, help } = trouble;
+        let waits = match evidence.scope {
+            Scope::Credential => orders.agent.upstream().auth_retry,
+            // Asking whether it is back costs an upstream nothing, so it is asked soon at first.
+            _ => crate::config::Waits {
+                first: orders.queue.retry.first.min(Duration::from_secs(5)),
+                longest: orders.queue.retry.longest.min(Duration::from_secs(300)),
+            },
+        };
+        let until = pass.failed(waits, evidence.clone(), who_must_act);
+        tracing::warn!(
+            upstream = evidence.upstream,
+            phase = evidence.phase,
+            who_must_act,
+            next_try = %until,
+            help,
+            "no mail can be sent: {evidence}"
+        );
+        self.defer_all(orders, claim, &evidence, until);
+        // Others whose time is over have had this attempt too: it would have been theirs.
+        while let Some(claim) = self.0.queue.try_claim() {
+            if !is_over(orders, claim.entry(), evidence.at) {
+                break;
+            }
+            self.defer_all(orders, claim, &evidence, until);
+        }
+    }
+
+    fn defer_all(&self, orders: &Orders, claim: Claim, evidence: &Evidence, until: crate::clock::Timestamp) {
+        let pending: Vec<usize> = claim.entry().pending().map(|(place, _)| place).collect();
+        let outcomes = vec![Outcome::Deferred(evidence.clone()); pending.len()];
+        drop(self.settle(orders, claim, &pending, outcomes, Some(until)));
+    }
+
+    /// Records outcomes, decides how the entry goes on, and reports what is final.
+    fn settle(
+        &self,
+        orders: &Orders,
+        mut claim: Claim,
+        pending: &[usize],
+        outcomes: Vec<Outcome>,
+        until: Option<crate::clock::Timestamp>,
+    ) -> Settled {
+        let now = self.0.clock.now();
+        let over = is_over(orders, claim.entry(), now);
+        let entry = claim.entry_mut();
+        let mut failed = Vec::new();
+        let mut waits = Vec::new();
+        for (place, outcome) in pending.iter().zip(outcomes) {
+            let recipient = &mut entry.recipients[*place];
+            recipient.attempts += 1;
+            recipient.last = Some(outcome.evidence().clone());
+            match outcome {
+                Outcome::Delivered(_) => recipient.state = RecipientState::Delivered,
+                Outcome::Failed(_) => {
+                    recipient.state = RecipientState::Bounced;
+                    failed.push(*place);
+                }
+                Outcome::Deferred(evidence) if over && evidence.scope != Scope::Transaction => {
+                    recipient.state = RecipientState::Expired;
+                    failed.push(*place);
+                }
+                Outcome::Deferred(evidence) => waits.push(wait(orders, &evidence, recipient.attempts)),
+            }
+        }
+        let next = match waits.into_iter().min() {
+            None => Next::Done,
+            Some(wait) => Next::Retry(until.unwrap_or_else(|| now.after(wait))),
+        };
+        self.tell(claim.entry(), pending, next);
+        let (reports, next) = self.reports(orders, &mut claim, &failed, next);
+        self.0.queue.settle(claim, next, reports)
+    }
+
+    /// Who is told of the recipients that have failed. What nobody can be told is held.
+    fn reports(
+        &self,
+        orders: &Orders,
+        claim: &mut Claim,
+        failed: &[usize],
+        next: Next,
+    ) -> (Vec<Report>, Next) {
+        if failed.is_empty() {
+            return (Vec::new(), next);
+        }
+        let entry = claim.entry();
+        let postmaster = orders.postmaster.as_ref();
+        // A report that can't be delivered to the postmaster is not reported to the postmaster.
+        let for_postmaster = || postmaster.filter(|to| entry.recipients.iter().all(|r| r.address != **to));
+        let to = entry.reverse_path.mailbox().or_else(for_postmaster);
+        let composed = to.map(|to| (to.clone(), self.report(orders, entry, claim.content(), failed, to)));
+        match composed {
+            Some((to, Ok(content))) => {
+                let origin = Origin {
+                    client: "report".to_owned(),
+                    hello: orders.hostname.clone(),
+                    ..Origin::default()
+                };
+                let envelope =
+                    Envelope { reverse_path: ReversePath::NULL, recipients: vec![to], eight_bit: false };
+                (vec![Report { envelope, origin, content, held: None }], next)
+            }
+            Some((_, Err(error))) => {
+                tracing::error!(id = %claim.entry().id, %error);
+                self.hold_unreportable(claim, next)
+            }
+            None => self.hold_unreportable(claim, next),
+        }
+    }
+
+    fn hold_unreportable(&self, claim: &mut Claim, next: Next) -> (Vec<Report>, Next) {
+        if next != Next::Done {
+            return (Vec::new(), next);
+        }
+        let reason = "not delivered, and there is no sender to tell";
+        claim.entry_mut().held = Some(reason.to_owned());
+        self.0.observer.emit(Event {
+            reply: Some(reason.to_owned()),
+            ..Event::new(self.0.clock.now(), EventKind::Held, claim.entry().id)
+        });
+        (Vec::new(), Next::Hold)
+    }
+
+    fn report(
+        &self,
+        orders: &Orders,
+        entry: &Entry,
+        content: &Content,
+        failed: &[usize],
+        to: &Mailbox,
+    ) -> Result<Vec<u8>, dsn::ComposeError> {
+        let head = head(content);
+        let header = content::header_section(&head, content.size() == head.len() as u64).unwrap_or(&head);
+        let failures = failed
+            .iter()
+            .filter_map(|place| {
+                let recipient = &entry.recipients[*place];
+                let evidence = recipient.last.as_ref()?;
+                let expired = recipient.state == RecipientState::Expired;
+                Some(Failure { recipient: &recipient.address, evidence, expired })
+            })
+            .collect();
+        dsn::compose(&Undelivered {
+            to,
+            hostname: &orders.hostname,
+            id: &entry.id.to_string(),
+            arrival: entry.received,
+            now: self.0.clock.now(),
+            subject: content::decoded_subject(&head).as_deref(),
+            message_id: entry.message_id.as_deref(),
+            header,
+            failures,
+        })
+    }
+
+    fn hold(&self, mut claim: Claim, reason: &str) -> Settled {
+        tracing::error!(id = %claim.entry().id, reason, "message held");
+        claim.entry_mut().held = Some(reason.to_owned());
+        self.0.observer.emit(Event {
+            reply: Some(reason.to_owned()),
+            ..Event::new(self.0.clock.now(), EventKind::Held, claim.entry().id)
+        });
+        self.0.queue.settle(claim, Next::Hold, Vec::new())
+    }
+
+    /// Events and counters of what an attempt showed.
+    fn tell(&self, entry: &Entry, pending: &[usize], next: Next) {
+        let metrics = self.0.observer.metrics();
+        for place in pending {
+            let recipient = &entry.recipients[*place];
+            let Some(evidence) = &recipient.last else { continue };
+            let (kind, result) = match recipient.state {
+                RecipientState::Delivered => (EventKind::Delivered, Delivery::delivered),
+                RecipientState::Pending => (EventKind::Deferred, Delivery::deferred),
+                RecipientState::Bounced => (EventKind::Bounced, Delivery::bounced),
+                RecipientState::Expired => (EventKind::Expired, Delivery::bounced),
+            };
+            metrics.delivery(&evidence.upstream, result);
+            let delay = evidence.at.since(entry.received);
+            if kind == EventKind::Delivered {
+                metrics.delivered_after(delay);
+            }
+            self.0.observer.emit(Event {
+                sender: Some(entry.reverse_path.as_str().to_owned()),
+                recipient: Some(recipient.address.to_string()),
+                upstream: Some(evidence.upstream.clone()),
+                reply: Some(evidence.to_string()),
+                attempt: Some(recipient.attempts),
+                next_attempt: match (kind, next) {
+                    (EventKind::Deferred, Next::Retry(due)) => Some(due),
+                    _ => None,
+                },
+                delay_ms: Some(delay.as_millis() as u64),
+                uncertain: evidence.uncertain,
+                ..Event::new(evidence.at, kind, entry.id)
+            });
+        }
+    }
+
+    fn show(&self, orders: &Orders, open: usize) {
+        let upstream = orders.agent.upstream().name.clone();
+        self.0
+            .observer
+            .metrics()
+            .upstream_connections
+            .get_or_create(&UpstreamLabels { upstream })
+            .set(open as i64);
+    }
+
+    /// Open connections to the upstream.
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a message has outlived the queue's patience. Asked only behind an attempt, so that a clock
+/// set forward expires nothing that was not just tried.
+fn is_over(orders: &Orders, entry: &Entry, now: crate::clock::Timestamp) -> bool {
+    now.since(entry.received) >= orders.queue.lifetime
+}
+
+fn wait(orders: &Orders, evidence: &Evidence, attempts: u32) -> Duration {
+    let ordinary = retry::wait(orders.queue.retry, attempts, fastrand::f64());
+    if evidence.uncertain {
+        ordinary.max(UNCERTAIN_WAIT.min(orders.queue.retry.longest))
+    } else if evidence.scope == Scope::Transaction {
+        // The same mail may pass at once in another transaction.
+        Duration::ZERO
+    } else {
+        ordinary
+    }
+}
+
+/// The start of the content, as far as a header section may reach.
+fn head(content: &Content) -> bytes::Bytes {
+    match content {
+        Content::Memory(octets) => octets.clone(),
+        Content::File { path, .. } => {
+            use std::io::Read as _;
+            let mut head = Vec::new();
+            // A large message that failed; rare enough to read where we are.
+            let read = std::fs::File::open(path)
+                .and_then(|file| file.take(content::HEADER_MAX as u64).read_to_end(&mut head));
+            if read.is_err() {
+                head.clear();
+            }
+            head.into()
+        }
+    }
+}

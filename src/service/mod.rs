@@ -1,0 +1,330 @@
+//! The composition root: builds the parts, runs them, reloads, drains.
+//!
+//! - here: one relay, from settings to goodbye
+//! - [`parts`]: what is made of settings, at start and at each reload
+//! - [`dev`]: local mode: the same relay with an upstream built in
+//!
+//! Order of the start: everything that can be wrong is found before the first socket answers; the
+//! environment is published once it does. Order of the end: no new connections, idle sessions told,
+//! final replies waited for, the writer last.
+
+pub mod dev;
+pub mod parts;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    admin::{self, Admin},
+    clock::Clock,
+    config::{self, ListenTls, Loaded, Settings, Source},
+    delivery::tls::TlsFault,
+    environment::{self, Published},
+    limits::gate::Gate,
+    listener::{Listener, tls::IdentityError},
+    observe::Observer,
+    queue::{OpenError, Queue, WriterThread},
+    runner::Runner,
+};
+
+/// SIGTERM to exit: container runtimes wait ten seconds before they kill.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// The relay can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The queue.
+    #[error(transparent)]
+    Queue(#[from] OpenError),
+    /// An address.
+    #[error("can't listen on {address}: {error}")]
+    Bind {
+        /// Which.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The listener's certificate.
+    #[error("the listener's certificate: {0}")]
+    Identity(#[from] IdentityError),
+    /// The upstream's TLS settings.
+    #[error("TLS to the upstream: {0}")]
+    Tls(#[from] TlsFault),
+    /// A file in the data directory, or the runtime.
+    #[error("{}: {error}", path.display())]
+    Data {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl StartError {
+    /// As sysexits(3) has it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Queue(OpenError::InUse { .. }) => 75,
+            Self::Queue(OpenError::Store { .. }) => 65,
+            Self::Bind { error, .. }
+            | Self::Data { error, .. }
+            | Self::Queue(OpenError::Io { error, .. })
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                77
+            }
+            Self::Bind { .. } => 69,
+            Self::Queue(OpenError::Io { .. }) | Self::Data { .. } => 73,
+            Self::Identity(_) | Self::Tls(_) => 78,
+        }
+    }
+}
+
+/// Runs the relay until a signal ends it.
+///
+/// # Errors
+/// It can't start; nothing was half-started.
+pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
+    parts::start_log(&loaded.settings.log_level);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    run(loaded.settings, Some(source), None)
+}
+
+/// What local mode adds: where the embedded upstream keeps what it gets, and its own writer.
+pub(crate) struct Embedded {
+    pub(crate) captured: Queue,
+    pub(crate) writer: WriterThread,
+    pub(crate) listener: Listener,
+    pub(crate) socket: std::net::TcpListener,
+    pub(crate) shutdown: watch::Sender<bool>,
+}
+
+/// Builds and runs one relay, and waits for its writers when all else has ended.
+pub(crate) fn run(
+    settings: Settings,
+    source: Option<Source>,
+    embedded: Option<Embedded>,
+) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::Data { path: settings.data.clone(), error })?;
+    let writers = runtime.block_on(async {
+        let service = Service::start(settings, source, embedded).await?;
+        Ok::<_, StartError>(service.until_stopped().await)
+    })?;
+    // Drops what is still under way, and with it the last handles of the queue.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    for writer in writers {
+        writer.join();
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A running relay.
+struct Service {
+    settings: Arc<ArcSwap<Settings>>,
+    source: Option<Source>,
+    published: Arc<ArcSwap<Published>>,
+    bound: SocketAddr,
+    listener: Listener,
+    runner: Runner,
+    shutdown: watch::Sender<bool>,
+    running: tokio::task::JoinHandle<()>,
+    reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
+    writers: Vec<WriterThread>,
+    capture_shutdown: Option<watch::Sender<bool>>,
+    clock: Clock,
+}
+
+impl Service {
+    async fn start(
+        settings: Settings,
+        source: Option<Source>,
+        embedded: Option<Embedded>,
+    ) -> Result<Self, StartError> {
+        let clock = Clock::System;
+        let observer = Observer::default();
+        let (shutdown, told) = watch::channel(false);
+
+        parts::make_data_directory(&settings)?;
+        let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
+        let identity = parts::identity(&settings)?;
+        let access = parts::access(&settings)?;
+        let orders = parts::orders(&settings, &clock)?;
+        let mut sockets = Vec::new();
+        for listen in &settings.listen {
+            sockets.push((bind(&listen.address).await?, listen.tls));
+        }
+        let admin_socket = bind(&settings.admin.listen.to_string()).await?;
+        let bound = sockets
+            .first()
+            .and_then(|(socket, _)| socket.local_addr().ok())
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+
+        let published = parts::published(&settings, bound, identity.as_ref(), &access);
+        publish(&settings, &published).await;
+        let gate = Gate::new(clock.clone());
+        let terms = parts::terms(&settings, access, identity.as_ref());
+        let listener =
+            Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());
+        let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), clock.clone());
+        let (reload, reloads) = mpsc::channel(4);
+        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let published = Arc::new(ArcSwap::from_pointee(published));
+        let admin = Admin {
+            settings: Arc::clone(&settings),
+            queue,
+            gate,
+            runner: runner.clone(),
+            observer,
+            published: Arc::clone(&published),
+            reload,
+            captured: embedded.as_ref().map(|embedded| embedded.captured.clone()),
+            clock: clock.clone(),
+        };
+        let socket_path = settings.load().data.join("admin.sock");
+        admin::serve(admin, admin_socket, &socket_path, told.clone())
+            .map_err(|error| StartError::Data { path: socket_path, error })?;
+
+        let mut writers = vec![writer];
+        let mut capture_shutdown = None;
+        if let Some(embedded) = embedded {
+            let socket = TcpListener::from_std(embedded.socket)
+                .map_err(|error| StartError::Bind { address: "the embedded upstream".to_owned(), error })?;
+            tokio::spawn(async move { embedded.listener.accept(socket, ListenTls::StartTls).await });
+            tokio::spawn(dev::bound_captured(embedded.captured));
+            writers.push(embedded.writer);
+            capture_shutdown = Some(embedded.shutdown);
+        }
+        for (socket, tls) in sockets {
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!(%address, ?tls, "taking mail");
+            }
+            let listener = listener.clone();
+            tokio::spawn(async move { listener.accept(socket, tls).await });
+        }
+        let (running, until) = (runner.clone(), told);
+        let running = tokio::spawn(async move { running.run(until).await });
+        let upstream = &settings.load().upstream;
+        tracing::info!(upstream = upstream.name, port = upstream.port, "ready");
+        Ok(Self {
+            settings,
+            source,
+            published,
+            bound,
+            listener,
+            runner,
+            shutdown,
+            running,
+            reloads,
+            writers,
+            capture_shutdown,
+            clock,
+        })
+    }
+
+    /// Serves signals and reloads; then drains.
+    async fn until_stopped(mut self) -> Vec<WriterThread> {
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+        else {
+            tracing::error!("can't listen to signals");
+            return self.writers;
+        };
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    if let Err(problem) = self.reload().await {
+                        tracing::error!("not reloaded, the settings in force stay: {problem}");
+                    }
+                }
+                Some(answer) = self.reloads.recv() => {
+                    let result = self.reload().await;
+                    let _ = answer.send(result);
+                }
+            }
+        }
+        tokio::select! {
+            writers = self.drain() => writers,
+            _ = terminate.recv() => std::process::exit(0),
+            _ = interrupt.recv() => std::process::exit(0),
+        }
+    }
+
+    async fn drain(self) -> Vec<WriterThread> {
+        tracing::info!("stopping: final replies are waited for");
+        let deadline = Instant::now() + DRAIN;
+        let _ = self.shutdown.send(true);
+        let runner = timeout_at(deadline, self.running).await;
+        while self.listener.connections() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if runner.is_err() {
+            tracing::warn!("an upstream still owes a final reply: that message will be tried again");
+        }
+        if let Some(capture) = self.capture_shutdown {
+            let _ = capture.send(true);
+        }
+        self.writers
+    }
+
+    /// Reads the configuration again and goes by it. Queue, connections and counters stay.
+    async fn reload(&self) -> Result<String, String> {
+        let old = self.settings.load_full();
+        let (settings, identity) = match &self.source {
+            Some(source) => {
+                let source = source.clone();
+                let read = move || config::load(&source, &|name| std::env::var(name).ok());
+                let loaded = tokio::task::spawn_blocking(read)
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .map_err(|problems| problems.to_string())?;
+                let identity = parts::identity(&loaded.settings).map_err(|error| error.to_string())?;
+                (loaded.settings, identity)
+            }
+            None => return Err("local mode has no configuration to read again".to_owned()),
+        };
+        let access = parts::access(&settings).map_err(|error| error.to_string())?;
+        let orders = parts::orders(&settings, &self.clock).map_err(|error| error.to_string())?;
+        let published = parts::published(&settings, self.bound, identity.as_ref(), &access);
+        publish(&settings, &published).await;
+        self.listener.change(parts::terms(&settings, access, identity.as_ref()));
+        self.runner.change(orders);
+        let unchanged = parts::needs_restart(&old, &settings);
+        self.published.store(Arc::new(published));
+        self.settings.store(Arc::new(settings));
+        let said = if unchanged.is_empty() {
+            "configuration read again".to_owned()
+        } else {
+            format!("configuration read again; these need a restart: {}", unchanged.join(", "))
+        };
+        tracing::info!("{said}");
+        Ok(said)
+    }
+}
+
+async fn bind(address: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind { address: address.to_owned(), error })
+}
+
+/// Tells apps. That it fails is no reason to take no mail.
+async fn publish(settings: &Settings, published: &Published) {
+    let (files, published) = (settings.environment.files.clone(), published.clone());
+    let result = tokio::task::spawn_blocking(move || environment::publish(&files, &published)).await;
+    if let Ok(Err(error)) = result {
+        tracing::error!("what apps need could not be published: {error}");
+    }
+}

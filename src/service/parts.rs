@@ -1,0 +1,206 @@
+//! What is made of settings, at start and at each reload.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::Arc,
+};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tracing_subscriber::EnvFilter;
+
+use super::StartError;
+use crate::{
+    clock::Clock,
+    config::{ListenTls, Settings},
+    delivery::Agent,
+    environment::Published,
+    listener::{
+        Terms,
+        auth::Credentials,
+        policy::Rules,
+        tls::{self, Identity},
+    },
+    runner::Orders,
+    smtp::address::Mailbox,
+};
+
+/// Lines on standard error: people read them, and journald or a container runtime keeps them.
+pub(crate) fn start_log(level: &str) {
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = io::IsTerminal::is_terminal(&io::stderr());
+    // A second start in one process (tests) keeps the first.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(io::stderr)
+        .try_init();
+}
+
+/// The directory for everything that must survive a restart; only ours to look into.
+pub(crate) fn make_data_directory(settings: &Settings) -> Result<(), StartError> {
+    let path = &settings.data;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(path)
+        .map_err(|error| StartError::Data { path: path.clone(), error })
+}
+
+/// Our certificate, if any listener needs one.
+pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, StartError> {
+    if settings.listen.iter().all(|listen| listen.tls == ListenTls::None) {
+        return Ok(None);
+    }
+    Ok(Some(tls::load(settings.tls.as_ref(), &settings.data.join("tls"), &settings.hostname)?))
+}
+
+/// Logins of apps, each with its password; the first is the one that is published.
+pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>, StartError> {
+    let mut logins = Vec::new();
+    for user in &settings.access.users {
+        let password = match &user.password {
+            Some(password) => password.clone(),
+            None => generated_password(&settings.data.join("smtp_password"))?,
+        };
+        logins.push((user.name.clone(), password));
+    }
+    Ok(logins)
+}
+
+/// What the listener holds its clients to.
+pub(crate) fn terms(
+    settings: &Settings,
+    access: Vec<(String, SecretString)>,
+    identity: Option<&Identity>,
+) -> Terms {
+    let bounds = &settings.bounds;
+    let rules = Rules {
+        hostname: settings.hostname.clone(),
+        credentials: Credentials::new(access),
+        networks: settings.access.networks.clone(),
+        message_size: bounds.message_size,
+        recipients: bounds.recipients,
+        trace: true,
+    };
+    Terms {
+        rules: Arc::new(rules),
+        tls: identity.map(|identity| Arc::clone(&identity.config)),
+        connections: bounds.connections,
+        connections_per_client: bounds.connections_per_client,
+    }
+}
+
+/// What the runner goes by.
+pub(crate) fn orders(settings: &Settings, clock: &Clock) -> Result<Orders, StartError> {
+    Ok(Orders {
+        agent: Agent::new(settings.upstream.clone(), &settings.hostname, clock.clone())?,
+        queue: settings.queue.clone(),
+        hostname: settings.hostname.clone(),
+        postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
+    })
+}
+
+/// What apps are told.
+pub(crate) fn published(
+    settings: &Settings,
+    bound: SocketAddr,
+    identity: Option<&Identity>,
+    access: &[(String, SecretString)],
+) -> Published {
+    let upstream = &settings.upstream;
+    let first = access.first().cloned().unwrap_or_else(|| (String::new(), SecretString::from("")));
+    let tls = match settings.listen.first().map(|listen| listen.tls) {
+        Some(ListenTls::StartTls) => "starttls",
+        Some(ListenTls::Implicit) => "implicit",
+        Some(ListenTls::None) | None => "none",
+    };
+    Published {
+        service: settings.service.clone(),
+        host: settings.environment.public_host.clone().unwrap_or_else(|| host(settings, bound)),
+        port: bound.port(),
+        login: first.0,
+        password: first.1,
+        tls,
+        fingerprint: identity.filter(|_| tls != "none").map(|identity| identity.fingerprint.clone()),
+        relay_server: upstream.server.clone(),
+        relay_port: upstream.port,
+        relay_username: upstream.login.as_ref().map(|login| login.username.clone()),
+        relay_password: upstream
+            .login
+            .as_ref()
+            .filter(|_| settings.environment.relay_password)
+            .map(|login| login.password.clone()),
+        rate_limit: None,
+        max_message_size: settings.bounds.message_size,
+        max_recipients: settings.bounds.recipients,
+    }
+}
+
+/// Keys whose change is not taken up while running.
+pub(crate) fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let queue =
+        |s: &Settings| (s.queue.directory.clone(), s.queue.max_messages, s.queue.max_bytes, s.queue.min_free);
+    [
+        ("smtp_listen", old.listen != new.listen),
+        (
+            "smtp_queue, smtp_queue_max_messages, smtp_queue_max_bytes, smtp_queue_min_free",
+            queue(old) != queue(new),
+        ),
+        ("smtp_admin_listen", old.admin.listen != new.admin.listen),
+        ("smtp_log_level", old.log_level != new.log_level),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
+}
+
+/// An address that another container can reach: the one that was bound, or our name.
+fn host(settings: &Settings, bound: SocketAddr) -> String {
+    match bound.ip() {
+        any if any.is_unspecified() => settings.hostname.clone(),
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => address.to_string(),
+    }
+}
+
+/// Reads the password that was generated at first start, or generates it.
+fn generated_password(path: &Path) -> Result<SecretString, StartError> {
+    let fail = |error| StartError::Data { path: path.to_owned(), error };
+    match fs::read_to_string(path) {
+        Ok(kept) if !kept.trim().is_empty() => return Ok(SecretString::from(kept.trim().to_owned())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
+    }
+    let password = random_password().map_err(fail)?;
+    // Written beside and renamed: a crash leaves the old state or the new, never half a password.
+    let beside = path.with_extension("new");
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        writeln!(file, "{}", password.expose_secret())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(fail)?;
+    Ok(password)
+}
+
+/// 24 characters that need no escaping in a URL, a shell or a YAML file: 142 bits.
+pub(crate) fn random_password() -> io::Result<SecretString> {
+    const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut password = String::new();
+    while password.len() < 24 {
+        let mut octet = [0];
+        getrandom::fill(&mut octet).map_err(io::Error::other)?;
+        // Beyond the last whole multiple some letters would be likelier than others.
+        if octet[0] < 248 {
+            password.push(char::from(LETTERS[usize::from(octet[0]) % LETTERS.len()]));
+        }
+    }
+    Ok(SecretString::from(password))
+}
