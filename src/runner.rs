@@ -22,7 +22,8 @@ use tokio::{
 };
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, Timestamp},
+    config::{QueueSettings, Waits},
     delivery::{
         Agent, Message, Trouble,
         client::{Attempt, Client},
@@ -55,7 +56,7 @@ pub struct Orders {
     /// Speaks to the upstream.
     pub agent: Agent,
     /// When to try again, when to give up.
-    pub queue: crate::config::QueueSettings,
+    pub queue: QueueSettings,
     /// Our name.
     pub hostname: String,
     /// Who gets reports that can't be returned.
@@ -273,12 +274,12 @@ impl Runner {
         let waits = match evidence.scope {
             Scope::Credential => orders.agent.upstream().auth_retry,
             // Asking whether it is back costs an upstream nothing, so it is asked soon at first.
-            _ => crate::config::Waits {
+            _ => Waits {
                 first: orders.queue.retry.first.min(Duration::from_secs(5)),
                 longest: orders.queue.retry.longest.min(Duration::from_secs(300)),
             },
         };
-        let until = pass.failed(waits, evidence.clone(), who_must_act);
+        let until = pass.failed(waits, evidence.clone(), who_must_act, help);
         tracing::warn!(
             upstream = evidence.upstream,
             phase = evidence.phase,
@@ -297,7 +298,7 @@ impl Runner {
         }
     }
 
-    fn defer_all(&self, orders: &Orders, claim: Claim, evidence: &Evidence, until: crate::clock::Timestamp) {
+    fn defer_all(&self, orders: &Orders, claim: Claim, evidence: &Evidence, until: Timestamp) {
         let pending: Vec<usize> = claim.entry().pending().map(|(place, _)| place).collect();
         let outcomes = vec![Outcome::Deferred(evidence.clone()); pending.len()];
         drop(self.settle(orders, claim, &pending, outcomes, Some(until)));
@@ -310,7 +311,7 @@ impl Runner {
         mut claim: Claim,
         pending: &[usize],
         outcomes: Vec<Outcome>,
-        until: Option<crate::clock::Timestamp>,
+        until: Option<Timestamp>,
     ) -> Settled {
         let now = self.0.clock.now();
         let over = is_over(orders, claim.entry(), now);
@@ -336,9 +337,15 @@ impl Runner {
         }
         let next = match waits.into_iter().min() {
             None => Next::Done,
-            Some(wait) => Next::Retry(until.unwrap_or_else(|| now.after(wait))),
+            // It waits for the gate and for nothing else, so that it goes as soon as that opens.
+            Some(_) if until.is_some() => Next::Retry(now),
+            Some(wait) => Next::Retry(now.after(wait)),
         };
-        self.tell(claim.entry(), pending, next);
+        let next_attempt = match next {
+            Next::Retry(due) => Some(until.unwrap_or(due)),
+            Next::Done | Next::Hold => None,
+        };
+        self.tell(claim.entry(), pending, next_attempt);
         let (reports, next) = self.reports(orders, &mut claim, &failed, next);
         self.0.queue.settle(claim, next, reports)
     }
@@ -435,7 +442,7 @@ impl Runner {
     }
 
     /// Events and counters of what an attempt showed.
-    fn tell(&self, entry: &Entry, pending: &[usize], next: Next) {
+    fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
         let metrics = self.0.observer.metrics();
         for place in pending {
             let recipient = &entry.recipients[*place];
@@ -457,10 +464,7 @@ impl Runner {
                 upstream: Some(evidence.upstream.clone()),
                 reply: Some(evidence.to_string()),
                 attempt: Some(recipient.attempts),
-                next_attempt: match (kind, next) {
-                    (EventKind::Deferred, Next::Retry(due)) => Some(due),
-                    _ => None,
-                },
+                next_attempt: next_attempt.filter(|_| kind == EventKind::Deferred),
                 delay_ms: Some(delay.as_millis() as u64),
                 uncertain: evidence.uncertain,
                 ..Event::new(evidence.at, kind, entry.id)
@@ -490,7 +494,7 @@ impl Runner {
 
 /// Whether a message has outlived the queue's patience. Asked only behind an attempt, so that a clock
 /// set forward expires nothing that was not just tried.
-fn is_over(orders: &Orders, entry: &Entry, now: crate::clock::Timestamp) -> bool {
+fn is_over(orders: &Orders, entry: &Entry, now: Timestamp) -> bool {
     now.since(entry.received) >= orders.queue.lifetime
 }
 

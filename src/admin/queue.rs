@@ -196,6 +196,10 @@ pub(super) async fn act(
 
 async fn done(admin: &Admin, id: QueueId, action: Action) -> Answer<Json<Value>> {
     let before = admin.queue.get(id).await?;
+    let entry = before.as_ref().and_then(|listed| listed.entry.as_ref());
+    if action == Action::Retry && entry.is_some_and(|entry| entry.held.is_some()) {
+        return Err(Refusal::new(StatusCode::CONFLICT, "the message is held: release it, and it is tried"));
+    }
     if matches!(action, Action::Retry | Action::Release) {
         // The operator wants a try now, whatever was seen before.
         admin.gate.reset();
@@ -212,8 +216,6 @@ async fn done(admin: &Admin, id: QueueId, action: Action) -> Answer<Json<Value>>
         Action::Delete => (Some(EventKind::Deleted), "deleted"),
     };
     if let Some(kind) = kind {
-        let entry = before.and_then(|listed| listed.entry);
-        let entry = entry.as_ref();
         admin.observer.emit(Event {
             sender: entry.map(|entry| entry.reverse_path.as_str().to_owned()),
             size: entry.map(|entry| entry.content.size),

@@ -112,6 +112,8 @@ pub struct UpstreamStatus {
     pub state: String,
     pub reason: Option<String>,
     pub who_must_act: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
     pub until: Option<String>,
     pub connections: usize,
 }
@@ -176,6 +178,7 @@ impl Outlook {
             state: state.to_owned(),
             reason: closed.map(|closed| closed.evidence.to_string()),
             who_must_act: closed.map(|closed| closed.who_must_act.to_owned()),
+            help: closed.and_then(|closed| closed.help).map(str::to_owned),
             until: closed.map(|closed| closed.until.to_string()),
             connections: self.connections,
         }
@@ -337,8 +340,9 @@ impl UpstreamStatus {
             Some(who) => format!(" Who must act: {who}."),
             None => String::new(),
         };
+        let help = self.help.as_deref().map_or(String::new(), |help| format!(" What to do: {help}."));
         format!(
-            "Upstream {} is {}: {reason}.{who} Next try at {until}; mail stays queued, with {connections} open.",
+            "Upstream {} is {}: {reason}.{who}{help} Next try at {until}; mail stays queued, with {connections} open.",
             self.name, self.state
         )
     }
@@ -361,7 +365,7 @@ mod tests {
         let gate = Gate::new(Clock::starting_at(NOW));
         if let Some(scope) = scope {
             let waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) };
-            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"), "operator");
+            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"), "operator", None);
         }
         Outlook { upstream: "up".into(), closed: gate.closed(), connections, now: NOW }
     }

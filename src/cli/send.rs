@@ -18,7 +18,10 @@ use super::{
     output,
 };
 use crate::{
-    admin::{Info, people, view::List},
+    admin::{
+        Info, people,
+        view::{Item, List},
+    },
     config,
     smtp::{
         address::{Mailbox, ReversePath},
@@ -224,10 +227,9 @@ fn wait(client: &Client, id: &str, recipients: usize, timeout: Duration) -> Resu
         }
         std::thread::sleep(POLL);
     }
-    let words = format!(
-        "no final answer within {} s; the message stays queued: outpost queue show {id}",
-        timeout.as_secs()
-    );
+    let why = client.get::<Item>(&format!("/api/v1/queue/{}", segment(id))).ok().and_then(|item| item.reason);
+    let why = why.map_or(String::new(), |why| format!("\n  {}", people::printable(&why)));
+    let words = format!("no final answer within {} s; {id} stays queued{why}", timeout.as_secs());
     Err(Failure::new(Exit::TRY_AGAIN, words))
 }
 

@@ -75,7 +75,9 @@ pub fn compose(about: &Undelivered<'_>) -> Result<Vec<u8>, ComposeError> {
     let to = Address::new(local, domain).map_err(|error| fail(&error))?;
     let from = Address::new("MAILER-DAEMON", about.hostname).map_err(|error| fail(&error))?;
     let when = std::time::UNIX_EPOCH + std::time::Duration::from_millis(about.now.0);
-    let report_type = "multipart/report; report-type=delivery-status";
+    // lettre wants a multipart's boundary to be named; random, so that no content can hold it.
+    let boundary = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    let report_type = format!("multipart/report; report-type=delivery-status; boundary=\"{boundary}\"");
     let kind = |text: &str| ContentType::parse(text).map_err(|error| fail(&error));
     let part = |content_type: ContentType, octets: Vec<u8>| {
         SinglePart::builder().header(content_type).body(Body::new(octets))
@@ -98,7 +100,7 @@ pub fn compose(about: &Undelivered<'_>) -> Result<Vec<u8>, ComposeError> {
     let message = builder
         .multipart(
             MultiPart::builder()
-                .header(kind(report_type)?)
+                .header(kind(&report_type)?)
                 .singlepart(part(kind("text/plain; charset=utf-8")?, for_people(about).into_bytes()))
                 .singlepart(part(kind("message/delivery-status")?, for_programs(about).into_bytes()))
                 .singlepart(part(kind("text/rfc822-headers")?, returned(about.header).to_vec())),

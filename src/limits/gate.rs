@@ -55,6 +55,8 @@ pub struct Closed {
     pub evidence: Evidence,
     /// Who can do something about it.
     pub who_must_act: &'static str,
+    /// What to do.
+    pub help: Option<&'static str>,
     /// When a probe will be let through, in wall time, for people.
     pub until: Timestamp,
     deadline: Instant,
@@ -131,7 +133,13 @@ impl Pass {
 
     /// It failed: the gate closes for a while that grows with each failure in a row.
     /// Returns when a probe will be let through.
-    pub fn failed(self, waits: Waits, evidence: Evidence, who_must_act: &'static str) -> Timestamp {
+    pub fn failed(
+        self,
+        waits: Waits,
+        evidence: Evidence,
+        who_must_act: &'static str,
+        help: Option<&'static str>,
+    ) -> Timestamp {
         let now = self.gate.0.clock.now();
         let mut state = self.gate.state();
         if state.epoch != self.epoch {
@@ -147,7 +155,7 @@ impl Pass {
         state.proven = false;
         let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
         let until = now.after(wait);
-        state.closed = Some(Closed { evidence, who_must_act, until, deadline: Instant::now() + wait });
+        state.closed = Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait });
         until
     }
 }
@@ -204,12 +212,12 @@ mod tests {
         let two = [gate.pass().await, gate.pass().await];
         for pass in two {
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator");
+            pass.failed(WAITS, evidence(), "operator", None);
         }
         for _ in 0..20 {
             let pass = gate.pass().await;
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator");
+            pass.failed(WAITS, evidence(), "operator", None);
         }
         for (i, first) in attempts.iter().enumerate() {
             let within = attempts[i..].iter().filter(|t| **t - *first <= Duration::from_secs(90)).count();
@@ -222,20 +230,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reset_opens_it_at_once_and_what_began_before_can_not_close_it() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator");
+        gate.pass().await.failed(WAITS, evidence(), "operator", None);
         assert!(gate.closed().is_some());
         gate.reset();
         assert!(gate.closed().is_none());
         let before = gate.pass().await;
         gate.reset();
-        before.failed(WAITS, evidence(), "operator");
+        before.failed(WAITS, evidence(), "operator", None);
         assert!(is_open(&gate).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_closed_gate_lets_one_probe_through() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator");
+        gate.pass().await.failed(WAITS, evidence(), "operator", None);
         let start = Instant::now();
         let probe = gate.pass().await;
         assert!(start.elapsed() >= Duration::from_secs(48));

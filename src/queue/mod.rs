@@ -709,7 +709,8 @@ pub struct Report {
     pub held: Option<String>,
 }
 
-/// An entry that one worker has to itself. Dropped unsettled, it goes back as it was.
+/// An entry that one worker has to itself. Dropped unsettled, it goes back as it was; dropped by a
+/// panic it is held, for whatever caused that would cause it again and again.
 #[derive(Debug)]
 pub struct Claim {
     ready: Option<Ready>,
@@ -739,7 +740,12 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(ready) = self.ready.take() {
+        let Some(mut ready) = self.ready.take() else { return };
+        if std::thread::panicking() {
+            ready.entry.held = Some("internal error while it was being delivered; see the log".to_owned());
+            let change = EntryChange { entry: *ready.entry, next: Next::Hold, reports: Vec::new() };
+            let _ = self.queue.request(Request::Change(Box::new(change), oneshot::channel().0));
+        } else {
             self.queue.shared.schedule().give_back(ready);
             self.queue.shared.claimable.notify_one();
         }

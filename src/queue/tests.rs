@@ -233,6 +233,22 @@ async fn operators_hold_release_retry_and_delete() {
 }
 
 #[tokio::test]
+async fn an_entry_whose_worker_panics_is_held_and_not_tried_for_ever() {
+    let fixture = Fixture::new();
+    accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    let worker = tokio::spawn(async move {
+        let _claim = claim;
+        panic!("as a fault of ours would");
+    });
+    assert!(worker.await.is_err());
+    while fixture.queue.depth().await.unwrap().held == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(fixture.queue.try_claim().is_none());
+}
+
+#[tokio::test]
 async fn bounds_on_the_queue_are_a_fault_of_ours_and_end_by_themselves() {
     let directory = tempfile::tempdir().unwrap();
     let bounded = QueueSettings { max_messages: Some(1), ..settings(directory.path()) };

@@ -1,0 +1,64 @@
+//! An HTTP client of a page's length, for the admin port.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+/// An answer, whole.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON; panics with the body where it isn't.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON ({error}), status {}: {}", self.status, self.text()))
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Asks once on a connection of its own.
+pub fn request(method: &str, port: u16, path: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer");
+    let end = memchr::memmem::find(&all, b"\r\n\r\n").ok_or_else(bad)?;
+    let head = String::from_utf8_lossy(&all[..end]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    let rest = &all[end + 4..];
+    let body = if chunked { unchunk(rest).ok_or_else(bad)? } else { rest.to_vec() };
+    Ok(Answer { status, head, body })
+}
+
+/// GET, where an answer is expected.
+pub fn get(port: u16, path: &str) -> Answer {
+    request("GET", port, path).unwrap_or_else(|error| panic!("GET {path} on {port}: {error}"))
+}
+
+fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = memchr::memmem::find(rest, b"\r\n")?;
+        let size = std::str::from_utf8(&rest[..line]).ok()?.split(';').next()?.trim();
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(rest.get(line + 2..line + 2 + size)?);
+        rest = rest.get(line + 2 + size + 2..)?;
+    }
+}

@@ -1,0 +1,252 @@
+//! One connection to the scripted upstream: the conversation, and what is done wrong in it.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::super::bytes::{field_name, header_fields};
+use super::{Behaviour, Ending, Heard, StartTls, State, USER, locked};
+
+/// A socket that keeps what it reads.
+struct Recorder {
+    stream: TcpStream,
+    heard: Arc<Mutex<Heard>>,
+}
+
+impl Read for Recorder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        locked(&self.heard).wire.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl Write for Recorder {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Why a phase of a conversation ended.
+enum Next {
+    StartTls,
+    Over,
+}
+
+/// Talks to one client until it, or the script, has enough.
+pub(super) fn converse(stream: TcpStream, state: &State, heard: &Arc<Mutex<Heard>>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let recorder = Recorder { stream, heard: Arc::clone(heard) };
+    let mut clear = Session::new(recorder, state, None);
+    clear.say("220 upstream.test ESMTP, scripted")?;
+    if let Next::Over = clear.run()? {
+        return Ok(());
+    }
+    let shows = locked(&state.behaviour).shows;
+    let tls = rustls::ServerConnection::new(Arc::clone(&state.configs[&shows])).map_err(io::Error::other)?;
+    let stream = rustls::StreamOwned::new(tls, clear.stream);
+    Session::new(stream, state, Some(heard)).run().map(|_| ())
+}
+
+/// One phase, in clear or inside TLS.
+struct Session<'a, S> {
+    stream: S,
+    state: &'a State,
+    /// Where to note what comes inside TLS; `None` in clear.
+    inside: Option<&'a Arc<Mutex<Heard>>>,
+    buffer: Vec<u8>,
+    trusted: bool,
+    recipients: usize,
+}
+
+impl<'a, S: Read + Write> Session<'a, S> {
+    fn new(stream: S, state: &'a State, inside: Option<&'a Arc<Mutex<Heard>>>) -> Self {
+        Self { stream, state, inside, buffer: Vec::new(), trusted: false, recipients: 0 }
+    }
+
+    fn run(&mut self) -> io::Result<Next> {
+        while let Some(line) = self.take_until(b"\r\n")? {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let (verb, rest) = line.split_once(' ').unwrap_or((line.as_str(), ""));
+            let behaviour = locked(&self.state.behaviour).clone();
+            match verb.to_ascii_uppercase().as_str() {
+                "EHLO" => self.say(&self.extensions(&behaviour))?,
+                "HELO" | "NOOP" => self.say("250 2.0.0 Ok")?,
+                "RSET" => {
+                    self.recipients = 0;
+                    self.say("250 2.0.0 Ok")?;
+                }
+                "STARTTLS" if self.inside.is_none() => match behaviour.starttls {
+                    StartTls::Refused => self.say("454 4.7.0 TLS not available just now")?,
+                    StartTls::Stripped => self.say("502 5.5.1 no such command")?,
+                    StartTls::Offered => {
+                        self.say("220 2.0.0 ready")?;
+                        return Ok(Next::StartTls);
+                    }
+                    StartTls::Injected => {
+                        self.say("220 2.0.0 ready\r\n250-upstream.test\r\n250 AUTH PLAIN LOGIN")?;
+                        return Ok(Next::StartTls);
+                    }
+                },
+                "AUTH" => {
+                    self.state.auth_attempts.fetch_add(1, Ordering::SeqCst);
+                    self.authenticate(rest, &behaviour)?;
+                }
+                "MAIL" if !self.trusted => self.say("530 5.7.0 Authentication required")?,
+                "MAIL" => {
+                    self.recipients = 0;
+                    self.say("250 2.1.0 Ok")?;
+                }
+                "RCPT" => {
+                    let address = between(rest, '<', '>').to_ascii_lowercase();
+                    match behaviour.recipients.get(&address) {
+                        Some(reply) => self.say(reply)?,
+                        None => {
+                            self.recipients += 1;
+                            self.say("250 2.1.5 Ok")?;
+                        }
+                    }
+                }
+                "DATA" if self.recipients == 0 => self.say("554 5.5.1 no valid recipients")?,
+                "DATA" => {
+                    self.say("354 go ahead")?;
+                    if !self.take_message()? {
+                        return Ok(Next::Over);
+                    }
+                }
+                "QUIT" => {
+                    self.say("221 2.0.0 bye")?;
+                    return Ok(Next::Over);
+                }
+                _ => self.say("502 5.5.2 not in the script")?,
+            }
+        }
+        Ok(Next::Over)
+    }
+
+    fn extensions(&self, behaviour: &Behaviour) -> String {
+        let mut lines = vec!["upstream.test".to_owned(), "PIPELINING".to_owned()];
+        // With STARTTLS stripped AUTH is offered in clear: the bait.
+        if self.inside.is_some() || behaviour.starttls == StartTls::Stripped {
+            lines.push(format!("AUTH {}", behaviour.mechanisms));
+        } else {
+            lines.push("STARTTLS".to_owned());
+        }
+        lines.extend(["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"].map(str::to_owned));
+        let last = lines.len() - 1;
+        let lines: Vec<String> = lines
+            .iter()
+            .enumerate()
+            .map(|(at, line)| format!("250{}{line}", if at == last { ' ' } else { '-' }))
+            .collect();
+        lines.join("\r\n")
+    }
+
+    fn authenticate(&mut self, rest: &str, behaviour: &Behaviour) -> io::Result<()> {
+        let (mechanism, initial) = rest.split_once(' ').unwrap_or((rest, ""));
+        let given = match mechanism.to_ascii_uppercase().as_str() {
+            "PLAIN" => {
+                let answer = if initial.is_empty() { self.ask("334 ")? } else { decoded(initial) };
+                let mut parts = answer.split(|byte| *byte == 0).skip(1).map(<[u8]>::to_vec);
+                (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+            }
+            "LOGIN" => {
+                let user = if initial.is_empty() { self.ask("334 VXNlcm5hbWU6")? } else { decoded(initial) };
+                (user, self.ask("334 UGFzc3dvcmQ6")?)
+            }
+            _ => return self.say("504 5.5.4 not in the script"),
+        };
+        self.trusted = given.0 == USER.as_bytes() && given.1 == behaviour.password.as_bytes();
+        if self.trusted {
+            self.say("235 2.7.0 Accepted")
+        } else {
+            self.say("535 5.7.8 Username and password not accepted, says the test")
+        }
+    }
+
+    fn ask(&mut self, challenge: &str) -> io::Result<Vec<u8>> {
+        self.say(challenge)?;
+        let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(decoded(&String::from_utf8_lossy(&line)))
+    }
+
+    /// Takes a message to its end; false when the conversation ends with it.
+    fn take_message(&mut self) -> io::Result<bool> {
+        let mut message = Vec::new();
+        loop {
+            let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            if line == b"." {
+                break;
+            }
+            message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+            message.extend_from_slice(b"\r\n");
+        }
+        *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
+        locked(&self.state.messages).push(message);
+        let behaviour = locked(&self.state.behaviour).clone();
+        sleep(behaviour.final_delay);
+        if behaviour.ending != Ending::DropBeforeReply {
+            self.say("250 2.0.0 Ok: taken by the scripted upstream")?;
+        }
+        Ok(behaviour.ending == Ending::Reply)
+    }
+
+    fn say(&mut self, reply: &str) -> io::Result<()> {
+        // One write, so that what is glued together travels in one segment.
+        self.stream.write_all(format!("{reply}\r\n").as_bytes())?;
+        self.stream.flush()
+    }
+
+    /// The bytes before `end`, which is taken, too; `None` when the peer has left.
+    fn take_until(&mut self, end: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(at) = memchr::memmem::find(&self.buffer, end) {
+                let rest = self.buffer.split_off(at + end.len());
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.truncate(at);
+                return Ok(Some(line));
+            }
+            let mut chunk = [0; 16 * 1024];
+            let count = self.stream.read(&mut chunk)?;
+            if count == 0 {
+                return Ok(None);
+            }
+            if let Some(heard) = self.inside {
+                locked(heard).inside.extend_from_slice(&chunk[..count]);
+            }
+            self.buffer.extend_from_slice(&chunk[..count]);
+        }
+    }
+}
+
+/// What a message is known by: its X-Token field, else its Message-ID, else its subject.
+fn token_of(message: &[u8]) -> String {
+    let fields = header_fields(message);
+    let value = |name: &str| {
+        let field = fields.iter().find(|field| field_name(field) == name)?;
+        Some(field.split_once(':')?.1.trim().to_owned())
+    };
+    value("x-token")
+        .or_else(|| value("message-id"))
+        .or_else(|| value("subject"))
+        .unwrap_or_else(|| "without a name".to_owned())
+}
+
+fn between(text: &str, open: char, close: char) -> &str {
+    let from = text.find(open).map_or(0, |at| at + 1);
+    let to = text[from..].find(close).map_or(text.len(), |at| from + at);
+    &text[from..to]
+}
+
+fn decoded(text: &str) -> Vec<u8> {
+    BASE64.decode(text.trim()).unwrap_or_default()
+}

@@ -1,0 +1,275 @@
+//! An upstream that can't be trusted or won't take the login: nothing is given away, nothing is
+//! lost, people are told in words, and the mail arrives once when the cause is gone.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use support::bytes::{contains, contains_word};
+use support::relay::Relay;
+use support::service::{Home, Service};
+use support::upstream::{Behaviour, Ending, Shows, StartTls, USER, Upstream};
+use support::{http, wait};
+
+const PASSWORD: &str = "upstream-sesame-4711";
+
+/// What is done after the cause is gone.
+enum Then {
+    Reload,
+    HangUp,
+    Restart,
+    Nothing,
+}
+
+impl Then {
+    fn act_on(self, relay: &mut Relay) {
+        match self {
+            Self::Reload => drop(relay.told(&["reload"])),
+            Self::HangUp => relay.hang_up(),
+            Self::Restart => {
+                relay.terminate();
+                relay.up();
+            }
+            Self::Nothing => {}
+        }
+    }
+}
+
+/// A relay for this upstream that tries again soon.
+fn mailer(upstream: &Upstream, password: &str) -> Service {
+    upstream.upstream_of(Service::mailer(), password).set("smtp_auth_retry", "1s..2s")
+}
+
+fn queued_by_id(relay: &Relay) -> Vec<String> {
+    relay.queue().iter().map(|item| item["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+/// Waits until any one of `words` stands in what `outpost status` prints, and in the log; `always`
+/// is asserted all the while.
+fn wait_for_words(relay: &Relay, words: &[&str], always: impl Fn()) {
+    let in_any = |text: &str| words.iter().any(|word| contains_word(text.as_bytes(), word));
+    let mut said = String::new();
+    let end = Instant::now() + wait::DEADLINE;
+    while !in_any(&said) {
+        always();
+        assert!(Instant::now() < end, "none of {words:?} in `outpost status`:\n{said}");
+        // Its exit code may well say that something is wrong.
+        said = String::from_utf8_lossy(&relay.cli(&["status"]).stdout).into_owned();
+    }
+    wait::until_true(&format!("one of {words:?} in the log"), || in_any(&relay.log()));
+}
+
+/// Not one byte of a login, and no MAIL, on any connection so far, in clear or inside TLS.
+fn assert_nothing_given_away(upstream: &Upstream) {
+    assert_eq!(upstream.auth_attempts(), 0);
+    for heard in upstream.heard() {
+        for said in [&heard.wire, &heard.inside] {
+            for word in ["AUTH ", "MAIL FROM", PASSWORD, USER] {
+                let shown = String::from_utf8_lossy(said);
+                assert!(!contains_word(said, word), "{word:?} was said: {shown}");
+            }
+        }
+    }
+}
+
+/// What was said before TLS has neither login nor envelope in it.
+fn assert_all_secret_on_the_wire(upstream: &Upstream) {
+    for heard in upstream.heard() {
+        for word in ["AUTH ", "MAIL FROM"] {
+            assert!(!contains_word(&heard.wire, word), "{word:?} in clear");
+        }
+    }
+}
+
+/// No form of `password` in anything that people or machines can read.
+fn assert_no_output_has(relay: &Relay, password: &str) {
+    let plain = BASE64.encode(format!("\0{USER}\0{password}"));
+    let forms = [password.to_owned(), BASE64.encode(password), plain];
+    let id = queued_by_id(relay).first().cloned().unwrap_or_default();
+    let mut outputs = vec![("the log".to_owned(), relay.log())];
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["queue", "list"],
+        &["queue", "list", "--json"],
+        &["queue", "show", &id],
+        &["queue", "show", &id, "--json"],
+        &["check"],
+        &["check", "--connect"],
+        &["info"],
+        &["env"],
+    ] {
+        let output = relay.cli(command);
+        let both = [output.stdout, output.stderr].concat();
+        outputs.push((format!("{command:?}"), String::from_utf8_lossy(&both).into_owned()));
+    }
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/queue", &format!("/api/v1/queue/{id}")] {
+        let answer = http::get(relay.admin, path);
+        outputs.push((path.to_owned(), format!("{}\n{}", answer.head, answer.text())));
+    }
+    outputs.push(("environment.json".to_owned(), relay.environment().to_string()));
+    for (name, text) in outputs {
+        for form in &forms {
+            assert!(!contains(text.as_bytes(), form.as_bytes()), "{form:?} in {name}: {text}");
+        }
+    }
+}
+
+/// The mail arrived once, and nothing is left.
+fn assert_arrives_once(upstream: &Upstream, relay: &Relay, token: &str) {
+    wait::until_true("it arrives", || upstream.arrived() > 0);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get(token), Some(&1), "{:?}", upstream.ledger());
+    assert_eq!(upstream.arrived(), 1);
+    assert_all_secret_on_the_wire(upstream);
+}
+
+/// The whole story of a fault of the connection's.
+fn nothing_is_given_away_until(fault: fn(&mut Behaviour), words: &[&str], then: Then) {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(fault);
+    let mut relay = Relay::start(&mailer(&upstream, PASSWORD));
+    relay.client().send_token("one").expect("the relay takes it, whatever the upstream is like");
+
+    wait::until_true("it was tried", || !upstream.heard().is_empty());
+    wait_for_words(&relay, words, || assert_nothing_given_away(&upstream));
+    assert_no_output_has(&relay, PASSWORD);
+    assert_eq!(queued_by_id(&relay).len(), 1, "it stays");
+    assert_nothing_given_away(&upstream);
+
+    upstream.set(|behaviour| {
+        behaviour.shows = Shows::Good;
+        behaviour.starttls = StartTls::Offered;
+    });
+    then.act_on(&mut relay);
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn an_expired_certificate_gets_neither_login_nor_mail() {
+    nothing_is_given_away_until(|it| it.shows = Shows::Expired, &["expired"], Then::Reload);
+}
+
+#[test]
+fn a_certificate_for_another_name_gets_neither_login_nor_mail() {
+    let words = ["not valid for", "other.example", "another name", "wrong name", "host name"];
+    nothing_is_given_away_until(|it| it.shows = Shows::WrongName, &words, Then::Restart);
+}
+
+#[test]
+fn a_certificate_by_an_unknown_authority_gets_neither_login_nor_mail() {
+    let words = ["authority", "unknown issuer", "UnknownIssuer", "not trusted", "smtp_relay_tls_ca"];
+    nothing_is_given_away_until(|it| it.shows = Shows::UnknownAuthority, &words, Then::Reload);
+}
+
+#[test]
+fn starttls_taken_out_on_the_way_gets_neither_login_nor_mail() {
+    let fault = |it: &mut Behaviour| it.starttls = StartTls::Stripped;
+    nothing_is_given_away_until(fault, &["STARTTLS"], Then::HangUp);
+}
+
+#[test]
+fn starttls_refused_gets_neither_login_nor_mail() {
+    let fault = |it: &mut Behaviour| it.starttls = StartTls::Refused;
+    nothing_is_given_away_until(fault, &["STARTTLS"], Then::Nothing);
+}
+
+#[test]
+fn plaintext_glued_to_the_220_gets_neither_login_nor_mail() {
+    let words = ["injected", "plaintext", "before TLS", "in clear"];
+    let fault = |it: &mut Behaviour| it.starttls = StartTls::Injected;
+    nothing_is_given_away_until(fault, &words, Then::Reload);
+}
+
+#[test]
+fn a_wrong_password_is_tried_three_times_at_most_and_holds_fifty_mails_until_it_is_corrected() {
+    let upstream = Upstream::start(PASSWORD);
+    let wrong = "wrong-sesame-0815";
+    let service = mailer(&upstream, wrong).set("smtp_auth_retry", "10m..30m");
+    let relay = Relay::start(&service);
+    let mut client = relay.client();
+    for number in 0..50 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+
+    wait_for_words(&relay, &["password", "login"], || ());
+    assert_eq!(queued_by_id(&relay).len(), 50, "all stay");
+    // Longer than two rounds of ordinary retries: those must not try the login again.
+    let end = Instant::now() + Duration::from_secs(4);
+    wait::until_true("two rounds of retries", || {
+        assert!(upstream.auth_attempts() <= 3, "{} attempts", upstream.auth_attempts());
+        Instant::now() > end
+    });
+    // Only now: `check --connect` among it tries the login itself.
+    assert_no_output_has(&relay, wrong);
+    for heard in upstream.heard() {
+        assert!(!contains_word(&heard.inside, "MAIL FROM"), "MAIL without a login");
+    }
+
+    relay.home.write(&[&service.set("smtp_relay_password", PASSWORD)]);
+    relay.hang_up();
+    wait::until_true("all arrive", || upstream.arrived() == 50);
+    relay.wait_for_empty_queue();
+    assert!(upstream.ledger().values().all(|count| *count == 1), "{:?}", upstream.ledger());
+    assert_all_secret_on_the_wire(&upstream);
+    assert_no_output_has(&relay, PASSWORD);
+}
+
+#[test]
+fn a_password_that_the_upstream_takes_again_is_used_after_a_reload() {
+    let upstream = Upstream::start("not this one");
+    let service = mailer(&upstream, PASSWORD).set("smtp_auth_retry", "10m..30m");
+    let relay = Relay::start(&service);
+    relay.client().send_token("one").expect("it is taken");
+    wait_for_words(&relay, &["password", "login"], || ());
+    assert_no_output_has(&relay, PASSWORD);
+
+    upstream.set(|behaviour| behaviour.password = PASSWORD.to_owned());
+    relay.told(&["reload"]);
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn a_password_from_a_file_stays_out_of_all_output_at_the_highest_log_level() {
+    let upstream = Upstream::start("not this one");
+    let service = mailer(&upstream, PASSWORD).set("smtp_log_level", "trace");
+    let home = Home::new(&[]);
+    std::fs::write(home.path("secret"), format!("{PASSWORD}\n")).expect("a secret's file");
+    let service =
+        service.without("smtp_relay_password").set("smtp_relay_password_file", home.path("secret").display());
+    home.write(&[&service]);
+    let relay = Relay::start_in(&home, &service);
+    relay.client().send_token("one").expect("it is taken");
+    wait_for_words(&relay, &["password", "login"], || ());
+    assert_no_output_has(&relay, PASSWORD);
+
+    upstream.set(|behaviour| behaviour.password = PASSWORD.to_owned());
+    relay.told(&["reload"]);
+    assert_arrives_once(&upstream, &relay, "one");
+    assert_no_output_has(&relay, PASSWORD);
+}
+
+#[test]
+fn an_upstream_that_hangs_up_after_its_250_has_delivered() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| behaviour.ending = Ending::DropAfterReply);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD));
+    relay.client().send_token("one").expect("it is taken");
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn a_lost_final_reply_is_tried_again_and_told_as_uncertain() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| behaviour.ending = Ending::DropBeforeReply);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD));
+    relay.client().send_token("one").expect("it is taken");
+    wait::until_true("it was sent once", || upstream.arrived() == 1);
+    upstream.set(|behaviour| behaviour.ending = Ending::Reply);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&2), "once more, for nobody can know");
+    assert!(contains_word(relay.log().as_bytes(), "uncertain"), "{}", relay.log());
+}
