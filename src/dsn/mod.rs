@@ -8,7 +8,7 @@ use lettre::{
     Address,
     message::{
         Body, Mailbox as HeaderMailbox, Message, MultiPart, SinglePart,
-        header::{ContentType, HeaderName, HeaderValue},
+        header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue},
     },
 };
 
@@ -97,12 +97,15 @@ pub fn compose(about: &Undelivered<'_>) -> Result<Vec<u8>, ComposeError> {
     if let Some(id) = about.message_id.filter(|id| id.is_ascii()) {
         builder = builder.in_reply_to(id.to_owned()).references(id.to_owned());
     }
+    // RFC 3464 §2.1: never encoded. Its lines are ASCII and within bounds by construction.
+    let status =
+        Body::dangerous_pre_encoded(for_programs(about).into_bytes(), ContentTransferEncoding::SevenBit);
     let message = builder
         .multipart(
             MultiPart::builder()
                 .header(kind(&report_type)?)
                 .singlepart(part(kind("text/plain; charset=utf-8")?, for_people(about).into_bytes()))
-                .singlepart(part(kind("message/delivery-status")?, for_programs(about).into_bytes()))
+                .singlepart(SinglePart::builder().header(kind("message/delivery-status")?).body(status))
                 .singlepart(part(kind("text/rfc822-headers")?, returned(about.header).to_vec())),
         )
         .map_err(|error| fail(&error))?;
@@ -220,7 +223,11 @@ mod tests {
 
     #[test]
     fn a_report_tells_people_and_programs_the_same() {
-        let reply = Reply::new(550, Some(Enhanced(5, 1, 1)), "no such user hére");
+        let reply = Reply::new(
+            550,
+            Some(Enhanced(5, 1, 1)),
+            "no such user hére, and this is a long line that nobody may fold or encode",
+        );
         let (refused, silent) = (evidence(Some(reply)), evidence(None));
         let (a, b) = (Mailbox::parse("a@x.example").unwrap(), Mailbox::parse("b@x.example").unwrap());
         let about = Undelivered {
@@ -253,7 +260,7 @@ mod tests {
         for line in [
             "Reporting-MTA: dns; relay.example\r\n",
             "Final-Recipient: rfc822; a@x.example\r\nAction: failed\r\nStatus: 5.1.1\r\nRemote-MTA: dns; smtp.example\r\n\
-             Diagnostic-Code: smtp; 550 5.1.1 no such user h?re\r\n",
+             Diagnostic-Code: smtp; 550 5.1.1 no such user h?re, and this is a long line that nobody may fold or encode\r\n",
             "Final-Recipient: rfc822; b@x.example\r\nAction: failed\r\nStatus: 4.4.7\r\n",
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");

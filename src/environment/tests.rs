@@ -1,3 +1,5 @@
+//! What is published: each format, written whole or not at all, and never readable by others.
+
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, thread};
 
 use super::*;

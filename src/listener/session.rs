@@ -263,7 +263,8 @@ impl Session {
         let State::Authenticating(exchange) = std::mem::replace(&mut self.state, State::Ready) else {
             return say(Reply::local_error());
         };
-        let line = std::str::from_utf8(line).unwrap_or_default();
+        // Not even an empty response: who sends other octets means something else.
+        let Ok(line) = std::str::from_utf8(line) else { return say(Reply::bad_base64()) };
         let progress = exchange.respond(line, &self.rules.credentials);
         self.progress(progress)
     }

@@ -81,7 +81,8 @@ impl Command {
             "AUTH" => auth(argument),
             "EXPN" => Err(Reply::not_implemented("EXPN")),
             "BDAT" => Err(Reply::not_implemented("BDAT")),
-            "TURN" | "ETRN" => Err(Reply::not_implemented("ETRN")),
+            "ETRN" => Err(Reply::not_implemented("ETRN")),
+            "TURN" => Err(Reply::not_implemented("TURN")),
             _ => Err(Reply::unknown_command()),
         }
     }
@@ -185,7 +186,7 @@ fn rcpt(argument: &str) -> Result<Command, Reply> {
 }
 
 fn auth(argument: &str) -> Result<Command, Reply> {
-    let mut words = argument.split(' ').filter(|word| !word.is_empty());
+    let mut words = argument.split([' ', '\t']).filter(|word| !word.is_empty());
     let mechanism = words.next().ok_or_else(|| Reply::bad_argument("AUTH needs a mechanism"))?;
     let initial = words.next().map(str::to_owned);
     // RFC 4954 §4, sasl-mech of RFC 4422 §3.1.
@@ -232,7 +233,7 @@ mod tests {
                 MailParameters { size: Some(u64::MAX), eight_bit: true }
             )
         );
-        assert_eq!(ok("auth plain AGE="), Command::Auth("PLAIN".into(), Some("AGE=".into())));
+        assert_eq!(ok("auth plain \tAGE="), Command::Auth("PLAIN".into(), Some("AGE=".into())));
     }
 
     #[test]

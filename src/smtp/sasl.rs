@@ -55,7 +55,7 @@ pub fn parse_cram_md5(response: &[u8]) -> Option<(&str, &str)> {
 /// Whether the digest is that of the password, in a time that doesn't depend on where they differ.
 pub fn verify_cram_md5(password: &str, challenge: &[u8], digest: &str) -> bool {
     let expected = cram_md5("", password, challenge);
-    expected[1..].as_bytes().ct_eq(digest.to_ascii_lowercase().as_bytes()).into()
+    expected.as_bytes()[1..].ct_eq(digest.to_ascii_lowercase().as_bytes()).into()
 }
 
 /// Whether two secrets are equal, in a time that doesn't depend on where they differ.
