@@ -1,0 +1,30 @@
+//! Any octets as a command line: judged without a panic; what is accepted can be written as one line that
+//! means the same, and what is refused gets a reply that is one.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use outpost::smtp::{
+    command::Command,
+    reply::{ReplyReader, Severity},
+};
+
+fuzz_target!(|line: &[u8]| {
+    let mut written = Vec::new();
+    match Command::parse(line) {
+        // VRFY alone is not written with its argument: we never say it.
+        Ok(command) => {
+            command.write_to(&mut written);
+            let body = written.strip_suffix(b"\r\n").expect("a command ends with CRLF");
+            assert!(!body.iter().any(u8::is_ascii_control), "a line within a line");
+            assert_eq!(Command::parse(body), Ok(command));
+        }
+        Err(reply) => {
+            assert_eq!(reply.severity(), Severity::Permanent);
+            reply.write_to(&mut written);
+            let mut octets = written.as_slice();
+            assert_eq!(ReplyReader::default().read(&mut octets), Ok(Some(reply)));
+            assert!(octets.is_empty(), "a client made us say two replies");
+        }
+    }
+});

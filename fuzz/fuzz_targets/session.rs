@@ -1,0 +1,82 @@
+//! Any octets as a whole dialog, through the same framing as a connection's: one reply to each line, no state
+//! that a sequence of commands could break, and nothing ever relayed for a stranger.
+
+#![no_main]
+
+use std::{net::IpAddr, sync::Arc};
+
+use libfuzzer_sys::fuzz_target;
+use outpost::{
+    listener::{
+        auth::Credentials,
+        policy::{Client, Rules},
+        session::{Next, Session},
+    },
+    smtp::{
+        framing::{ContentReader, LineReader},
+        reply::Reply,
+    },
+};
+use secrecy::SecretString;
+
+fn session(stranger: bool, tls: bool) -> Session {
+    let rules = Rules {
+        hostname: "relay.example".into(),
+        credentials: Credentials::new(vec![("dotcloud".into(), SecretString::from("secret"))]),
+        networks: vec!["127.0.0.0/8".parse().expect("a network")],
+        message_size: 1_000,
+        recipients: 3,
+        trace: true,
+    };
+    let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();
+    Session::new(Arc::new(rules), Client::new(address, tls), !tls, "nonce".into())
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((flags, mut input)) = data.split_first() else { return };
+    let (stranger, mut tls) = (flags & 1 != 0, flags & 2 != 0);
+    let mut session = session(stranger, tls);
+    let mut lines = LineReader::default();
+    while let Ok((line, used)) = lines.next(input, session.line_max()) {
+        let Some(line) = line else { return };
+        let (reply, next) = session.line(line);
+        input = &input[used..];
+        if let Some(reply) = &reply {
+            let mut written = Vec::new();
+            reply.write_to(&mut written);
+            assert!(written.ends_with(b"\r\n"));
+            assert_eq!(written.iter().filter(|b| **b == b'\n').count(), reply.lines().count());
+            assert!(!reply.to_string().contains("secret"), "a password is told");
+        }
+        match next {
+            Next::Continue | Next::Penalty => {
+                let code = reply.expect("one reply").code();
+                assert!((200..600).contains(&code) && code != 354 && code != 421, "{code}");
+            }
+            Next::StartTls => {
+                assert!(!tls, "TLS within TLS");
+                assert_eq!(reply.expect("one reply").code(), 220);
+                session.tls_started();
+                (tls, lines) = (true, LineReader::default());
+            }
+            Next::Receive => {
+                assert!(reply.is_none(), "two replies to DATA");
+                let (envelope, origin) = session.envelope().expect("content belongs to a transaction");
+                assert!((1..=3).contains(&envelope.recipients.len()));
+                assert!(!stranger || origin.user.is_some(), "relayed for a stranger");
+                assert_eq!(origin.tls, tls);
+                let mut content = ContentReader::new(1_000);
+                input = &input[content.read(input, |_| {})..];
+                if !content.is_done() {
+                    return;
+                }
+                assert_eq!(session.received(Err(Reply::local_error())).code(), 451);
+            }
+            Next::Close => {
+                assert!(matches!(reply.expect("one reply").code(), 221 | 421));
+                return;
+            }
+        }
+        assert!(session.envelope().is_none(), "a transaction outlived its content");
+    }
+});
