@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt::{Display, Write as _},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
     time::Duration,
 };
@@ -37,6 +38,23 @@ pub enum EventKind {
     Held,
     Released,
     Deleted,
+}
+
+impl EventKind {
+    /// As events and the log name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Rejected => "rejected",
+            Self::Delivered => "delivered",
+            Self::Deferred => "deferred",
+            Self::Bounced => "bounced",
+            Self::Expired => "expired",
+            Self::Held => "held",
+            Self::Released => "released",
+            Self::Deleted => "deleted",
+        }
+    }
 }
 
 /// One thing that happened to one message. Only what applies is there.
@@ -171,30 +189,39 @@ impl Observer {
     }
 }
 
-/// One line per event. Values are quoted by the formatter, so none can forge another line.
+/// One line per event, `name=value` in a fixed order. A value that is not one plain word is quoted and
+/// escaped, so none can forge another field or another line.
 fn log(event: &Event) {
-    let fields = serde_json::to_value(event).unwrap_or_default();
-    let Some(fields) = fields.as_object() else { return };
     if !tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
         return;
     }
-    let mut line = String::with_capacity(200);
-    for (name, value) in fields.iter().filter(|(name, _)| !matches!(name.as_str(), "time" | "event")) {
-        use std::fmt::Write as _;
-        match value.as_str() {
-            Some(word)
-                if !word.is_empty()
-                    && !word.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') =>
-            {
-                let _ = write!(line, " {name}={word}");
-            }
-            _ => {
-                let _ = write!(line, " {name}={value}");
-            }
+    let mut line = String::with_capacity(256);
+    line.push_str(event.event.name());
+    let mut field = |name: &str, value: Option<&dyn Display>| {
+        let Some(value) = value else { return };
+        let begin = line.len() + name.len() + 2;
+        let _ = write!(line, " {name}={value}");
+        let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
+        if line.len() == begin || !line[begin..].chars().all(plain) {
+            let quoted = format!("{:?}", &line[begin..]);
+            line.truncate(begin);
+            line.push_str(&quoted);
         }
-    }
-    let event = fields.get("event").and_then(|kind| kind.as_str()).unwrap_or_default();
-    tracing::info!(target: "outpost::mail", "{event}{line}");
+    };
+    field("id", (!event.id.is_empty()).then_some(&event.id as _));
+    field("sender", event.sender.as_ref().map(|v| v as _));
+    field("recipient", event.recipient.as_ref().map(|v| v as _));
+    field("upstream", event.upstream.as_ref().map(|v| v as _));
+    field("reply", event.reply.as_ref().map(|v| v as _));
+    field("attempt", event.attempt.as_ref().map(|v| v as _));
+    field("next_attempt", event.next_attempt.as_ref().map(|v| v as _));
+    field("delay_ms", event.delay_ms.as_ref().map(|v| v as _));
+    field("client", event.client.as_ref().map(|v| v as _));
+    field("user", event.user.as_ref().map(|v| v as _));
+    field("size", event.size.as_ref().map(|v| v as _));
+    field("message_id", event.message_id.as_ref().map(|v| v as _));
+    field("uncertain", event.uncertain.then_some(&true as _));
+    tracing::info!(target: "outpost::mail", "{line}");
 }
 
 /// What became of a message offered to the listener.
@@ -346,6 +373,39 @@ mod tests {
             "outpost_queue_messages{state=\"held\"} 3",
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn no_value_can_forge_a_field_or_a_line_of_the_log() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let writer = Arc::clone(&seen);
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || Sink(Arc::clone(&writer)))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            log(&Event {
+                sender: Some(String::new()),
+                reply: Some("550 no\r\n\u{1b}[2J id=forged".to_owned()),
+                ..Event::new(Timestamp(0), EventKind::Bounced, "ID")
+            });
+        });
+        let line = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
+        let expected = r#"bounced id=ID sender="" reply="550 no\r\n\u{1b}[2J id=forged""#;
+        assert!(line.ends_with(&format!("{expected}\n")), "{line}");
+        assert_eq!(line.lines().count(), 1);
+    }
+
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(octets);
+            Ok(octets.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
 

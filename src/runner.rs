@@ -104,13 +104,22 @@ impl Runner {
         }))
     }
 
-    /// Goes by other orders from the next message on. Connections opened under the old ones end.
+    /// Goes by other orders from the next message on, and lets a closed gate try again at once.
+    /// Connections stay where the upstream is the same.
     pub fn change(&self, orders: Orders) {
-        *self.lock(&self.0.busy) = Arc::new(Semaphore::new(orders.agent.upstream().connections.max(1)));
-        self.0.orders.store(Arc::new(orders));
-        // Their channels close, which tells the waiting workers to go.
-        self.lock(&self.0.idle).clear();
+        let old = self.0.orders.swap(Arc::new(orders));
+        let new = self.0.orders.load();
+        if !old.agent.is_same(&new.agent) {
+            *self.lock(&self.0.busy) = Arc::new(Semaphore::new(new.agent.upstream().connections.max(1)));
+            // Their channels close, which tells the waiting workers to go.
+            self.lock(&self.0.idle).clear();
+        }
         self.0.gate.reset();
+    }
+
+    /// The agent in use.
+    pub fn agent(&self) -> Agent {
+        self.0.orders.load().agent.clone()
     }
 
     /// Runs until `shutdown` turns true, and then until what is under way has had its final reply.
@@ -174,7 +183,7 @@ impl Runner {
         let client =
             match orders.agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
                 Ok(client) => client,
-                Err(trouble) => return self.closed(&orders, claim, pass, trouble),
+                Err(trouble) => return self.closed(&orders, claim, pass, *trouble),
             };
         if pass.succeeded() {
             tracing::info!(upstream = orders.agent.upstream().name, "the upstream takes mail again");
@@ -197,10 +206,11 @@ impl Runner {
     ) {
         let (mut claim, mut permit, mut settled) = (claim, permit, None);
         loop {
-            settled = self.carry_one(orders, &mut client, claim, settled).await;
-            let stop =
-                !client.is_usable() || *shutdown.borrow() || !Arc::ptr_eq(orders, &self.0.orders.load());
-            if stop {
+            let now = self.0.orders.load_full();
+            let (recorded, paused) = self.carry_one(&now, &mut client, claim, settled).await;
+            settled = recorded;
+            let changed = !orders.agent.is_same(&self.0.orders.load().agent);
+            if !client.is_usable() || paused || changed || *shutdown.borrow() {
                 break;
             }
             if let Some(next) = self.0.queue.try_claim() {
@@ -238,14 +248,15 @@ impl Runner {
         if was_there { None } else { jobs.recv().await }
     }
 
-    /// One attempt at one message. `before` is the settlement of the message before it.
+    /// One attempt at one message. `before` is the settlement of the message before it. Returns its
+    /// settlement, and whether the upstream said something that concerns all mail.
     async fn carry_one(
         &self,
         orders: &Orders,
         client: &mut Client<TcpStream>,
         claim: Claim,
         before: Option<Settled>,
-    ) -> Option<Settled> {
+    ) -> (Option<Settled>, bool) {
         let entry = claim.entry();
         let pending: Vec<usize> = entry.pending().map(|(place, _)| place).collect();
         let message = Message {
@@ -261,11 +272,36 @@ impl Runner {
             }
         };
         match client.attempt(&message, recorded).await {
-            Attempt::Done(outcomes) => Some(self.settle(orders, claim, &pending, outcomes, None)),
+            Attempt::Done(outcomes) => {
+                let until = self.pause(orders, &outcomes);
+                (Some(self.settle(orders, claim, &pending, outcomes, until)), until.is_some())
+            }
             // Nothing was said of it: it goes back as it was.
-            Attempt::Stale => None,
-            Attempt::Damaged => Some(self.hold(claim, "damaged")),
+            Attempt::Stale => (None, false),
+            Attempt::Damaged => (Some(self.hold(claim, "damaged")), false),
         }
+    }
+
+    /// Closes the gate if the upstream said of one message what concerns them all: a login that it
+    /// wants, a limit of the account. Returns when it will be asked again.
+    fn pause(&self, orders: &Orders, outcomes: &[Outcome]) -> Option<Timestamp> {
+        let (evidence, waits) = outcomes.iter().find_map(|outcome| {
+            let evidence = outcome.evidence();
+            // Without its words the connection was lost, which the next one will explain.
+            let said = matches!(outcome, Outcome::Deferred(_)) && evidence.explanation.is_some();
+            match evidence.scope {
+                Scope::Credential if said => Some((evidence, orders.agent.upstream().auth_retry)),
+                Scope::Upstream
+                    if said && evidence.reply.as_ref().is_some_and(|reply| reply.code() != 421) =>
+                {
+                    Some((evidence, orders.queue.retry))
+                }
+                _ => None,
+            }
+        })?;
+        let until = self.0.gate.close(waits, evidence.clone(), "operator", None);
+        tracing::warn!(upstream = evidence.upstream, next_try = %until, "the upstream is left alone: {evidence}");
+        Some(until)
     }
 
     /// No connection: the gate closes, and the message that was tried remembers why.
@@ -316,8 +352,9 @@ impl Runner {
         let now = self.0.clock.now();
         let over = is_over(orders, claim.entry(), now);
         let entry = claim.entry_mut();
+        let somebody = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)));
         let mut failed = Vec::new();
-        let mut waits = Vec::new();
+        let mut waits = Waiting::default();
         for (place, outcome) in pending.iter().zip(outcomes) {
             let recipient = &mut entry.recipients[*place];
             recipient.attempts += 1;
@@ -328,14 +365,16 @@ impl Runner {
                     recipient.state = RecipientState::Bounced;
                     failed.push(*place);
                 }
-                Outcome::Deferred(evidence) if over && evidence.scope != Scope::Transaction => {
+                Outcome::Deferred(evidence)
+                    if over && !(somebody && evidence.scope == Scope::Transaction) =>
+                {
                     recipient.state = RecipientState::Expired;
                     failed.push(*place);
                 }
-                Outcome::Deferred(evidence) => waits.push(wait(orders, &evidence, recipient.attempts)),
+                Outcome::Deferred(evidence) => waits.note(orders, &evidence, recipient.attempts, somebody),
             }
         }
-        let next = match waits.into_iter().min() {
+        let next = match waits.time() {
             None => Next::Done,
             // It waits for the gate and for nothing else, so that it goes as soon as that opens.
             Some(_) if until.is_some() => Next::Retry(now),
@@ -350,7 +389,8 @@ impl Runner {
         self.0.queue.settle(claim, next, reports)
     }
 
-    /// Who is told of the recipients that have failed. What nobody can be told is held.
+    /// Who is told of the recipients that have failed. What nobody can be told is held, once all that
+    /// can be delivered is.
     fn reports(
         &self,
         orders: &Orders,
@@ -358,45 +398,44 @@ impl Runner {
         failed: &[usize],
         next: Next,
     ) -> (Vec<Report>, Next) {
-        if failed.is_empty() {
+        let entry = claim.entry();
+        let lost = |state| matches!(state, RecipientState::Bounced | RecipientState::Expired);
+        if !entry.recipients.iter().any(|recipient| lost(recipient.state)) {
             return (Vec::new(), next);
         }
-        let entry = claim.entry();
-        let postmaster = orders.postmaster.as_ref();
         // A report that can't be delivered to the postmaster is not reported to the postmaster.
-        let for_postmaster = || postmaster.filter(|to| entry.recipients.iter().all(|r| r.address != **to));
-        let to = entry.reverse_path.mailbox().or_else(for_postmaster);
-        let composed = to.map(|to| (to.clone(), self.report(orders, entry, claim.content(), failed, to)));
-        match composed {
-            Some((to, Ok(content))) => {
-                let origin = Origin {
-                    client: "report".to_owned(),
-                    hello: orders.hostname.clone(),
-                    ..Origin::default()
-                };
-                let envelope =
-                    Envelope { reverse_path: ReversePath::NULL, recipients: vec![to], eight_bit: false };
-                (vec![Report { envelope, origin, content, held: None }], next)
-            }
-            Some((_, Err(error))) => {
-                tracing::error!(id = %claim.entry().id, %error);
-                self.hold_unreportable(claim, next)
-            }
-            None => self.hold_unreportable(claim, next),
-        }
-    }
-
-    fn hold_unreportable(&self, claim: &mut Claim, next: Next) -> (Vec<Report>, Next) {
+        let for_postmaster =
+            || orders.postmaster.as_ref().filter(|to| entry.recipients.iter().all(|r| r.address != **to));
+        let reason = match entry.reverse_path.mailbox().or_else(for_postmaster) {
+            Some(_) if failed.is_empty() => return (Vec::new(), next),
+            Some(to) => match self.report(orders, entry, claim.content(), failed, to) {
+                Ok(content) => {
+                    let recipients = vec![to.clone()];
+                    let origin = Origin {
+                        client: "report".to_owned(),
+                        hello: orders.hostname.clone(),
+                        ..Origin::default()
+                    };
+                    let envelope = Envelope { reverse_path: ReversePath::NULL, recipients, eight_bit: false };
+                    return (vec![Report { envelope, origin, content, held: None }], next);
+                }
+                Err(error) => format!("not delivered, and {error}"),
+            },
+            None => "not delivered, and there is no sender to tell".to_owned(),
+        };
         if next != Next::Done {
             return (Vec::new(), next);
         }
-        let reason = "not delivered, and there is no sender to tell";
+        self.note_held(claim, &reason);
+        (Vec::new(), Next::Hold)
+    }
+
+    fn note_held(&self, claim: &mut Claim, reason: &str) {
         claim.entry_mut().held = Some(reason.to_owned());
         self.0.observer.emit(Event {
             reply: Some(reason.to_owned()),
             ..Event::new(self.0.clock.now(), EventKind::Held, claim.entry().id)
         });
-        (Vec::new(), Next::Hold)
     }
 
     fn report(
@@ -433,11 +472,7 @@ impl Runner {
 
     fn hold(&self, mut claim: Claim, reason: &str) -> Settled {
         tracing::error!(id = %claim.entry().id, reason, "message held");
-        claim.entry_mut().held = Some(reason.to_owned());
-        self.0.observer.emit(Event {
-            reply: Some(reason.to_owned()),
-            ..Event::new(self.0.clock.now(), EventKind::Held, claim.entry().id)
-        });
+        self.note_held(&mut claim, reason);
         self.0.queue.settle(claim, Next::Hold, Vec::new())
     }
 
@@ -498,15 +533,30 @@ fn is_over(orders: &Orders, entry: &Entry, now: Timestamp) -> bool {
     now.since(entry.received) >= orders.queue.lifetime
 }
 
-fn wait(orders: &Orders, evidence: &Evidence, attempts: u32) -> Duration {
-    let ordinary = retry::wait(orders.queue.retry, attempts, fastrand::f64());
-    if evidence.uncertain {
-        ordinary.max(UNCERTAIN_WAIT.min(orders.queue.retry.longest))
-    } else if evidence.scope == Scope::Transaction {
-        // The same mail may pass at once in another transaction.
-        Duration::ZERO
-    } else {
-        ordinary
+/// How long an entry waits, of what its recipients want.
+#[derive(Debug, Default)]
+struct Waiting {
+    soonest: Option<Duration>,
+    /// No sooner than this, whoever wants it.
+    at_least: Duration,
+}
+
+impl Waiting {
+    fn note(&mut self, orders: &Orders, evidence: &Evidence, attempts: u32, somebody_was_delivered: bool) {
+        let wait = if evidence.scope == Scope::Transaction && somebody_was_delivered {
+            // The same mail may pass at once in another transaction; and the list gets shorter.
+            Duration::ZERO
+        } else {
+            retry::wait(orders.queue.retry, attempts, fastrand::f64())
+        };
+        if evidence.uncertain {
+            self.at_least = UNCERTAIN_WAIT.min(orders.queue.retry.longest);
+        }
+        self.soonest = Some(self.soonest.map_or(wait, |soonest| soonest.min(wait)));
+    }
+
+    fn time(&self) -> Option<Duration> {
+        self.soonest.map(|soonest| soonest.max(self.at_least))
     }
 }
 

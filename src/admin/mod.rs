@@ -5,7 +5,7 @@
 //! relay.
 //!
 //! - [`access`]: who may ask: names, passwords, foreign pages
-//! - [`serve`]: the two ways in, and what bounds a connection
+//! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
 //! - `queue`, `status`, `events`, `relay`, `dev`: the routes of the API
 //! - `page`: the same for the eyes

@@ -55,6 +55,7 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
         scope,
         reply: Some(Reply::new(code.parse().expect("a code"), None, text.to_owned())),
         explanation: None,
+        status: None,
         uncertain: false,
     }
 }
@@ -91,7 +92,7 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
         }
     });
     let (gate, observer) = (Gate::new(Clock::System), Observer::default());
-    let orders = parts::orders(&settings, &Clock::System).expect("orders");
+    let orders = parts::orders(&settings, None, &Clock::System).expect("orders");
     let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), Clock::System);
     let admin = Admin {
         settings: Arc::new(ArcSwap::from_pointee(settings)),

@@ -24,7 +24,7 @@ mod vocabulary;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::{
     keys::{KEYS, Key},
@@ -163,6 +163,24 @@ pub struct Upstream {
     pub timeout: Option<Duration>,
     /// First and longest wait after a refused login.
     pub auth_retry: Waits,
+}
+
+impl Upstream {
+    /// Whether a connection to the one is as good as one to the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let login = |upstream: &Self| {
+            upstream.login.as_ref().map(|login| {
+                (login.username.clone(), login.password.expose_secret().to_owned(), login.mechanism)
+            })
+        };
+        let others = |upstream: &Self| Self { login: None, ..upstream.clone() };
+        // What lies in a file may have changed without its name.
+        let in_files = self.ca.is_some();
+        // Without the login its debug form holds every field and no secret.
+        !in_files
+            && login(self) == login(other)
+            && format!("{:?}", others(self)) == format!("{:?}", others(other))
+    }
 }
 
 /// How the connection to the upstream is protected.

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AuthMechanism, Login, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, settings::MINUTE, value,
+    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, settings::MINUTE,
+    value,
 };
 
 pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
@@ -24,7 +25,8 @@ pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstre
         tls,
         ca: reader.path(key!("smtp_relay_tls_ca")),
         fingerprint: reader.one(key!("smtp_relay_tls_fingerprint"), value::fingerprint),
-        published: published.to_owned(),
+        // A relay of its own is reached under a name that its certificate can be verified against.
+        published: if reader.around.role == Role::LocalMta { published.to_owned() } else { Vec::new() },
         login: login(reader),
         allow_insecure_auth: reader
             .one(key!("smtp_relay_allow_insecure_auth"), value::boolean)

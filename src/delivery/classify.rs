@@ -63,8 +63,18 @@ const RULES: [Rule; 4] = [
     // RFC 3463 §3.5: X.4.5 is congestion, whatever the first digit; Gmail's daily limit is 550 5.4.5.
     Rule {
         fits: |facts| {
+            // A recipient's full mailbox (X.2.2) has a quota too, but that is the recipient's affair.
+            let ours =
+                facts.phase != Phase::Rcpt && !matches!(facts.reply.enhanced(), Some(Enhanced(_, 2, 2)));
             matches!(facts.reply.enhanced(), Some(Enhanced(_, 4, 5)))
-                || ["quota exceeded", "sending limit exceeded", "rate limit", "throttl", "too many messages"]
+                || ours
+                    && [
+                        "quota exceeded",
+                        "sending limit exceeded",
+                        "rate limit",
+                        "throttl",
+                        "too many messages",
+                    ]
                     .iter()
                     .any(|words| facts.text.contains(words))
         },
@@ -148,6 +158,8 @@ mod tests {
             Upstream,
         );
         check(Phase::Mail, "552 5.3.4 too large", Permanent, Message);
+        check(Phase::FinalReply, "552 5.2.2 mailbox quota exceeded", Permanent, Message);
+        check(Phase::Rcpt, "550 quota exceeded", Permanent, Recipient);
         check(Phase::Data, "503 5.5.1 bad sequence", Transient, Upstream);
         check(Phase::FinalReply, "354 go on", Transient, Upstream);
     }

@@ -17,21 +17,20 @@ use super::{
     Message,
     auth::Mechanism,
     classify::{self, Verdict},
+    lost::{Lost, Why},
     phase::Phase,
+    source::{Source, SourceError},
 };
 use crate::{
     clock::Clock,
     config::{Login, Upstream},
-    mail::{
-        content::Content,
-        outcome::{Evidence, Outcome, Scope},
-    },
+    mail::outcome::{Evidence, Outcome, Scope},
     net::Stream,
     smtp::{
         command::{Command, MailParameters},
         extension::Capabilities,
         framing::ContentWriter,
-        reply::{Enhanced, Reply, ReplyReader},
+        reply::{Enhanced, Reply, ReplyReader, Severity},
         sasl,
     },
 };
@@ -64,41 +63,6 @@ pub struct Client<S> {
     reset: bool,
     /// Messages carried.
     carried: u64,
-}
-
-/// The connection ended, or what came is no reply.
-#[derive(Debug)]
-pub struct Lost {
-    /// During what.
-    pub phase: Phase,
-    /// The upstream's last words, if it said goodbye (421).
-    pub reply: Option<Reply>,
-    why: Why,
-}
-
-#[derive(Debug)]
-enum Why {
-    Closed,
-    Silent,
-    Garbage(String),
-    Broken(std::io::Error),
-}
-
-impl Lost {
-    fn new(phase: Phase, why: Why) -> Self {
-        Self { phase, reply: None, why }
-    }
-
-    /// What happened, in words.
-    pub fn words(&self) -> String {
-        let phase = self.phase.name();
-        match &self.why {
-            Why::Closed => format!("the upstream closed the connection during {phase}"),
-            Why::Silent => format!("the upstream did not answer in time during {phase}"),
-            Why::Garbage(what) => format!("{what} during {phase}"),
-            Why::Broken(error) => format!("the connection broke during {phase}: {error}"),
-        }
-    }
 }
 
 /// What came of one attempt.
@@ -180,6 +144,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// Whether octets came that nobody asked for.
+    fn has_more(&self) -> bool {
+        !self.input.is_empty() || self.replies.is_midway()
+    }
+
     /// Logs in.
     ///
     /// # Errors
@@ -218,9 +187,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if let Some(refusal) = self.refuse_unsent(message) {
             return Attempt::Done(vec![refusal; message.recipients.len()]);
         }
+        let source = match Source::open(message.content).await {
+            Ok(source) => source,
+            Err(SourceError::Damaged) => return Attempt::Damaged,
+            Err(SourceError::Unreadable(error)) => {
+                let evidence = Evidence {
+                    explanation: Some(format!("the content can't be read from the spool now: {error}")),
+                    ..self.evidence(Phase::Content, Scope::Message, None)
+                };
+                return Attempt::Done(vec![Outcome::Deferred(evidence); message.recipients.len()]);
+            }
+        };
         let stale_allowed = self.carried > 0;
         let mut transaction = Transaction { message, outcomes: vec![None; message.recipients.len()] };
-        let result = self.transact(&mut transaction, before_content).await;
+        let result = self.transact(&mut transaction, source, before_content).await;
         self.carried += 1;
         let lost = match result {
             Ok(Carried::Judged) => {
@@ -271,40 +251,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if let Some(Some(max)) = self.capabilities.size
             && message.content.size() > max
         {
-            let reply =
-                Reply::new(552, Some(Enhanced(5, 3, 4)), format!("message is larger than {max} octets"));
-            return Some(
-                self.refusal(reply, format!("the upstream takes no message larger than {max} octets")),
-            );
+            let words = format!("the upstream takes no message larger than {max} octets");
+            return Some(self.refusal(Enhanced(5, 3, 4), words));
         }
         // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.
         if message.eight_bit && !self.capabilities.eight_bit_mime {
-            let reply =
-                Reply::new(554, Some(Enhanced(5, 6, 3)), "8-bit content can't be sent to this upstream");
-            return Some(self.refusal(reply, "the upstream does not offer 8BITMIME".to_owned()));
+            let words = "the message holds 8-bit text, which the upstream does not take (no 8BITMIME)";
+            return Some(self.refusal(Enhanced(5, 6, 3), words.to_owned()));
         }
         None
     }
 
-    fn refusal(&self, reply: Reply, explanation: String) -> Outcome {
-        let evidence = self.evidence(Phase::Mail, Scope::Message, Some(reply));
-        Outcome::Failed(Evidence { explanation: Some(explanation), ..evidence })
+    /// Ours, not the upstream's: it said so in advance.
+    fn refusal(&self, status: Enhanced, words: String) -> Outcome {
+        let evidence = self.evidence(Phase::Mail, Scope::Message, None);
+        Outcome::Failed(Evidence { status: Some(status), explanation: Some(words), ..evidence })
     }
 
     async fn transact(
         &mut self,
         transaction: &mut Transaction<'_, '_>,
+        source: Source<'_>,
         before_content: impl Future<Output = ()>,
     ) -> Result<Carried, Lost> {
-        if !self.input.is_empty() || self.replies.is_midway() {
+        if self.has_more() {
             return Err(Lost::new(Phase::Mail, Why::Closed));
         }
         let data = self.envelope(transaction).await?;
         let accepted = transaction.outcomes.iter().filter(|outcome| outcome.is_none()).count();
         if data.code() != 354 {
+            // A yes to DATA says nothing about content that was never sent: replies and commands are
+            // out of step, and whatever comes next would be counted for the wrong thing.
+            if !matches!(data.severity(), Severity::Transient | Severity::Permanent) {
+                return Err(Lost::new(
+                    Phase::Data,
+                    Why::Garbage(format!("an answer that does not fit ({data})")),
+                ));
+            }
             self.reset = true;
+            self.broken |= self.has_more();
             self.judge(transaction, Phase::Data, &data);
             return Ok(Carried::Judged);
+        }
+        // RFC 5321 §4.3.2: behind 354 the server has nothing to say until the dot.
+        if self.has_more() {
+            return Err(Lost::new(Phase::Data, Why::Garbage("a reply too many".to_owned())));
         }
         if accepted == 0 {
             // RFC 2920 §3.1: DATA was let through although nobody was accepted. An empty message
@@ -315,7 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             return Ok(Carried::Judged);
         }
         before_content.await;
-        if !self.content(transaction.message.content).await? {
+        if !self.content(source).await? {
             return Ok(Carried::Damaged);
         }
         let reply = self.read(Phase::FinalReply).await?;
@@ -324,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
         self.judge(transaction, Phase::FinalReply, &reply);
         // Another reply behind the last one answers nothing we asked.
-        self.broken |= !self.input.is_empty();
+        self.broken |= self.has_more();
         Ok(Carried::Judged)
     }
 
@@ -414,30 +405,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Writes content and its end. False if it is damaged; then the end was not written.
-    async fn content(&mut self, content: &Content) -> Result<bool, Lost> {
+    async fn content(&mut self, source: Source<'_>) -> Result<bool, Lost> {
         let mut writer = ContentWriter::default();
-        match content {
-            Content::Memory(octets) => {
-                self.write_content(&mut writer, octets).await?;
-            }
-            Content::File { path, size, crc32c } => {
-                let (mut read, mut crc) = (0, 0);
-                let Ok(mut file) = tokio::fs::File::open(path).await else { return Ok(false) };
+        match source {
+            Source::Memory(octets) => self.write_content(&mut writer, octets).await?,
+            Source::File { mut file, size, crc32c } => {
                 file.set_max_buf_size(READ_CONTENT);
-                let mut buffer = BytesMut::new();
+                let (mut read, mut crc, mut buffer) = (0, 0, BytesMut::new());
                 loop {
                     buffer.reserve(READ_CONTENT);
                     match file.read_buf(&mut buffer).await {
                         Ok(0) => break,
                         Ok(_) => {}
-                        Err(_) => return Ok(false),
+                        Err(error) => return Err(Lost::new(Phase::Content, Why::Spool(error))),
                     }
                     let piece: Bytes = buffer.split().freeze();
                     read += piece.len() as u64;
                     crc = crc32c::crc32c_append(crc, &piece);
                     self.write_content(&mut writer, &piece).await?;
                 }
-                if (read, crc) != (*size, *crc32c) {
+                if (read, crc) != (size, crc32c) {
                     return Ok(false);
                 }
             }
@@ -490,6 +477,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             scope,
             reply,
             explanation: None,
+            status: None,
             uncertain: false,
         }
     }
@@ -585,3 +573,6 @@ impl Transaction<'_, '_> {
         self.outcomes.into_iter().map(open).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,9 @@ pub mod auth;
 pub mod check;
 pub mod classify;
 pub mod client;
+mod lost;
 pub mod phase;
+mod source;
 pub mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -23,7 +25,8 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
 use self::{
-    client::{Client, Lost},
+    client::Client,
+    lost::Lost,
     phase::Phase,
     tls::{Connector, TlsFault},
 };
@@ -37,7 +40,7 @@ use crate::{
     net::Stream,
     smtp::{
         address::{Mailbox, ReversePath},
-        reply::Reply,
+        reply::{Reply, Severity},
     },
 };
 
@@ -93,6 +96,11 @@ impl Agent {
         Ok(Self { upstream: Arc::new(upstream), hostname: hostname.into(), connector, clock })
     }
 
+    /// Whether connections of both go to the same place in the same way.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connector, &other.connector)
+    }
+
     /// The upstream.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
@@ -102,7 +110,7 @@ impl Agent {
     ///
     /// # Errors
     /// Why not, in words for the operator.
-    pub async fn open(&self, mut done: impl FnMut(Step)) -> Result<Client<TcpStream>, Trouble> {
+    pub async fn open(&self, mut done: impl FnMut(Step)) -> Result<Client<TcpStream>, Box<Trouble>> {
         let upstream = &self.upstream;
         let (stream, peer) = self.connect().await?;
         done(Step::new("connect", format!("connected to {peer}")));
@@ -127,11 +135,13 @@ impl Agent {
     }
 
     /// What to say of a connection that ended too early.
-    fn lost(&self, lost: Lost) -> Trouble {
-        self.trouble(lost.phase, Scope::Upstream, lost.reply.clone(), Some(lost.words()), SOMEBODY, None)
+    fn lost(&self, lost: Lost) -> Box<Trouble> {
+        // An upstream that hangs up on a login has answered it.
+        let scope = if lost.phase == Phase::Auth { Scope::Credential } else { Scope::Upstream };
+        self.trouble(lost.phase, scope, lost.reply.clone(), Some(lost.words()), SOMEBODY, None)
     }
 
-    async fn connect(&self) -> Result<(TcpStream, SocketAddr), Trouble> {
+    async fn connect(&self) -> Result<(TcpStream, SocketAddr), Box<Trouble>> {
         let upstream = &self.upstream;
         let limit = Phase::Connect.deadline(upstream.timeout);
         let fail = |words: String, help| {
@@ -173,7 +183,7 @@ impl Agent {
         Err(fail(words, HELP_CONNECT))
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Result<Stream<TcpStream>, Trouble> {
+    async fn handshake(&self, stream: TcpStream) -> Result<Stream<TcpStream>, Box<Trouble>> {
         let limit = Phase::Tls.deadline(self.upstream.timeout);
         let fault = match timeout(limit, self.connector.connect(stream)).await {
             Ok(Ok(stream)) => return Ok(Stream::Tls(Box::new(stream))),
@@ -190,7 +200,7 @@ impl Agent {
         ))
     }
 
-    async fn ehlo(&self, client: &mut Client<TcpStream>) -> Result<(), Trouble> {
+    async fn ehlo(&self, client: &mut Client<TcpStream>) -> Result<(), Box<Trouble>> {
         let reply = client.ehlo().await.map_err(|lost| self.lost(lost))?;
         self.must(Phase::Ehlo, &reply)
     }
@@ -200,7 +210,7 @@ impl Agent {
         &self,
         mut client: Client<TcpStream>,
         done: &mut impl FnMut(Step),
-    ) -> Result<Client<TcpStream>, Trouble> {
+    ) -> Result<Client<TcpStream>, Box<Trouble>> {
         let required = self.upstream.tls == UpstreamTls::StartTls;
         let refuse = |reply: Option<Reply>, words: &str| {
             self.trouble(
@@ -251,7 +261,7 @@ impl Agent {
         &self,
         client: &mut Client<TcpStream>,
         done: &mut impl FnMut(Step),
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Box<Trouble>> {
         let Some(login) = &self.upstream.login else { return Ok(()) };
         let fail = |reply, words: &str, who, help| {
             self.trouble(Phase::Auth, Scope::Credential, reply, Some(words.to_owned()), who, Some(help))
@@ -277,15 +287,15 @@ impl Agent {
             done(Step::new("AUTH", format!("logged in with {} as {}", mechanism.name(), login.username)));
             return Ok(());
         }
-        let words = if reply.code() / 100 == 4 {
-            "the upstream can't check the login at present"
-        } else {
-            "the upstream refuses the login: wrong user name or password"
-        };
+        if reply.severity() == Severity::Transient {
+            let words = "the upstream can't check the login at present";
+            return Err(fail(Some(reply), words, SOMEBODY, "nothing, unless it goes on for long"));
+        }
+        let words = "the upstream refuses the login: wrong user name or password";
         Err(fail(Some(reply), words, OPERATOR, HELP_LOGIN))
     }
 
-    fn must(&self, phase: Phase, reply: &Reply) -> Result<(), Trouble> {
+    fn must(&self, phase: Phase, reply: &Reply) -> Result<(), Box<Trouble>> {
         if reply.is_success() {
             return Ok(());
         }
@@ -304,7 +314,7 @@ impl Agent {
         explanation: Option<String>,
         who_must_act: &'static str,
         help: Option<&'static str>,
-    ) -> Trouble {
+    ) -> Box<Trouble> {
         let evidence = Evidence {
             at: self.clock.now(),
             upstream: self.upstream.name.clone(),
@@ -312,9 +322,10 @@ impl Agent {
             scope,
             reply,
             explanation,
+            status: None,
             uncertain: false,
         };
-        Trouble { evidence, who_must_act, help }
+        Box::new(Trouble { evidence, who_must_act, help })
     }
 }
 

@@ -72,7 +72,8 @@ pub struct ComposeError(String);
 pub fn compose(about: &Undelivered<'_>) -> Result<Vec<u8>, ComposeError> {
     let fail = |error: &dyn std::fmt::Display| ComposeError(error.to_string());
     let (local, domain) = about.to.as_str().rsplit_once('@').unwrap_or((about.to.as_str(), about.hostname));
-    let to = Address::new(local, domain).map_err(|error| fail(&error))?;
+    // Addresses that lettre thinks too odd exist, and this one was checked when it was accepted.
+    let to = Address::new(local, domain).unwrap_or_else(|_| Address::new_dangerous(local, domain));
     let from = Address::new("MAILER-DAEMON", about.hostname).map_err(|error| fail(&error))?;
     let when = std::time::UNIX_EPOCH + std::time::Duration::from_millis(about.now.0);
     // lettre wants a multipart's boundary to be named; random, so that no content can hold it.
@@ -131,8 +132,10 @@ fn for_people(about: &Undelivered<'_>) -> String {
         text.push_str(&format!("\r\n  {}\r\n", failure.recipient));
         if failure.expired {
             text.push_str("    It was tried again and again and is now given up. The last answer was:\r\n");
-        } else {
+        } else if evidence.reply.is_some() {
             text.push_str(&format!("    {} refused it for good. Its words were:\r\n", evidence.upstream));
+        } else {
+            text.push_str("    It can't be sent on:\r\n");
         }
         match (&evidence.reply, &evidence.explanation) {
             (Some(reply), explanation) => {
@@ -185,7 +188,7 @@ fn status(failure: &Failure<'_>) -> Enhanced {
             Severity::Transient => Enhanced(4, 0, 0),
             _ => Enhanced(5, 0, 0),
         }),
-        None => Enhanced(5, 0, 0),
+        None => failure.evidence.status.unwrap_or(Enhanced(5, 0, 0)),
     }
 }
 
@@ -217,6 +220,7 @@ mod tests {
             scope: Scope::Recipient,
             reply,
             explanation: None,
+            status: None,
             uncertain: false,
         }
     }

@@ -105,6 +105,40 @@ impl Gate {
         self.state().closed.clone()
     }
 
+    /// Closes it although a connection stands: what the upstream said there concerns all of them.
+    /// Returns when a probe will be let through.
+    pub fn close(
+        &self,
+        waits: Waits,
+        evidence: Evidence,
+        who: &'static str,
+        help: Option<&'static str>,
+    ) -> Timestamp {
+        self.close_in(self.state(), waits, evidence, who, help)
+    }
+
+    fn close_in(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        waits: Waits,
+        evidence: Evidence,
+        who_must_act: &'static str,
+        help: Option<&'static str>,
+    ) -> Timestamp {
+        // Two connections may have been under way; together they are one failure.
+        if let Some(closed) = &state.closed
+            && closed.deadline > Instant::now()
+        {
+            return closed.until;
+        }
+        state.failures += 1;
+        state.proven = false;
+        let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
+        let until = self.0.clock.now().after(wait);
+        state.closed = Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait });
+        until
+    }
+
     /// Opens it at once: settings changed, or the operator wants a try.
     pub fn reset(&self) {
         let mut state = self.state();
@@ -137,26 +171,14 @@ impl Pass {
         self,
         waits: Waits,
         evidence: Evidence,
-        who_must_act: &'static str,
+        who: &'static str,
         help: Option<&'static str>,
     ) -> Timestamp {
-        let now = self.gate.0.clock.now();
-        let mut state = self.gate.state();
+        let state = self.gate.state();
         if state.epoch != self.epoch {
-            return now;
+            return self.gate.0.clock.now();
         }
-        // Two connections may have been under way; together they are one failure.
-        if let Some(closed) = &state.closed
-            && closed.deadline > Instant::now()
-        {
-            return closed.until;
-        }
-        state.failures += 1;
-        state.proven = false;
-        let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
-        let until = now.after(wait);
-        state.closed = Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait });
-        until
+        self.gate.close_in(state, waits, evidence, who, help)
     }
 }
 
@@ -184,6 +206,7 @@ mod tests {
             scope: Scope::Credential,
             reply: None,
             explanation: None,
+            status: None,
             uncertain: false,
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     mail::{content, envelope::Envelope, envelope::Origin, trace},
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
-    queue::{Fault, Incoming, Queue, Receipt},
+    queue::{Fault, Incoming, Queue, QueueId, Receipt},
     smtp::{
         framing::{ContentFault, ContentReader, LineReader},
         reply::Reply,
@@ -117,6 +117,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         tokio::time::sleep(PENALTY).await;
                     }
                     if let Some(reply) = reply {
+                        if reply.is_about_policy() {
+                            self.turned_away(&reply);
+                        }
                         reply.write_to(&mut self.output);
                     }
                     (Some(next), used)
@@ -220,21 +223,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let (content, fault) = self.read_content(&mut incoming).await?;
         let end = Instant::now();
-        let mut envelope = envelope;
-        // What was announced matters less than what came: upstreams are told the truth.
-        envelope.eight_bit |= content.is_eight_bit();
+        // What was announced matters less than what came: the upstream is told the truth.
+        let envelope = Envelope { eight_bit: content.is_eight_bit(), ..envelope };
         let result = self.accept(incoming, &content, fault, &envelope, &origin).await;
-        if result.is_ok()
-            && let Some(observer) = &self.around.observer
-        {
-            observer.metrics().enqueue_seconds.observe(end.elapsed().as_secs_f64());
-        }
-        if let Err(reply) = &result {
-            self.refused(&envelope, &origin, reply);
-        }
-        let reply = self.session.received(result);
+        let took = end.elapsed();
+        let told = match &result {
+            Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        let reply = self.session.received(result.map(|(receipt, _)| receipt));
         self.say(&reply);
-        self.flush().await
+        // The client doesn't wait for what only we want to know; nor does it matter if it has left.
+        let flushed = self.flush().await;
+        match told {
+            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, content.size(), took),
+            Err(refusal) => self.refused(&envelope, &origin, &refusal),
+        }
+        flushed
     }
 
     /// Reads content to its end, whatever becomes of it.
@@ -275,7 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         fault: Option<Fault>,
         envelope: &Envelope,
         origin: &Origin,
-    ) -> Result<Receipt, Reply> {
+    ) -> Result<(Receipt, Option<String>), Reply> {
         match content.fault() {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
             Some(ContentFault::TooLarge) => return Err(Reply::too_large(self.around.rules.message_size)),
@@ -289,23 +294,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Reply::too_many_hops(content::HOPS_MAX));
         }
         let message_id = facts.message_id.clone();
-        let receipt = incoming
-            .commit(envelope.clone(), origin.clone(), facts)
-            .await
-            .map_err(|fault| refusal(&fault))?;
-        if let Some(observer) = &self.around.observer {
-            observer.metrics().received(Received::accepted);
-            observer.emit(Event {
-                sender: Some(envelope.reverse_path.as_str().to_owned()),
-                recipient: Some(joined(envelope)),
-                client: Some(origin.client.clone()),
-                user: origin.user.clone(),
-                size: Some(content.size()),
-                message_id,
-                ..Event::new(self.around.clock.now(), EventKind::Received, receipt.id())
-            });
-        }
-        Ok(receipt)
+        let committed = incoming.commit(envelope.clone(), origin.clone(), facts).await;
+        committed.map(|receipt| (receipt, message_id)).map_err(|fault| refusal(&fault))
+    }
+
+    fn accepted(
+        &self,
+        envelope: &Envelope,
+        origin: Origin,
+        id: QueueId,
+        message_id: Option<String>,
+        size: u64,
+        took: Duration,
+    ) {
+        let Some(observer) = &self.around.observer else { return };
+        observer.metrics().enqueue_seconds.observe(took.as_secs_f64());
+        observer.metrics().received(Received::accepted);
+        observer.emit(Event {
+            sender: Some(envelope.reverse_path.as_str().to_owned()),
+            recipient: Some(joined(envelope)),
+            client: Some(origin.client),
+            user: origin.user,
+            size: Some(size),
+            message_id,
+            ..Event::new(self.around.clock.now(), EventKind::Received, id)
+        });
+    }
+
+    /// A command was refused for who the client is or what it may do.
+    fn turned_away(&self, reply: &Reply) {
+        let Some(observer) = &self.around.observer else { return };
+        let client = self.session.client();
+        observer.emit(Event {
+            client: Some(client.address.to_string()),
+            user: client.user.as_ref().map(|user| user.user().to_owned()),
+            reply: Some(reply.to_string()),
+            ..Event::new(self.around.clock.now(), EventKind::Rejected, "")
+        });
     }
 
     fn refused(&self, envelope: &Envelope, origin: &Origin, reply: &Reply) {

@@ -108,6 +108,11 @@ impl Session {
         }
     }
 
+    /// Whom we are talking to.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The first thing said.
     pub fn greeting(&self) -> Reply {
         Reply::greeting(&self.rules.hostname)

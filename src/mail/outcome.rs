@@ -7,7 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Timestamp, smtp::reply::Reply};
+use crate::{
+    clock::Timestamp,
+    smtp::reply::{Enhanced, Reply},
+};
 
 /// What an attempt meant for one recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +55,7 @@ pub struct Evidence {
     pub at: Timestamp,
     /// At which upstream.
     pub upstream: String,
-    /// During what: one of [`phase`].
+    /// During what, as people call it: `RCPT`, `final reply`.
     pub phase: String,
     /// How far it reaches.
     pub scope: Scope,
@@ -62,6 +65,9 @@ pub struct Evidence {
     /// Ours, where the upstream said nothing or what it said needs explaining.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
+    /// What it amounts to, where the upstream gave no code of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Enhanced>,
     /// The content went out and no final reply came: the upstream may have taken the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncertain: bool,

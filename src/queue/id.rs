@@ -99,8 +99,8 @@ pub(super) struct QueueIds(AtomicU64);
 
 impl QueueIds {
     /// Goes on behind the greatest id ever stored.
-    pub(super) fn after(greatest: Option<QueueId>) -> Self {
-        Self(AtomicU64::new(greatest.map_or(0, |id| id.0)))
+    pub(super) fn after(greatest: QueueId) -> Self {
+        Self(AtomicU64::new(greatest.0))
     }
 
     /// The next id.
@@ -120,17 +120,17 @@ mod tests {
 
     #[test]
     fn ids_grow_even_when_the_clock_goes_back() {
-        let ids = QueueIds::after(None);
+        let ids = QueueIds::after(QueueId(0));
         let first = ids.next(Timestamp(1_340_000_000_000));
         let second = ids.next(Timestamp(1_000));
         assert!(second > first);
         assert_eq!(first.time(), Timestamp(1_340_000_000_000));
-        assert!(QueueIds::after(Some(second)).next(Timestamp(0)) > second);
+        assert!(QueueIds::after(second).next(Timestamp(0)) > second);
     }
 
     #[test]
     fn an_id_is_read_back_in_any_case_and_nothing_else_is_one() {
-        let id = QueueIds::after(None).next(Timestamp(1_340_000_000_000));
+        let id = QueueIds::after(QueueId(0)).next(Timestamp(1_340_000_000_000));
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().to_lowercase().parse(), Ok(id));
         for bad in ["", "../../etc/pwd", "0123456789ABU", "ZZZZZZZZZZZZZ", "0123456789ABCD"] {

@@ -14,24 +14,27 @@
 //! | S6 | any | `damaged` | record or content failed its checksum; set aside, left for a person |
 //! | S7 | whole | – | it has left and its file is about to go; after a crash: swept |
 //!
-//! The one instant of acceptance is the return of `COMMIT` in [`store`]: the row, the content or the
+//! The one instant of acceptance is the return of `COMMIT` in `store`: the row, the content or the
 //! name of its file, and the tally become durable by the same sync. A row never exists without its
 //! content, so S2, S3 and S7 can be swept without looking further.
 //!
 //! # The order inside every verb
 //!
-//! Disk, then memory, then word. One thread writes ([`writer`]) and groups what waits into one
-//! transaction; the [`schedule`] holds a bounded window of what is due; readers read beside it.
+//! Disk, then memory, then word. One thread writes (`writer`) and groups what waits into one
+//! transaction; the `schedule` holds a bounded window of what is due; readers read beside it.
 //!
 //! # What is not here
 //!
 //! No SMTP, no upstream, no report text: the runner brings those together. Nothing here starts a
 //! task; [`Queue::feed`] is a loop that its owner runs.
 
+mod claim;
 pub mod entry;
+mod fault;
 pub mod id;
 pub mod incoming;
 mod lock;
+mod operate;
 pub mod retry;
 mod schedule;
 mod spool;
@@ -47,24 +50,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
-pub use self::{entry::Entry, id::QueueId, incoming::Incoming};
+pub use self::{
+    claim::{Claim, Report, Settled},
+    entry::Entry,
+    fault::{Fault, OpenError},
+    id::QueueId,
+    incoming::Incoming,
+    operate::{Action, ActionError, Listed},
+};
 use self::{
     id::QueueIds,
     lock::Lock,
     schedule::{Ready, Schedule},
     spool::Spool,
     store::{Reader, State, Store, StoreError, Tally},
-    writer::{EntryChange, NewContent, NewEntry, Request},
+    writer::Request,
 };
 use crate::{
     clock::{Clock, Timestamp},
     config::QueueSettings,
-    mail::{
-        content::{Content, Facts},
-        envelope::{Envelope, Origin},
-    },
+    mail::content::Content,
 };
 
 /// The proof that a message is on stable storage. Only the queue makes one, and no 250 after content
@@ -79,71 +86,6 @@ impl Receipt {
     pub fn id(&self) -> QueueId {
         self.id
     }
-}
-
-/// The queue can't take or change a message now. Always our trouble, never the client's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// The disk, or a bound set by the operator, is full.
-    #[error("no room left on the queue's disk")]
-    Full,
-    /// Anything else.
-    #[error("{0}")]
-    Broken(String),
-}
-
-impl Fault {
-    fn stopped() -> Self {
-        Self::Broken("the queue is shutting down".to_owned())
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            _ => Self::Broken(error.to_string()),
-        }
-    }
-}
-
-/// The queue can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("the queue in {} is in use by {}", directory.display(), holder(*process))]
-    InUse {
-        /// Which queue.
-        directory: PathBuf,
-        /// By whom, as far as it said so.
-        process: Option<u32>,
-    },
-    /// A file can't be used.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The database can't be used.
-    #[error("{}: {reason}", path.display())]
-    Store {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl OpenError {
-    fn io(path: &Path, error: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), error }
-    }
-}
-
-fn holder(process: Option<u32>) -> String {
-    process.map_or("another process".to_owned(), |id| format!("process {id}"))
 }
 
 /// How an entry goes on.
@@ -181,51 +123,6 @@ pub struct Depth {
     pub held: u64,
     /// When the oldest was accepted.
     pub oldest: Option<Timestamp>,
-}
-
-/// An entry as a list shows it.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    /// Its name.
-    pub id: QueueId,
-    /// Octets.
-    pub size: u64,
-    /// When it wants to be tried, unless it is held.
-    pub due: Timestamp,
-    /// An attempt is under way at this moment.
-    pub claimed: bool,
-    /// The entry itself; `None` if it is damaged.
-    pub entry: Option<Entry>,
-}
-
-/// An operator's action on one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Try it now.
-    Retry,
-    /// Try it no more until it is released.
-    Hold,
-    /// Let a held one go on.
-    Release,
-    /// Remove it; nobody is told.
-    Delete,
-}
-
-/// An operator's action was not done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ActionError {
-    /// There is none of this id.
-    #[error("no such message in the queue")]
-    NoSuchEntry,
-    /// An attempt is under way.
-    #[error("the message is being delivered at this moment; try again")]
-    Busy,
-    /// It can't be read.
-    #[error("the message is damaged: it can only be deleted")]
-    Damaged,
-    /// The store refused.
-    #[error(transparent)]
-    Fault(#[from] Fault),
 }
 
 /// Whether the store can be written, and why not.
@@ -295,8 +192,11 @@ impl Shared {
     fn content(&self, reader: &Reader, entry: &Entry) -> rusqlite::Result<Option<Content>> {
         if entry.content.spooled {
             let content = self.content_file(entry);
-            let whole = std::fs::metadata(self.spool.path(entry.id))
-                .is_ok_and(|file| file.is_file() && file.len() == entry.content.size);
+            let whole = match std::fs::symlink_metadata(self.spool.path(entry.id)) {
+                Ok(file) => file.is_file() && file.len() == entry.content.size,
+                // Any other error is the host's and passes; delivery will look again.
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            };
             return Ok(whole.then_some(content));
         }
         let octets = reader.octets(entry.id)?;
@@ -338,14 +238,13 @@ impl Queue {
         let path = store::path(&directory);
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         let store = Store::open(&path).map_err(refuse)?;
-        let greatest = store.greatest_id().map_err(|error| refuse(error.into()))?;
         sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
         let shared = Arc::new(Shared {
             directory,
             settings: settings.clone(),
             clock,
             spool,
-            ids: QueueIds::after(greatest),
+            ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
             health: Health::default(),
@@ -417,19 +316,6 @@ impl Queue {
         Some(Claim { ready: Some(ready), queue: self.clone() })
     }
 
-    /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one
-    /// transaction. The work begins at once; the future tells when it is durable.
-    pub fn settle(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {
-        let (done, answer) = oneshot::channel();
-        if let Some(ready) = claim.into_inner() {
-            let reports = reports.into_iter().map(|report| self.new_report(report)).collect();
-            let change = Box::new(EntryChange { entry: *ready.entry, next, reports });
-            // If the writer is gone, so is the process in a moment; the entry is still on disk.
-            let _ = self.requests.send(Request::Change(change, done));
-        }
-        Settled(answer)
-    }
-
     /// Keeps the window filled from the store. Runs until it is dropped.
     pub async fn feed(&self) {
         /// However far away the next due time is, so that a clock set forward is noticed.
@@ -466,32 +352,6 @@ impl Queue {
         self.read(move |_, reader| reader.depth(now)).await
     }
 
-    /// Entries behind `after` in the order of their arrival, at most `limit`.
-    ///
-    /// # Errors
-    /// The store can't be read.
-    pub async fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<Listed>, Fault> {
-        self.read(move |shared, reader| {
-            let rows = reader.list(after, limit)?;
-            let schedule = shared.schedule();
-            Ok(rows.into_iter().map(|row| listed(row, &schedule)).collect())
-        })
-        .await
-    }
-
-    /// One entry.
-    ///
-    /// # Errors
-    /// The store can't be read.
-    pub async fn get(&self, id: QueueId) -> Result<Option<Listed>, Fault> {
-        self.read(move |shared, reader| {
-            let row = reader.get(id)?;
-            let schedule = shared.schedule();
-            Ok(row.map(|row| listed(row, &schedule)))
-        })
-        .await
-    }
-
     /// The content of an entry; `None` if there is none, or it is damaged.
     ///
     /// # Errors
@@ -502,51 +362,6 @@ impl Queue {
             None => Ok(None),
         })
         .await
-    }
-
-    /// Does what an operator asks with one entry.
-    ///
-    /// # Errors
-    /// See [`ActionError`].
-    pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
-        if !self.shared.schedule().withdraw(id) {
-            return Err(ActionError::Busy);
-        }
-        let result = self.act_on_withdrawn(id, action, reason).await;
-        if result.is_err() {
-            // It goes on as it was; the store knows best when.
-            self.shared.schedule().forget(id, Some(Timestamp::default()));
-            self.shared.look.notify_one();
-        }
-        result
-    }
-
-    async fn act_on_withdrawn(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
-        let listed = self.get(id).await?.ok_or(ActionError::NoSuchEntry)?;
-        if listed.entry.is_none() && action != Action::Delete {
-            return Err(ActionError::Damaged);
-        }
-        let now = self.shared.clock.now();
-        let mut entry = listed.entry.unwrap_or_else(|| Entry::placeholder(id, now, listed.size));
-        let next = match action {
-            Action::Delete => Next::Done,
-            Action::Hold => {
-                entry.held = Some(reason.to_owned());
-                Next::Hold
-            }
-            // A held entry stays held until it is released: trying it is another decision.
-            Action::Retry if entry.held.is_some() => Next::Hold,
-            Action::Retry => Next::Retry(now),
-            Action::Release => {
-                entry.held = None;
-                Next::Retry(now)
-            }
-        };
-        let (done, answer) = oneshot::channel();
-        let change = Box::new(EntryChange { entry, next, reports: Vec::new() });
-        self.request(Request::Change(change, done))?;
-        answer.await.map_err(|_| Fault::stopped())??;
-        Ok(())
     }
 
     /// Entries that are claimed at this moment.
@@ -574,30 +389,6 @@ impl Queue {
 
     fn request(&self, request: Request) -> Result<(), Fault> {
         self.requests.send(request).map_err(|_| Fault::stopped())
-    }
-
-    fn new_report(&self, report: Report) -> NewEntry {
-        let now = self.shared.clock.now();
-        let content = Bytes::from(report.content);
-        let facts = Facts::of(&content, true).unwrap_or_default();
-        let entry = Entry {
-            id: self.shared.ids.next(now),
-            received: now,
-            reverse_path: report.envelope.reverse_path,
-            recipients: report.envelope.recipients.into_iter().map(entry::Recipient::new).collect(),
-            eight_bit: report.envelope.eight_bit,
-            origin: report.origin,
-            content: entry::ContentInfo {
-                size: content.len() as u64,
-                crc32c: crc32c::crc32c(&content),
-                spooled: false,
-            },
-            hops: facts.hops,
-            subject: facts.subject,
-            message_id: facts.message_id,
-            held: report.held,
-        };
-        NewEntry { entry: Box::new(entry), content: NewContent::Memory(content) }
     }
 
     /// One look at the store: fills the window with what is due.
@@ -695,83 +486,6 @@ enum Loaded {
 
 /// Octets of content brought into the window by one look at the store.
 const LOOK_OCTETS_MAX: usize = 8 * 1024 * 1024;
-
-/// A message of our own making: a report, or a copy of one.
-#[derive(Debug)]
-pub struct Report {
-    /// Whom it is for.
-    pub envelope: Envelope,
-    /// Where it comes from: ourselves.
-    pub origin: Origin,
-    /// Complete, header and all.
-    pub content: Vec<u8>,
-    /// Why it waits for an operator, if it can't be sent to anybody.
-    pub held: Option<String>,
-}
-
-/// An entry that one worker has to itself. Dropped unsettled, it goes back as it was; dropped by a
-/// panic it is held, for whatever caused that would cause it again and again.
-#[derive(Debug)]
-pub struct Claim {
-    ready: Option<Ready>,
-    queue: Queue,
-}
-
-impl Claim {
-    /// The entry.
-    pub fn entry(&self) -> &Entry {
-        &self.ready.as_ref().expect("because only settling empties a claim, and that consumes it").entry
-    }
-
-    /// The entry, to note outcomes in it.
-    pub fn entry_mut(&mut self) -> &mut Entry {
-        &mut self.ready.as_mut().expect("because only settling empties a claim, and that consumes it").entry
-    }
-
-    /// Its content.
-    pub fn content(&self) -> &Content {
-        &self.ready.as_ref().expect("because only settling empties a claim, and that consumes it").content
-    }
-
-    fn into_inner(mut self) -> Option<Ready> {
-        self.ready.take()
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let Some(mut ready) = self.ready.take() else { return };
-        if std::thread::panicking() {
-            ready.entry.held = Some("internal error while it was being delivered; see the log".to_owned());
-            let change = EntryChange { entry: *ready.entry, next: Next::Hold, reports: Vec::new() };
-            let _ = self.queue.request(Request::Change(Box::new(change), oneshot::channel().0));
-        } else {
-            self.queue.shared.schedule().give_back(ready);
-            self.queue.shared.claimable.notify_one();
-        }
-    }
-}
-
-/// Tells when a settlement is durable.
-#[derive(Debug)]
-pub struct Settled(oneshot::Receiver<Result<(), Fault>>);
-
-impl Settled {
-    /// Waits for it.
-    ///
-    /// # Errors
-    /// It could not be recorded yet. The queue goes on trying, and keeps the entry to itself until
-    /// then.
-    pub async fn durable(self) -> Result<(), Fault> {
-        self.0.await.map_err(|_| Fault::stopped())?
-    }
-}
-
-fn listed(row: store::Row, schedule: &Schedule) -> Listed {
-    let claimed = schedule.is_claimed(row.id);
-    let entry = if row.state == State::Damaged { None } else { row.entry };
-    Listed { id: row.id, size: row.size, due: row.due, claimed, entry }
-}
 
 /// Removes spool files that have no row: see the table of states.
 fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {

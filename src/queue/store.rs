@@ -5,7 +5,11 @@
 //! read. SQLite has no checksums of its own, so each record and each content carries a CRC32C that is
 //! compared on every read.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params};
@@ -21,7 +25,7 @@ const APPLICATION_ID: i32 = 0x4F75_7450; // "OutP"
 /// "what is due" a short range however much is held; the second one makes counting the held cheap.
 const SCHEMA: &str = "
     CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO meta VALUES('messages', 0), ('octets', 0);
+    INSERT INTO meta VALUES('messages', 0), ('octets', 0), ('last', 0);
     CREATE TABLE message(
         id INTEGER PRIMARY KEY,
         state INTEGER NOT NULL,
@@ -69,6 +73,8 @@ pub(super) struct Store {
 pub(super) struct Tally {
     pub(super) messages: u64,
     pub(super) octets: u64,
+    /// The greatest id ever used, so that none is given out twice.
+    pub(super) last: i64,
 }
 
 /// The store can't be opened.
@@ -80,6 +86,8 @@ pub(super) enum StoreError {
     Newer(i32),
     #[error("it is not an Outpost queue")]
     Foreign,
+    #[error("{0}")]
+    File(String),
     #[error("SQLite did not take synchronous=FULL and journal_mode=WAL ({0})")]
     NotDurable(String),
 }
@@ -96,6 +104,9 @@ impl From<rusqlite::Error> for Fault {
 impl Store {
     /// Opens the database at `path`, making it at first start.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
+        let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        made.map_err(|error| StoreError::File(error.to_string()))?;
         let connection = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -139,13 +150,6 @@ impl Store {
         self.tally
     }
 
-    /// The greatest id in use.
-    pub(super) fn greatest_id(&self) -> rusqlite::Result<Option<QueueId>> {
-        let greatest: Option<i64> =
-            self.connection.query_row("SELECT max(id) FROM message", [], |row| row.get(0))?;
-        Ok(greatest.map(QueueId::from_i64))
-    }
-
     /// Whether there is an entry of this id.
     pub(super) fn contains(&self, id: QueueId) -> rusqlite::Result<bool> {
         self.connection.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])
@@ -173,6 +177,7 @@ impl Store {
         let mut keep = self.connection.prepare_cached("UPDATE meta SET value = ? WHERE key = ?")?;
         keep.execute(params![self.tally.messages as i64, "messages"])?;
         keep.execute(params![self.tally.octets as i64, "octets"])?;
+        keep.execute(params![self.tally.last, "last"])?;
         drop(keep);
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
@@ -199,6 +204,7 @@ impl Store {
                         .prepare_cached("INSERT INTO content(id, octets) VALUES(?, ?)")?
                         .execute(params![id, &octets[..]])?;
                 }
+                self.tally.last = self.tally.last.max(id);
                 self.tally.messages += 1;
                 self.tally.octets += entry.content.size;
             }
@@ -264,7 +270,7 @@ fn read_tally(connection: &Connection) -> rusqlite::Result<Tally> {
     let value = |key: &str| {
         connection.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get::<_, i64>(0))
     };
-    Ok(Tally { messages: value("messages")? as u64, octets: value("octets")? as u64 })
+    Ok(Tally { messages: value("messages")? as u64, octets: value("octets")? as u64, last: value("last")? })
 }
 
 /// A row as it was read: the entry, or the id of one that is damaged.

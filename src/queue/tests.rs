@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     config::Waits,
+    mail::envelope::{Envelope, Origin},
     smtp::address::{Mailbox, ReversePath},
 };
 
@@ -246,6 +247,50 @@ async fn an_entry_whose_worker_panics_is_held_and_not_tried_for_ever() {
         tokio::task::yield_now().await;
     }
     assert!(fixture.queue.try_claim().is_none());
+}
+
+#[tokio::test]
+async fn what_was_given_up_and_held_is_tried_again_when_it_is_released() {
+    let fixture = Fixture::new();
+    let id = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let mut claim = fixture.queue.claim().await;
+    claim.entry_mut().recipients[0].state = entry::RecipientState::Bounced;
+    claim.entry_mut().held = Some("nobody to tell".to_owned());
+    fixture.queue.settle(claim, Next::Hold, Vec::new()).durable().await.unwrap();
+    fixture.queue.act(id, Action::Release, "").await.unwrap();
+    assert_eq!(fixture.queue.claim().await.entry().pending().count(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_who_leaves_midway_leaves_the_entry_as_it_was() {
+    let fixture = Fixture::new();
+    let id = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    {
+        let asked = fixture.queue.act(id, Action::Hold, "");
+        tokio::pin!(asked);
+        assert!(futures_poll_once(asked.as_mut()).await.is_none());
+    }
+    assert_eq!(fixture.queue.claim().await.entry().id, id);
+}
+
+/// Polls once; `None` if it is not ready.
+async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn no_id_is_given_out_twice_though_the_queue_was_empty_and_the_clock_went_back() {
+    let fixture = Fixture::new();
+    let first = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    fixture.queue.act(first, Action::Delete, "").await.unwrap();
+    let fixture = fixture.restart().await;
+    assert!(fixture.queue.shared.ids.next(Timestamp(1)) > first);
 }
 
 #[tokio::test]

@@ -64,14 +64,16 @@ pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
     };
     let (embedded, upstream) = embedded(&data)?;
     let settings = settings(options, data, upstream);
-    say(&format!("Send mail to  {}   no login and no TLS needed; both work", options.smtp));
-    say(&format!("Look at it    http://{}   every message arrives here and goes no further", options.admin));
-    say(&format!(
-        "For apps      {}   host, port, login and password",
-        settings.environment.files[0].display()
-    ));
-    say("Stop          Ctrl-C   what has arrived is kept until the next start");
-    run(settings, None, Some(embedded))
+    let file = settings.environment.files[0].display().to_string();
+    run(settings, None, Some(embedded), || {
+        say(&format!("Send mail to  {}   no login and no TLS needed; both work", options.smtp));
+        say(&format!(
+            "Look at it    http://{}   every message arrives here and goes no further",
+            options.admin
+        ));
+        say(&format!("For apps      {file}   host, port, login and password"));
+        say("Stop          Ctrl-C   what has arrived is kept for the next time");
+    })
 }
 
 /// A directory in a place that everybody may write to must be ours before anything goes into it.

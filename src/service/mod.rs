@@ -16,7 +16,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout_at},
 };
@@ -96,7 +96,7 @@ pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    run(loaded.settings, Some(source), None)
+    run(loaded.settings, Some(source), None, || ())
 }
 
 /// What local mode adds: where the embedded upstream keeps what it gets, and its own writer.
@@ -113,14 +113,20 @@ pub(crate) fn run(
     settings: Settings,
     source: Option<Source>,
     embedded: Option<Embedded>,
+    ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| StartError::Data { path: settings.data.clone(), error })?;
+    raise_descriptor_limit();
+    let data = settings.data.clone();
     let writers = runtime.block_on(async {
+        // Before anything else, so that an early signal doesn't end us the hard way.
+        let signals = Signals::new().map_err(|error| StartError::Data { path: data, error })?;
         let service = Service::start(settings, source, embedded).await?;
-        Ok::<_, StartError>(service.until_stopped().await)
+        ready();
+        Ok::<_, StartError>(service.until_stopped(signals).await)
     })?;
     // Drops what is still under way, and with it the last handles of the queue.
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -129,6 +135,34 @@ pub(crate) fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The signals that we answer.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// As many descriptors as we may have: with the usual 1,024 the clients alone could take them all,
+/// and deliveries would find none left.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files can't be raised");
+    }
 }
 
 /// A running relay.
@@ -161,7 +195,7 @@ impl Service {
         let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
         let identity = parts::identity(&settings)?;
         let access = parts::access(&settings)?;
-        let orders = parts::orders(&settings, &clock)?;
+        let orders = parts::orders(&settings, None, &clock)?;
         let mut sockets = Vec::new();
         for listen in &settings.listen {
             sockets.push((bind(&listen.address).await?, listen.tls));
@@ -235,13 +269,8 @@ impl Service {
     }
 
     /// Serves signals and reloads; then drains.
-    async fn until_stopped(mut self) -> Vec<WriterThread> {
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
-        else {
-            tracing::error!("can't listen to signals");
-            return self.writers;
-        };
+    async fn until_stopped(mut self, signals: Signals) -> Vec<WriterThread> {
+        let Signals { mut terminate, mut interrupt, mut hangup } = signals;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -298,7 +327,9 @@ impl Service {
             None => return Err("local mode has no configuration to read again".to_owned()),
         };
         let access = parts::access(&settings).map_err(|error| error.to_string())?;
-        let orders = parts::orders(&settings, &self.clock).map_err(|error| error.to_string())?;
+        let same = old.upstream.is_same(&settings.upstream) && old.hostname == settings.hostname;
+        let kept = same.then(|| self.runner.agent());
+        let orders = parts::orders(&settings, kept, &self.clock).map_err(|error| error.to_string())?;
         let published = parts::published(&settings, self.bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
         self.listener.change(parts::terms(&settings, access, identity.as_ref()));

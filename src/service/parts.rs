@@ -94,10 +94,14 @@ pub(crate) fn terms(
     }
 }
 
-/// What the runner goes by.
-pub(crate) fn orders(settings: &Settings, clock: &Clock) -> Result<Orders, StartError> {
+/// What the runner goes by. An agent is kept where the upstream is the same.
+pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) -> Result<Orders, StartError> {
+    let agent = match kept {
+        Some(agent) => agent,
+        None => Agent::new(settings.upstream.clone(), &settings.hostname, clock.clone())?,
+    };
     Ok(Orders {
-        agent: Agent::new(settings.upstream.clone(), &settings.hostname, clock.clone())?,
+        agent,
         queue: settings.queue.clone(),
         hostname: settings.hostname.clone(),
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),

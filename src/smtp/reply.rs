@@ -94,6 +94,14 @@ impl Reply {
         self.severity() == Severity::Success
     }
 
+    /// Whether it turns somebody away for who they are or what they may do (X.7.z), or for a bound
+    /// that they are over (X.3.4, X.5.3), rather than for a slip in the protocol.
+    pub fn is_about_policy(&self) -> bool {
+        let refused = matches!(self.severity(), Severity::Transient | Severity::Permanent);
+        let subject = self.enhanced.map(|enhanced| (enhanced.1, enhanced.2));
+        refused && matches!(subject, Some((7, _) | (3, 4) | (5, 3)))
+    }
+
     /// The text's lines, without codes.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.text.split('\n')

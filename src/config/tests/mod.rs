@@ -69,7 +69,7 @@ fn the_relay_of_the_mission_reads_as_it_stands() {
     assert_eq!(settings.queue.directory, Path::new("/data/queue"));
     assert_eq!(settings.queue.lifetime, Duration::from_secs(5 * 86_400));
     let files = ["/data/environment.json", "/data/environment.yaml"].map(PathBuf::from);
-    assert_eq!((&settings.environment.files[..], &upstream.published[..]), (&files[..], &files[..]));
+    assert_eq!((&settings.environment.files[..], &upstream.published[..]), (&files[..], &[][..]));
     assert_eq!(settings.bounds.message_size, 25_000_000);
     assert_eq!(settings.admin.listen.to_string(), "127.0.0.1:8025");
 }

@@ -1,0 +1,218 @@
+//! Conversations with upstreams that behave, and with many that don't, over memory.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
+
+use super::*;
+use crate::{
+    config::{UpstreamTls, Waits},
+    mail::content::Content,
+    smtp::address::{Mailbox, ReversePath},
+};
+
+fn upstream() -> Upstream {
+    Upstream {
+        name: "up".into(),
+        server: "up.example".into(),
+        port: 25,
+        tls: UpstreamTls::None,
+        ca: None,
+        fingerprint: None,
+        published: Vec::new(),
+        login: None,
+        allow_insecure_auth: false,
+        connections: 1,
+        timeout: Some(Duration::from_secs(5)),
+        auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
+    }
+}
+
+fn client(keywords: &str) -> (Client<DuplexStream>, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let mut client =
+        Client::new(Stream::Plain(ours), Arc::new(upstream()), "relay.example".into(), Clock::System);
+    client.capabilities = Capabilities::from_reply(&Reply::new(250, None, format!("up\n{keywords}")));
+    (client, theirs)
+}
+
+/// An upstream that answers what it was told to, whatever is asked; it counts the messages it took.
+fn play(stream: DuplexStream, answers: &'static [&'static str]) -> tokio::task::JoinHandle<Vec<String>> {
+    tokio::spawn(async move {
+        let mut stream = BufReader::new(stream);
+        let (mut heard, mut content) = (Vec::new(), false);
+        let mut answers = answers.iter();
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return heard;
+            }
+            heard.push(line.trim_end().to_owned());
+            if content && line != ".\r\n" {
+                continue;
+            }
+            let Some(answer) = answers.next() else { return heard };
+            if *answer == "hang up" {
+                return heard;
+            }
+            content = answer.starts_with("354");
+            if stream.get_mut().write_all(format!("{answer}\r\n").as_bytes()).await.is_err() {
+                return heard;
+            }
+        }
+    })
+}
+
+async fn attempt(client: &mut Client<DuplexStream>, recipients: &[&str], content: &Content) -> Attempt {
+    let recipients: Vec<_> = recipients.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
+    let message = Message {
+        reverse_path: &ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
+        recipients: recipients.iter().collect(),
+        eight_bit: false,
+        content,
+    };
+    client.attempt(&message, async {}).await
+}
+
+fn content() -> Content {
+    Content::Memory(Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"))
+}
+
+fn outcomes(attempt: Attempt) -> Vec<Outcome> {
+    match attempt {
+        Attempt::Done(outcomes) => outcomes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// D, W (waits), F, or U (uncertain) for each recipient.
+fn letters(outcomes: &[Outcome]) -> String {
+    let letter = |outcome: &Outcome| match outcome {
+        Outcome::Delivered(_) => 'D',
+        Outcome::Deferred(evidence) if evidence.uncertain => 'U',
+        Outcome::Deferred(_) => 'W',
+        Outcome::Failed(_) => 'F',
+    };
+    outcomes.iter().map(letter).collect()
+}
+
+const TWO: [&str; 2] = ["c@d.example", "e@f.example"];
+
+/// Answers to MAIL, RCPT, RCPT, DATA, dot; what becomes of the two recipients; whether the
+/// connection can be used again.
+#[tokio::test]
+async fn each_recipient_has_its_own_outcome_and_nothing_is_counted_for_another() {
+    let cases: [(&'static [&'static str], &str, bool); 16] = [
+        (&["250 ok", "250 ok", "250 ok", "354 go", "250 taken"], "DD", true),
+        (&["250 ok", "550 no", "250 ok", "354 go", "250 taken"], "FD", true),
+        (&["250 ok", "250 ok", "451 later", "354 go", "250 taken"], "DW", true),
+        (&["250 ok", "250 ok", "452 4.5.3 too many", "354 go", "250 taken"], "DW", true),
+        (&["250 ok", "250 ok", "250 ok", "354 go", "451 later"], "WW", true),
+        (&["250 ok", "250 ok", "250 ok", "354 go", "554 spam"], "FF", true),
+        (&["250 ok", "550 no", "550 no", "554 nobody", "x"], "FF", true),
+        (&["250 ok", "550 no", "550 no", "354 go", "554 nobody"], "FF", true),
+        (&["550 you", "503 x", "503 x", "503 x", "x"], "FF", true),
+        (&["530 log in", "503 x", "503 x", "503 x", "x"], "WW", true),
+        (&["250 ok", "250 ok", "250 ok", "451 not now", "x"], "WW", true),
+        // A yes to DATA, as of an upstream that is one reply ahead: no content was sent, so nothing
+        // was delivered.
+        (&["250 ok", "250 ok", "250 ok", "250 ok", "x"], "WW", false),
+        (&["250 ok", "250 ok", "250 ok", "354 go\r\n250 one too many", "250 taken"], "WW", false),
+        (&["250 ok", "250 ok", "250 ok", "354 go", "hang up"], "UU", false),
+        (&["250 ok", "250 ok", "421 bye", "x", "x"], "WW", false),
+        (&["250 ok", "250 ok", "250 ok", "hello?", "x"], "WW", false),
+    ];
+    for keywords in ["PIPELINING", ""] {
+        for (answers, expected, usable) in cases {
+            let (mut client, theirs) = client(keywords);
+            let upstream = play(theirs, answers);
+            let got = outcomes(attempt(&mut client, &TWO, &content()).await);
+            assert_eq!(letters(&got), expected, "{keywords} {answers:?} {got:?}");
+            assert_eq!(client.is_usable(), usable, "{keywords} {answers:?}");
+            drop(client);
+            let heard = upstream.await.unwrap();
+            let sent = heard.iter().any(|line| line == "..hi");
+            // Content goes out exactly where it was asked for and somebody is to have it.
+            let asked = answers[3] == "354 go" && answers[1..3].contains(&"250 ok");
+            assert_eq!(sent, asked, "{keywords} {answers:?} {heard:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_ended_while_it_was_kept_costs_the_message_nothing() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["250 ok", "250 ok", "354 go", "250 taken", "hang up"]);
+    assert_eq!(letters(&outcomes(attempt(&mut client, &["c@d.example"], &content()).await)), "D");
+    assert!(matches!(attempt(&mut client, &["c@d.example"], &content()).await, Attempt::Stale));
+    assert!(!client.is_usable());
+    upstream.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_and_more_recipients_go_in_groups() {
+    let recipients: Vec<String> = (0..250).map(|n| format!("u{n}@d.example")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = tokio::spawn(async move {
+        let mut stream = BufReader::new(theirs);
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return;
+            }
+            let answer = match line.get(..4) {
+                Some("DATA") => "354 go\r\n",
+                Some("RCPT") if line.contains("u7@") => "550 no\r\n",
+                Some("RCPT" | "MAIL") => "250 ok\r\n",
+                _ if line == ".\r\n" => "250 taken\r\n",
+                _ => continue,
+            };
+            stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let got = letters(&outcomes(attempt(&mut client, &recipients, &content()).await));
+    assert_eq!(got.len(), 250);
+    assert_eq!(got.find('F'), Some(7));
+    assert_eq!(got.matches('D').count(), 249);
+    drop(client);
+    upstream.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_spool_file_never_gets_its_dot_and_a_missing_one_is_never_begun() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("content");
+    std::fs::write(&path, "Subject: x\r\n\r\nhi\r\n").unwrap();
+    let damaged = Content::File { path, size: 18, crc32c: 1 };
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["250 ok", "250 ok", "354 go", "250 taken"]);
+    assert!(matches!(attempt(&mut client, &["c@d.example"], &damaged).await, Attempt::Damaged));
+    assert!(!client.is_usable());
+    drop(client);
+    assert!(!upstream.await.unwrap().contains(&".".to_owned()));
+
+    let missing = Content::File { path: directory.path().join("none"), size: 18, crc32c: 1 };
+    let (mut client, theirs) = self::client("PIPELINING");
+    assert!(matches!(attempt(&mut client, &["c@d.example"], &missing).await, Attempt::Damaged));
+    drop(client);
+    assert!(play(theirs, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_upstream_said_it_will_not_take_is_not_sent() {
+    let (mut client, _theirs) = client("PIPELINING\nSIZE 10");
+    let got = outcomes(attempt(&mut client, &TWO, &content()).await);
+    assert_eq!(letters(&got), "FF");
+    assert_eq!((got[0].evidence().reply.clone(), got[0].evidence().status), (None, Some(Enhanced(5, 3, 4))));
+    assert!(client.is_usable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_upstream_is_given_up_at_its_deadline() {
+    let (mut client, _theirs) = client("PIPELINING");
+    let start = tokio::time::Instant::now();
+    let got = outcomes(attempt(&mut client, &TWO, &content()).await);
+    assert_eq!(letters(&got), "WW");
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+}

@@ -1,0 +1,125 @@
+//! A claim: an entry that one worker has to itself, until it is settled.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Fault, Next, Queue,
+    entry::{ContentInfo, Entry, Recipient},
+    schedule::Ready,
+    writer::{EntryChange, NewContent, NewEntry, Request},
+};
+use crate::mail::{
+    content::{Content, Facts},
+    envelope::{Envelope, Origin},
+};
+
+/// A message of our own making: a report, or a copy of one.
+#[derive(Debug)]
+pub struct Report {
+    /// Whom it is for.
+    pub envelope: Envelope,
+    /// Where it comes from: ourselves.
+    pub origin: Origin,
+    /// Complete, header and all.
+    pub content: Vec<u8>,
+    /// Why it waits for an operator, if it can't be sent to anybody.
+    pub held: Option<String>,
+}
+
+/// An entry that one worker has to itself. Dropped unsettled, it goes back as it was; dropped by a
+/// panic it is held, for whatever caused that would cause it again and again.
+#[derive(Debug)]
+pub struct Claim {
+    pub(super) ready: Option<Ready>,
+    pub(super) queue: Queue,
+}
+
+impl Claim {
+    /// The entry.
+    pub fn entry(&self) -> &Entry {
+        &self.ready.as_ref().expect("because only settling empties a claim, and that consumes it").entry
+    }
+
+    /// The entry, to note outcomes in it.
+    pub fn entry_mut(&mut self) -> &mut Entry {
+        &mut self.ready.as_mut().expect("because only settling empties a claim, and that consumes it").entry
+    }
+
+    /// Its content.
+    pub fn content(&self) -> &Content {
+        &self.ready.as_ref().expect("because only settling empties a claim, and that consumes it").content
+    }
+
+    fn into_inner(mut self) -> Option<Ready> {
+        self.ready.take()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(mut ready) = self.ready.take() else { return };
+        if std::thread::panicking() {
+            ready.entry.held = Some("internal error while it was being delivered; see the log".to_owned());
+            let change = EntryChange { entry: *ready.entry, next: Next::Hold, reports: Vec::new() };
+            let _ = self.queue.request(Request::Change(Box::new(change), oneshot::channel().0));
+        } else {
+            self.queue.shared.schedule().give_back(ready);
+            self.queue.shared.claimable.notify_one();
+        }
+    }
+}
+
+/// Tells when a settlement is durable.
+#[derive(Debug)]
+pub struct Settled(oneshot::Receiver<Result<(), Fault>>);
+
+impl Settled {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// It could not be recorded yet. The queue goes on trying, and keeps the entry to itself until
+    /// then.
+    pub async fn durable(self) -> Result<(), Fault> {
+        self.0.await.map_err(|_| Fault::stopped())?
+    }
+}
+
+impl Queue {
+    /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one
+    /// transaction. The work begins at once; the future tells when it is durable.
+    pub fn settle(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {
+        let (done, answer) = oneshot::channel();
+        if let Some(ready) = claim.into_inner() {
+            let reports = reports.into_iter().map(|report| self.new_report(report)).collect();
+            let change = Box::new(EntryChange { entry: *ready.entry, next, reports });
+            // If the writer is gone, so is the process in a moment; the entry is still on disk.
+            let _ = self.request(Request::Change(change, done));
+        }
+        Settled(answer)
+    }
+
+    fn new_report(&self, report: Report) -> NewEntry {
+        let now = self.shared.clock.now();
+        let content = Bytes::from(report.content);
+        let facts = Facts::of(&content, true).unwrap_or_default();
+        let entry = Entry {
+            id: self.shared.ids.next(now),
+            received: now,
+            reverse_path: report.envelope.reverse_path,
+            recipients: report.envelope.recipients.into_iter().map(Recipient::new).collect(),
+            eight_bit: report.envelope.eight_bit,
+            origin: report.origin,
+            content: ContentInfo {
+                size: content.len() as u64,
+                crc32c: crc32c::crc32c(&content),
+                spooled: false,
+            },
+            hops: facts.hops,
+            subject: facts.subject,
+            message_id: facts.message_id,
+            held: report.held,
+        };
+        NewEntry { entry: Box::new(entry), content: NewContent::Memory(content) }
+    }
+}

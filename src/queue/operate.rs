@@ -1,0 +1,161 @@
+//! What operators see of the queue and do with it, one entry at a time.
+
+use tokio::sync::oneshot;
+
+use super::{
+    Fault, Next, Queue,
+    entry::{Entry, RecipientState},
+    id::QueueId,
+    schedule::Schedule,
+    store::{self, State},
+    writer::{EntryChange, Request},
+};
+use crate::clock::Timestamp;
+
+/// An entry as a list shows it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its name.
+    pub id: QueueId,
+    /// Octets.
+    pub size: u64,
+    /// When it wants to be tried, unless it is held.
+    pub due: Timestamp,
+    /// An attempt is under way at this moment.
+    pub claimed: bool,
+    /// The entry itself; `None` if it is damaged.
+    pub entry: Option<Entry>,
+}
+
+/// An operator's action on one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Try it now.
+    Retry,
+    /// Try it no more until it is released.
+    Hold,
+    /// Let a held one go on.
+    Release,
+    /// Remove it; nobody is told.
+    Delete,
+}
+
+/// An operator's action was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ActionError {
+    /// There is none of this id.
+    #[error("no such message in the queue")]
+    NoSuchEntry,
+    /// An attempt is under way.
+    #[error("the message is being delivered at this moment; try again")]
+    Busy,
+    /// It can't be read.
+    #[error("the message is damaged: it can only be deleted")]
+    Damaged,
+    /// The store refused.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+impl Queue {
+    /// Entries behind `after` in the order of their arrival, at most `limit`.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<Listed>, Fault> {
+        self.read(move |shared, reader| {
+            let rows = reader.list(after, limit)?;
+            let schedule = shared.schedule();
+            Ok(rows.into_iter().map(|row| listed(row, &schedule)).collect())
+        })
+        .await
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn get(&self, id: QueueId) -> Result<Option<Listed>, Fault> {
+        self.read(move |shared, reader| {
+            let row = reader.get(id)?;
+            let schedule = shared.schedule();
+            Ok(row.map(|row| listed(row, &schedule)))
+        })
+        .await
+    }
+
+    /// Does what an operator asks with one entry.
+    ///
+    /// # Errors
+    /// See [`ActionError`].
+    pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
+        let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
+        let listed = self.get(id).await?.ok_or(ActionError::NoSuchEntry)?;
+        if listed.entry.is_none() && action != Action::Delete {
+            return Err(ActionError::Damaged);
+        }
+        let now = self.shared.clock.now();
+        let mut entry = listed.entry.unwrap_or_else(|| Entry::placeholder(id, now, listed.size));
+        let next = match action {
+            Action::Delete => Next::Done,
+            Action::Hold => {
+                entry.held = Some(reason.to_owned());
+                Next::Hold
+            }
+            // A held entry stays held until it is released: trying it is another decision.
+            Action::Retry if entry.held.is_some() => Next::Hold,
+            Action::Retry => Next::Retry(now),
+            Action::Release => {
+                entry.held = None;
+                // With nobody left to reach, what was given up is what the operator wants tried again.
+                if entry.pending().next().is_none() {
+                    let given_up = |state| state != RecipientState::Delivered;
+                    let again = entry.recipients.iter_mut().filter(|recipient| given_up(recipient.state));
+                    again.for_each(|recipient| recipient.state = RecipientState::Pending);
+                }
+                Next::Retry(now)
+            }
+        };
+        let (done, answer) = oneshot::channel();
+        let change = Box::new(EntryChange { entry, next, reports: Vec::new() });
+        self.request(Request::Change(change, done))?;
+        // From here on the writer gives it back.
+        withdrawn.handed_over();
+        answer.await.map_err(|_| Fault::stopped())??;
+        Ok(())
+    }
+}
+
+/// An entry taken out of everybody's way. Dropped before the writer has it, as when whoever asked has
+/// gone, it goes on as it was.
+struct Withdrawn<'q> {
+    queue: Option<&'q Queue>,
+    id: QueueId,
+}
+
+impl<'q> Withdrawn<'q> {
+    fn take(queue: &'q Queue, id: QueueId) -> Option<Self> {
+        // Not `then_some`: a value made in vain would give back what another has.
+        queue.shared.schedule().withdraw(id).then(|| Self { queue: Some(queue), id })
+    }
+
+    fn handed_over(mut self) {
+        self.queue = None;
+    }
+}
+
+impl Drop for Withdrawn<'_> {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue {
+            // The store knows best when it is due.
+            queue.shared.schedule().forget(self.id, Some(Timestamp::default()));
+            queue.shared.look.notify_one();
+        }
+    }
+}
+
+pub(super) fn listed(row: store::Row, schedule: &Schedule) -> Listed {
+    let claimed = schedule.is_claimed(row.id);
+    let entry = if row.state == State::Damaged { None } else { row.entry };
+    Listed { id: row.id, size: row.size, due: row.due, claimed, entry }
+}
