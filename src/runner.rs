@@ -371,7 +371,9 @@ impl Runner {
                     recipient.state = RecipientState::Expired;
                     failed.push(*place);
                 }
-                Outcome::Deferred(evidence) => waits.note(orders, &evidence, recipient.attempts, somebody),
+                Outcome::Deferred(evidence) => {
+                    waits.note(orders.queue.retry, &evidence, recipient.attempts, somebody)
+                }
             }
         }
         let next = match waits.time() {
@@ -542,15 +544,15 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn note(&mut self, orders: &Orders, evidence: &Evidence, attempts: u32, somebody_was_delivered: bool) {
+    fn note(&mut self, waits: Waits, evidence: &Evidence, attempts: u32, somebody_was_delivered: bool) {
         let wait = if evidence.scope == Scope::Transaction && somebody_was_delivered {
             // The same mail may pass at once in another transaction; and the list gets shorter.
             Duration::ZERO
         } else {
-            retry::wait(orders.queue.retry, attempts, fastrand::f64())
+            retry::wait(waits, attempts, fastrand::f64())
         };
         if evidence.uncertain {
-            self.at_least = UNCERTAIN_WAIT.min(orders.queue.retry.longest);
+            self.at_least = UNCERTAIN_WAIT.min(waits.longest);
         }
         self.soonest = Some(self.soonest.map_or(wait, |soonest| soonest.min(wait)));
     }
@@ -575,5 +577,53 @@ fn head(content: &Content) -> bytes::Bytes {
             }
             head.into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAITS: Waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) };
+
+    fn evidence(scope: Scope, uncertain: bool) -> Evidence {
+        Evidence {
+            at: Timestamp(0),
+            upstream: "up".into(),
+            phase: "RCPT".into(),
+            scope,
+            reply: None,
+            explanation: None,
+            status: None,
+            uncertain,
+        }
+    }
+
+    #[test]
+    fn too_many_recipients_go_on_at_once_only_when_some_have_gone() {
+        let mut waiting = Waiting::default();
+        waiting.note(WAITS, &evidence(Scope::Transaction, false), 1, true);
+        assert_eq!(waiting.time(), Some(Duration::ZERO));
+        // Nobody got through: trying the same again at once would go on for ever.
+        let mut waiting = Waiting::default();
+        waiting.note(WAITS, &evidence(Scope::Transaction, false), 1, false);
+        assert!(waiting.time() >= Some(Duration::from_secs(48)));
+    }
+
+    #[test]
+    fn after_a_lost_final_reply_nobody_of_the_message_is_tried_soon() {
+        let mut waiting = Waiting::default();
+        waiting.note(WAITS, &evidence(Scope::Upstream, true), 1, false);
+        waiting.note(WAITS, &evidence(Scope::Recipient, false), 1, false);
+        assert_eq!(waiting.time(), Some(UNCERTAIN_WAIT));
+        let short = Waits { first: Duration::from_secs(1), longest: Duration::from_secs(2) };
+        let mut waiting = Waiting::default();
+        waiting.note(short, &evidence(Scope::Upstream, true), 1, false);
+        assert_eq!(waiting.time(), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn with_nobody_left_there_is_nothing_to_wait_for() {
+        assert_eq!(Waiting::default().time(), None);
     }
 }

@@ -33,7 +33,9 @@ pub(crate) fn start_log(level: &str) {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::IsTerminal::is_terminal(&io::stderr());
     // A second start in one process (tests) keeps the first.
+    // Complaints about a standard error that is closed would go to standard error, and panic there.
     let _ = tracing_subscriber::fmt()
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_ansi(colour)
         .with_writer(io::stderr)

@@ -1,0 +1,101 @@
+//! What operators type, and what they get when the configuration is wrong: where, what, what to do,
+//! at once, and nothing half-started.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+const GOOD: &str = "mailer:\n  type: smtp\n  config:\n    smtp_relay_server: smtp.mailgun.org\n    smtp_relay_username: \
+    postmaster@yourmailgundomain.com\n    smtp_relay_password: YourMailgunPassword\n";
+
+/// EX_CONFIG of sysexits(3).
+const CONFIG: i32 = 78;
+
+fn outpost(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_outpost"))
+        .args(arguments)
+        .args(["--data", "data"])
+        .current_dir(directory)
+        .env_clear()
+        .output()
+        .expect("the binary starts")
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn a_good_file_is_good() {
+    let home = tempfile::tempdir().expect("a directory");
+    fs::write(home.path().join("dotcloud.yml"), GOOD).expect("a file");
+    let output = outpost(home.path(), &["check"]);
+    assert!(output.status.success(), "{}", words(&output));
+    assert!(!words(&output).contains("YourMailgunPassword"));
+}
+
+#[test]
+fn a_bad_file_is_refused_at_once_with_place_and_help_and_nothing_is_started() {
+    let bomb = {
+        let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, before) in
+            ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"])
+        {
+            text.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(", ")));
+        }
+        text + GOOD
+    };
+    let cases = [
+        (
+            GOOD.replace("smtp_relay_username", "smtp_relay_usrname"),
+            "dotcloud.yml:5:5: smtp_relay_usrname",
+            "smtp_relay_username",
+        ),
+        (GOOD.replace("smtp.mailgun.org", "[1, 2]"), "dotcloud.yml:4:", "smtp_relay_server"),
+        (GOOD.replace("type: smtp", "type: redis"), "dotcloud.yml", "type: smtp"),
+        (format!("{GOOD}    smtp_relay_port: 70000\n"), "dotcloud.yml:7:", "65535"),
+        (format!("{GOOD}    smtp_relay_password_file: none\n"), "dotcloud.yml", "smtp_relay_password"),
+        (format!("{GOOD}    smtp_rate_limit: 14/second\n"), "dotcloud.yml:7:", "not available"),
+        (GOOD.replace("  type", "\ttype"), "dotcloud.yml:2:", "tab"),
+        ("[".repeat(100_000), "dotcloud.yml:1:", ""),
+        (bomb, "dotcloud.yml", ""),
+    ];
+    for (text, place, hint) in cases {
+        for command in ["check", "serve"] {
+            let home = tempfile::tempdir().expect("a directory");
+            fs::write(home.path().join("dotcloud.yml"), &text).expect("a file");
+            let start = Instant::now();
+            let output = outpost(home.path(), &[command]);
+            let (took, said) = (start.elapsed(), words(&output));
+            assert_eq!(output.status.code(), Some(CONFIG), "{command}: {said}");
+            assert!(took < Duration::from_secs(1), "{command} took {took:?}: {said}");
+            assert!(said.contains(place) && said.contains(hint), "{command}: {place}, {hint}: {said}");
+            assert!(!said.contains("YourMailgunPassword"), "{said}");
+            assert!(!home.path().join("data").exists(), "something was started");
+        }
+    }
+}
+
+#[test]
+fn a_missing_file_and_a_directory_in_its_place_are_told_apart() {
+    let home = tempfile::tempdir().expect("a directory");
+    let output = outpost(home.path(), &["serve", "-f", "none.yml"]);
+    assert_eq!(output.status.code(), Some(CONFIG), "{}", words(&output));
+    assert!(words(&output).contains("none.yml"), "{}", words(&output));
+    fs::create_dir(home.path().join("dotcloud.yml")).expect("a directory");
+    let output = outpost(home.path(), &["serve"]);
+    assert_eq!(output.status.code(), Some(CONFIG), "{}", words(&output));
+    assert!(words(&output).contains("directory"), "{}", words(&output));
+}
+
+#[test]
+fn without_a_relay_commands_say_so_and_wrong_usage_is_told() {
+    let home = tempfile::tempdir().expect("a directory");
+    let output = outpost(home.path(), &["status"]);
+    assert_eq!(output.status.code(), Some(69), "{}", words(&output));
+    assert!(words(&output).contains("admin.sock"), "{}", words(&output));
+    assert_eq!(outpost(home.path(), &["no-such-command"]).status.code(), Some(64));
+}
