@@ -188,6 +188,11 @@ impl Runner {
         if pass.succeeded() {
             tracing::info!(upstream = orders.agent.upstream().name, "the upstream takes mail again");
         }
+        // While it was being opened, another connection learned that no mail is wanted now.
+        if self.0.gate.stops_all() {
+            drop(claim);
+            return client.quit().await;
+        }
         let open = self.0.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.show(&orders, open);
         self.carry(&orders, client, claim, permit, shutdown).await;
@@ -210,7 +215,8 @@ impl Runner {
             let (recorded, paused) = self.carry_one(&now, &mut client, claim, settled).await;
             settled = recorded;
             let changed = !orders.agent.is_same(&self.0.orders.load().agent);
-            if !client.is_usable() || paused || changed || *shutdown.borrow() {
+            let stop = paused || self.0.gate.stops_all() || changed || *shutdown.borrow();
+            if !client.is_usable() || stop {
                 break;
             }
             if let Some(next) = self.0.queue.try_claim() {
@@ -300,6 +306,8 @@ impl Runner {
             }
         })?;
         let until = self.0.gate.close(waits, evidence.clone(), "operator", None);
+        // The idle ones go too: they would only hear the same.
+        self.lock(&self.0.idle).clear();
         tracing::warn!(upstream = evidence.upstream, next_try = %until, "the upstream is left alone: {evidence}");
         Some(until)
     }

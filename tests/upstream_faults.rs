@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use support::bytes::{contains, contains_word};
 use support::relay::Relay;
 use support::service::{Home, Service};
-use support::upstream::{Behaviour, Ending, Shows, StartTls, USER, Upstream};
+use support::upstream::{Behaviour, Ending, Heard, Shows, StartTls, USER, Upstream};
 use support::{http, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
@@ -259,6 +259,28 @@ fn an_upstream_that_hangs_up_after_its_250_has_delivered() {
     let relay = Relay::start(&mailer(&upstream, PASSWORD));
     relay.client().send_token("one").expect("it is taken");
     assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn a_limit_of_the_account_bounces_nothing_and_leaves_the_upstream_alone_until_a_reload() {
+    let upstream = Upstream::start(PASSWORD);
+    let quota = "550 5.4.5 Daily user sending quota exceeded, says the test";
+    upstream.set(|behaviour| drop(behaviour.recipients.insert("someone@example.test".into(), quota.into())));
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_retry", "10m..30m"));
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait_for_words(&relay, &["quota exceeded, says the test"], || ());
+    assert_eq!(queued_by_id(&relay).len(), 20, "nothing bounces");
+    let asked = |heard: &Heard| memchr::memmem::find_iter(&heard.inside, b"RCPT TO").count();
+    let asked: usize = upstream.heard().iter().map(asked).sum();
+    assert!((1..=3).contains(&asked), "asked {asked} times though it said no for all");
+
+    upstream.set(|behaviour| behaviour.recipients.clear());
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 20 && upstream.ledger().values().all(|count| *count == 1));
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Closed {
     /// When a probe will be let through, in wall time, for people.
     pub until: Timestamp,
     deadline: Instant,
+    /// What was seen concerns the connections that stand as well.
+    everything: bool,
 }
 
 /// The leave to open one connection; dropped when that has succeeded or failed.
@@ -114,7 +116,16 @@ impl Gate {
         who: &'static str,
         help: Option<&'static str>,
     ) -> Timestamp {
-        self.close_in(self.state(), waits, evidence, who, help)
+        let mut state = self.state();
+        // Connections being opened at this moment must not open it again by succeeding.
+        state.epoch += 1;
+        self.close_in(state, waits, evidence, who, help, true)
+    }
+
+    /// Whether it was closed for all connections, those that stand among them.
+    pub fn stops_all(&self) -> bool {
+        let state = self.state();
+        state.closed.as_ref().is_some_and(|closed| closed.everything && closed.deadline > Instant::now())
     }
 
     fn close_in(
@@ -124,18 +135,21 @@ impl Gate {
         evidence: Evidence,
         who_must_act: &'static str,
         help: Option<&'static str>,
+        everything: bool,
     ) -> Timestamp {
         // Two connections may have been under way; together they are one failure.
-        if let Some(closed) = &state.closed
+        if let Some(closed) = &mut state.closed
             && closed.deadline > Instant::now()
         {
+            closed.everything |= everything;
             return closed.until;
         }
         state.failures += 1;
         state.proven = false;
         let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
         let until = self.0.clock.now().after(wait);
-        state.closed = Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait });
+        state.closed =
+            Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait, everything });
         until
     }
 
@@ -178,7 +192,7 @@ impl Pass {
         if state.epoch != self.epoch {
             return self.gate.0.clock.now();
         }
-        self.gate.close_in(state, waits, evidence, who, help)
+        self.gate.close_in(state, waits, evidence, who, help, false)
     }
 }
 
@@ -261,6 +275,18 @@ mod tests {
         gate.reset();
         before.failed(WAITS, evidence(), "operator", None);
         assert!(is_open(&gate).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closed_for_all_it_is_not_opened_by_a_connection_begun_before() {
+        let gate = Gate::new(Clock::System);
+        gate.pass().await.succeeded();
+        let begun = gate.pass().await;
+        gate.close(WAITS, evidence(), "operator", None);
+        assert!(!begun.succeeded());
+        assert!(gate.stops_all() && is_open(&gate).await.is_none());
+        assert!(gate.pass().await.succeeded());
+        assert!(!gate.stops_all());
     }
 
     #[tokio::test(start_paused = true)]
