@@ -150,7 +150,9 @@ impl Upstream {
 
     /// Listens, with what it knew before.
     pub fn up(&mut self) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).expect("its own port");
+        // Between fork and exec a child that another test starts holds what probed the port.
+        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok();
+        let listener = crate::support::wait::until("its own port is free", bind);
         self.state.running.store(true, Ordering::SeqCst);
         let state = Arc::clone(&self.state);
         self.accept = Some(spawn(move || accept(&listener, &state)));
