@@ -14,7 +14,7 @@ use outpost::{
     config::{QueueSettings, Waits},
     mail::{
         content::Facts,
-        envelope::{Envelope, Origin},
+        envelope::{Envelope, Handling, Origin},
     },
     queue::{Next, Queue},
     smtp::address::{Mailbox, ReversePath},
@@ -57,8 +57,8 @@ async fn measure(producers: usize, size: usize) -> f64 {
         tasks.spawn(async move {
             let envelope = Envelope {
                 reverse_path: ReversePath::from(Mailbox::parse("app@sender.example").expect("an address")),
-                recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address")],
-                eight_bit: false,
+                recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address").into()],
+                handling: Handling::default(),
             };
             loop {
                 let mut incoming = queue.begin().expect("room");

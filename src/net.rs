@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsStream;
+use tokio_rustls::{TlsStream, rustls::ProtocolVersion};
 
 /// A connection that may have been upgraded to TLS.
 #[derive(Debug)]
@@ -24,6 +24,18 @@ impl<S> Stream<S> {
     /// Whether it is in TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// The version of TLS as people write it.
+    pub fn tls_version(&self) -> Option<&'static str> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => match stream.get_ref().1.protocol_version()? {
+                ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+                ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
+                _ => Some("TLS"),
+            },
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use outpost::{
     mail::content::Content,
     net::Stream,
     queue::{Action, Queue},
+    smtp::parameter::Body,
 };
 use script::{Script, Setting, Step};
 use tokio::{
@@ -212,7 +213,7 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
     for listed in queue.list(None, 100).await.expect("the queue can be read") {
         let entry = listed.entry.expect("a sound entry");
         let to: Vec<String> = entry.recipients.iter().map(|r| format!("<{}>", r.address)).collect();
-        let flag = if entry.eight_bit { " 8BITMIME" } else { "" };
+        let flag = if entry.handling.body == Body::EightBit { " 8BITMIME" } else { "" };
         lines.push(format!("from <{}> to {}{flag}", entry.reverse_path.as_str(), to.join(" ")));
         let content = match queue.content(entry.id).await.expect("it can be read").expect("it is whole") {
             Content::Memory(octets) => octets.to_vec(),

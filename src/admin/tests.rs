@@ -14,7 +14,7 @@ use crate::{
     clock::Timestamp,
     config::{self, Source},
     mail::{
-        envelope::{Envelope, Origin},
+        envelope::{Envelope, Handling, Origin},
         outcome::{Evidence, Scope},
     },
     queue::{Entry, Listed, WriterThread},
@@ -57,6 +57,7 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
         explanation: None,
         status: None,
         uncertain: false,
+        tls: None,
     }
 }
 
@@ -113,8 +114,8 @@ async fn accept(queue: &Queue, content: &str) -> String {
     incoming.push(content.as_bytes());
     let envelope = Envelope {
         reverse_path: Mailbox::parse("app@sender.example").expect("an address").into(),
-        recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address")],
-        eight_bit: true,
+        recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address").into()],
+        handling: Handling::default(),
     };
     let facts = incoming.facts().expect("a header");
     let origin = Origin { client: "127.0.0.1".into(), hello: "app".into(), ..Origin::default() };

@@ -30,6 +30,7 @@ use crate::{
         command::{Command, MailParameters},
         extension::Capabilities,
         framing::ContentWriter,
+        parameter::Body,
         reply::{Enhanced, Reply, ReplyReader, Severity},
         sasl,
     },
@@ -255,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             return Some(self.refusal(Enhanced(5, 3, 4), words));
         }
         // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.
-        if message.eight_bit && !self.capabilities.eight_bit_mime {
+        if message.handling.body == Body::EightBit && !self.capabilities.eight_bit_mime {
             let words = "the message holds 8-bit text, which the upstream does not take (no 8BITMIME)";
             return Some(self.refusal(Enhanced(5, 6, 3), words.to_owned()));
         }
@@ -325,7 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let message = transaction.message;
         let parameters = MailParameters {
             size: self.capabilities.size.map(|_| message.content.size()),
-            eight_bit: message.eight_bit,
+            eight_bit: message.handling.body == Body::EightBit,
         };
         let mut first = Vec::new();
         if self.reset {
@@ -339,7 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             let begin = group * GROUP_MAX;
             let end = message.recipients.len().min(begin + GROUP_MAX);
             let rcpts = message.recipients[begin..end].iter();
-            pending.extend(rcpts.map(|mailbox| (Phase::Rcpt, Command::Rcpt((*mailbox).clone()))));
+            pending.extend(rcpts.map(|to| (Phase::Rcpt, Command::Rcpt(to.mailbox.clone()))));
             let last = group + 1 == groups;
             if last {
                 pending.push((Phase::Data, Command::Data));
@@ -479,6 +480,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             explanation: None,
             status: None,
             uncertain: false,
+            tls: self.stream.tls_version().map(str::to_owned),
         }
     }
 

@@ -35,11 +35,13 @@ use crate::{
     config::{Upstream, UpstreamTls},
     mail::{
         content::Content,
+        envelope::Handling,
         outcome::{Evidence, Scope},
     },
     net::Stream,
     smtp::{
         address::{Mailbox, ReversePath},
+        parameter::{Notify, OriginalRecipient},
         reply::{Reply, Severity},
     },
 };
@@ -50,11 +52,22 @@ pub struct Message<'a> {
     /// Who hears of a failure.
     pub reverse_path: &'a ReversePath,
     /// Whom to reach now.
-    pub recipients: Vec<&'a Mailbox>,
-    /// The content holds octets beyond ASCII.
-    pub eight_bit: bool,
+    pub recipients: Vec<Forward<'a>>,
+    /// What its sender asked for.
+    pub handling: &'a Handling,
     /// What to bring.
     pub content: &'a Content,
+}
+
+/// One recipient of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// Whom to reach.
+    pub mailbox: &'a Mailbox,
+    /// Of what the sender wants to hear.
+    pub notify: Option<Notify>,
+    /// The recipient as the sender first knew it.
+    pub original: Option<&'a OriginalRecipient>,
 }
 
 /// A connection can't be opened. Concerns the upstream or our login, never a message.
@@ -324,6 +337,7 @@ impl Agent {
             explanation,
             status: None,
             uncertain: false,
+            tls: None,
         };
         Box::new(Trouble { evidence, who_must_act, help })
     }

@@ -222,6 +222,7 @@ mod tests {
             explanation: None,
             status: None,
             uncertain: false,
+            tls: None,
         }
     }
 

@@ -21,12 +21,17 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    mail::{content, envelope::Envelope, envelope::Origin, trace},
+    mail::{
+        content,
+        envelope::{Envelope, Handling, Origin},
+        trace,
+    },
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
     queue::{Fault, Incoming, Queue, QueueId, Receipt},
     smtp::{
         framing::{ContentFault, ContentReader, LineReader},
+        parameter::Body,
         reply::Reply,
     },
 };
@@ -211,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.say(&Reply::start_data());
         self.flush().await?;
         if self.around.rules.trace {
-            let only = if let [only] = envelope.recipients.as_slice() { Some(only) } else { None };
+            let only = if let [only] = envelope.recipients.as_slice() { Some(&only.mailbox) } else { None };
             let field = trace::received(
                 &origin,
                 &self.around.rules.hostname,
@@ -224,7 +229,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let (content, fault) = self.read_content(&mut incoming).await?;
         let end = Instant::now();
         // What was announced matters less than what came: the upstream is told the truth.
-        let envelope = Envelope { eight_bit: content.is_eight_bit(), ..envelope };
+        let body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
+        let handling = Handling { body, ..envelope.handling };
+        let envelope = Envelope { handling, ..envelope };
         let result = self.accept(incoming, &content, fault, &envelope, &origin).await;
         let took = end.elapsed();
         let told = match &result {
@@ -374,7 +381,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 fn joined(envelope: &Envelope) -> String {
     const SHOWN: usize = 10;
     let mut text =
-        envelope.recipients.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(",");
+        envelope.recipients.iter().take(SHOWN).map(|to| to.mailbox.to_string()).collect::<Vec<_>>().join(",");
     if envelope.recipients.len() > SHOWN {
         text.push_str(&format!(",… {} in all", envelope.recipients.len()));
     }

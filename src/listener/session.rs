@@ -20,13 +20,14 @@ use super::{
     policy::{self, Client, Hello, RelayPermitted, Rules},
 };
 use crate::{
-    mail::envelope::{Envelope, Origin},
+    mail::envelope::{Addressee, Envelope, Handling, Origin},
     queue::Receipt,
     smtp::{
         address::{Mailbox, ReversePath},
         command::{Command, MailParameters},
         extension::Offer,
         framing::{COMMAND_LINE_MAX, Line},
+        parameter::Body,
         reply::{Reply, Severity},
         sasl,
     },
@@ -69,8 +70,8 @@ enum State {
 #[derive(Debug)]
 struct Transaction {
     reverse_path: ReversePath,
-    recipients: Vec<Mailbox>,
-    eight_bit: bool,
+    recipients: Vec<Addressee>,
+    handling: Handling,
     _permitted: RelayPermitted,
 }
 
@@ -164,7 +165,7 @@ impl Session {
         let envelope = Envelope {
             reverse_path: transaction.reverse_path.clone(),
             recipients: transaction.recipients.clone(),
-            eight_bit: transaction.eight_bit,
+            handling: transaction.handling.clone(),
         };
         let origin = Origin {
             client: self.client.address.to_string(),
@@ -305,10 +306,11 @@ impl Session {
         if parameters.size.is_some_and(|size| size > self.rules.message_size) {
             return say(Reply::too_large(self.rules.message_size));
         }
+        let body = if parameters.eight_bit { Body::EightBit } else { Body::SevenBit };
         self.state = State::Open(Transaction {
             reverse_path,
             recipients: Vec::new(),
-            eight_bit: parameters.eight_bit,
+            handling: Handling { body, ..Handling::default() },
             _permitted: permitted,
         });
         say(Reply::sender_ok())
@@ -351,8 +353,8 @@ fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, max: usize) -> Step {
         return say(Reply::too_many_recipients());
     }
     // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.
-    if !transaction.recipients.contains(&mailbox) {
-        transaction.recipients.push(mailbox);
+    if !transaction.recipients.iter().any(|known| known.mailbox == mailbox) {
+        transaction.recipients.push(mailbox.into());
     }
     say(Reply::recipient_ok())
 }

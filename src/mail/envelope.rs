@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::smtp::address::{Mailbox, ReversePath};
+use crate::{
+    clock::Timestamp,
+    smtp::{
+        address::{Mailbox, ReversePath},
+        parameter::{Body, Notify, OriginalRecipient, Ret},
+    },
+};
 
 /// What MAIL and RCPT said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,9 +16,72 @@ pub struct Envelope {
     /// Who hears of a failure.
     pub reverse_path: ReversePath,
     /// At least one.
-    pub recipients: Vec<Mailbox>,
-    /// RFC 6152: the content may hold octets beyond ASCII.
-    pub eight_bit: bool,
+    pub recipients: Vec<Addressee>,
+    /// What the client asked for the message as a whole.
+    pub handling: Handling,
+}
+
+/// One RCPT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addressee {
+    /// Whom to reach.
+    pub mailbox: Mailbox,
+    /// RFC 3461 §4.1: of what the sender wants to hear; `None` where it did not say.
+    pub notify: Option<Notify>,
+    /// RFC 3461 §4.2: ORCPT.
+    pub original: Option<OriginalRecipient>,
+}
+
+impl From<Mailbox> for Addressee {
+    fn from(mailbox: Mailbox) -> Self {
+        Self { mailbox, notify: None, original: None }
+    }
+}
+
+/// What the client asked for the message as a whole, by the parameters of MAIL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handling {
+    /// What the content is made of.
+    #[serde(default, skip_serializing_if = "Body::is_seven_bit")]
+    pub body: Body,
+    /// RFC 6531: header or envelope hold UTF-8.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub utf8: bool,
+    /// RFC 3461 §4.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ret: Option<Ret>,
+    /// RFC 3461 §4.4: ENVID, decoded from xtext, without controls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envid: Option<String>,
+    /// RFC 8689: by TLS with a verified certificate, or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_tls: bool,
+    /// RFC 6710: from -9 to 9; higher goes first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i8,
+    /// RFC 4865: not before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_until: Option<Timestamp>,
+    /// RFC 2852: not later than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliver_by: Option<DeliverBy>,
+}
+
+fn is_zero(priority: &i8) -> bool {
+    *priority == 0
+}
+
+/// RFC 2852 §4: by when it should have arrived, and what else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverBy {
+    /// By when.
+    pub time: Timestamp,
+    /// Behind that it is returned; otherwise its sender is told and it is tried on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub or_return: bool,
+    /// Each relay that passes it on tells the sender.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trace: bool,
 }
 
 /// How a message came to us: for Received, events and people.

@@ -71,6 +71,9 @@ pub struct Evidence {
     /// The content went out and no final reply came: the upstream may have taken the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncertain: bool,
+    /// The version of TLS it travelled by, if any: `TLSv1.3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
 }
 
 /// In one line: the upstream's words, then ours.

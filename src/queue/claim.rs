@@ -108,7 +108,7 @@ impl Queue {
             received: now,
             reverse_path: report.envelope.reverse_path,
             recipients: report.envelope.recipients.into_iter().map(Recipient::new).collect(),
-            eight_bit: report.envelope.eight_bit,
+            handling: report.envelope.handling,
             origin: report.origin,
             content: ContentInfo {
                 size: content.len() as u64,

@@ -8,8 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::id::QueueId;
 use crate::{
     clock::Timestamp,
-    mail::{envelope::Origin, outcome::Evidence},
-    smtp::address::{Mailbox, ReversePath},
+    mail::{
+        envelope::{Addressee, Handling, Origin},
+        outcome::Evidence,
+    },
+    smtp::{
+        address::{Mailbox, ReversePath},
+        parameter::{Notify, OriginalRecipient},
+    },
 };
 
 /// One accepted message.
@@ -23,9 +29,9 @@ pub struct Entry {
     pub reverse_path: ReversePath,
     /// Everyone it is for; those already served stay listed until the entry leaves.
     pub recipients: Vec<Recipient>,
-    /// RFC 6152: the content may hold octets beyond ASCII.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub eight_bit: bool,
+    /// What the client asked for.
+    #[serde(default)]
+    pub handling: Handling,
     /// How it came.
     pub origin: Origin,
     /// The content's checksum and size.
@@ -61,6 +67,12 @@ pub struct ContentInfo {
 pub struct Recipient {
     /// Whom to reach.
     pub address: Mailbox,
+    /// Of what the sender wants to hear; `None` where it did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
+    /// The recipient as the sender first knew it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<OriginalRecipient>,
     /// Whether that is still to be done.
     #[serde(default)]
     pub state: RecipientState,
@@ -74,8 +86,9 @@ pub struct Recipient {
 
 impl Recipient {
     /// One that nothing was tried for yet.
-    pub fn new(address: Mailbox) -> Self {
-        Self { address, state: RecipientState::Pending, attempts: 0, last: None }
+    pub fn new(addressee: Addressee) -> Self {
+        let Addressee { mailbox: address, notify, original } = addressee;
+        Self { address, notify, original, state: RecipientState::Pending, attempts: 0, last: None }
     }
 }
 
@@ -112,7 +125,7 @@ impl Entry {
             received: now,
             reverse_path: ReversePath::NULL,
             recipients: Vec::new(),
-            eight_bit: false,
+            handling: Handling::default(),
             origin: Origin::default(),
             content: ContentInfo { size, crc32c: 0, spooled: false },
             hops: 0,
@@ -150,6 +163,7 @@ fn checksum(id: QueueId, json: &[u8]) -> u32 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::smtp::parameter::Body;
 
     /// An entry for tests.
     pub(crate) fn sample(id: u64) -> Entry {
@@ -157,8 +171,8 @@ pub(super) mod tests {
             id: QueueId::from_i64(id as i64),
             received: Timestamp(1_000),
             reverse_path: Mailbox::parse("app@sender.example").unwrap().into(),
-            recipients: vec![Recipient::new(Mailbox::parse("user@rcpt.example").unwrap())],
-            eight_bit: true,
+            recipients: vec![Recipient::new(Mailbox::parse("user@rcpt.example").unwrap().into())],
+            handling: Handling { body: Body::EightBit, ..Handling::default() },
             origin: Origin { client: "127.0.0.1".into(), hello: "app".into(), ..Origin::default() },
             content: ContentInfo { size: 3, crc32c: crc32c::crc32c(b"a\r\n"), spooled: false },
             hops: 0,

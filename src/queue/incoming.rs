@@ -121,7 +121,7 @@ impl Incoming {
             received: self.received,
             reverse_path: envelope.reverse_path,
             recipients: envelope.recipients.into_iter().map(Recipient::new).collect(),
-            eight_bit: envelope.eight_bit,
+            handling: envelope.handling,
             origin,
             content: ContentInfo { size: self.size, crc32c: self.crc32c, spooled: self.file.is_some() },
             hops: facts.hops,

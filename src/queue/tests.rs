@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     config::Waits,
-    mail::envelope::{Envelope, Origin},
+    mail::envelope::{Envelope, Handling, Origin},
     smtp::address::{Mailbox, ReversePath},
 };
 
@@ -23,8 +23,8 @@ fn settings(directory: &Path) -> QueueSettings {
 fn envelope() -> Envelope {
     Envelope {
         reverse_path: ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
-        recipients: vec![Mailbox::parse("c@d.example").unwrap()],
-        eight_bit: false,
+        recipients: vec![Mailbox::parse("c@d.example").unwrap().into()],
+        handling: Handling::default(),
     }
 }
 

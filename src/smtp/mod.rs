@@ -5,6 +5,7 @@
 //!
 //! - [`address`]: reverse-path, forward-path
 //! - [`command`]: what a client may say, parsed and written
+//! - [`parameter`]: the parameters of MAIL and RCPT that travel with a message
 //! - [`reply`]: what a server may say; every sentence of ours stands there
 //! - [`extension`]: the EHLO keywords offered and understood
 //! - [`framing`]: bytes to lines, bytes to content and back
@@ -14,5 +15,6 @@ pub mod address;
 pub mod command;
 pub mod extension;
 pub mod framing;
+pub mod parameter;
 pub mod reply;
 pub mod sasl;

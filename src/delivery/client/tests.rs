@@ -7,7 +7,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 use super::*;
 use crate::{
     config::{UpstreamTls, Waits},
-    mail::content::Content,
+    delivery::Forward,
+    mail::{content::Content, envelope::Handling},
     smtp::address::{Mailbox, ReversePath},
 };
 
@@ -67,8 +68,11 @@ async fn attempt(client: &mut Client<DuplexStream>, recipients: &[&str], content
     let recipients: Vec<_> = recipients.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
     let message = Message {
         reverse_path: &ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
-        recipients: recipients.iter().collect(),
-        eight_bit: false,
+        recipients: recipients
+            .iter()
+            .map(|mailbox| Forward { mailbox, notify: None, original: None })
+            .collect(),
+        handling: &Handling::default(),
         content,
     };
     client.attempt(&message, async {}).await
