@@ -25,7 +25,7 @@ use crate::{
     config,
     smtp::{
         address::{Mailbox, ReversePath},
-        command::{Command, MailParameters},
+        command::{Command, MailParameters, RcptParameters},
         extension::Capabilities,
         framing::ContentWriter,
         reply::{Reply, ReplyReader},
@@ -107,7 +107,7 @@ fn submit(info: &Info, from: &Mailbox, to: &[Mailbox], content: &[u8]) -> Result
     }
     session.say(&Command::Mail(ReversePath::from(from.clone()), MailParameters::default()))?;
     for to in to {
-        session.say(&Command::Rcpt(to.clone()))?;
+        session.say(&Command::Rcpt(to.clone(), RcptParameters::default()))?;
     }
     session.say(&Command::Data)?;
     let mut stuffed = Vec::with_capacity(content.len() + 64);

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Message,
+    Forward, Message,
     auth::Mechanism,
     classify::{self, Verdict},
     lost::{Lost, Why},
@@ -27,7 +27,7 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope},
     net::Stream,
     smtp::{
-        command::{Command, MailParameters},
+        command::{Command, MailParameters, RcptParameters},
         extension::Capabilities,
         framing::ContentWriter,
         parameter::Body,
@@ -327,6 +327,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let parameters = MailParameters {
             size: self.capabilities.size.map(|_| message.content.size()),
             eight_bit: message.handling.body == Body::EightBit,
+            ret: message.handling.ret.filter(|_| self.capabilities.dsn),
+            envid: message.handling.envid.clone().filter(|_| self.capabilities.dsn),
         };
         let mut first = Vec::new();
         if self.reset {
@@ -340,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             let begin = group * GROUP_MAX;
             let end = message.recipients.len().min(begin + GROUP_MAX);
             let rcpts = message.recipients[begin..end].iter();
-            pending.extend(rcpts.map(|to| (Phase::Rcpt, Command::Rcpt(to.mailbox.clone()))));
+            pending.extend(rcpts.map(|to| (Phase::Rcpt, self.rcpt(to))));
             let last = group + 1 == groups;
             if last {
                 pending.push((Phase::Data, Command::Data));
@@ -350,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             for ((phase, command), reply) in pending.iter().zip(replies) {
                 match command {
                     Command::Mail(..) if !reply.is_success() => refused_sender = Some(reply),
-                    Command::Rcpt(_) => {
+                    Command::Rcpt(..) => {
                         let place = recipient;
                         recipient += 1;
                         if let Some(refusal) = &refused_sender {
@@ -370,6 +372,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             pending = Vec::new();
         }
         Err(Lost::new(Phase::Data, Why::Garbage("no recipients".to_owned())))
+    }
+
+    /// RFC 3461 §5.2: the wishes go on to an upstream that knows them as they came, and to no other.
+    fn rcpt(&self, to: &Forward<'_>) -> Command {
+        let parameters = if self.capabilities.dsn {
+            RcptParameters { notify: to.notify, original: to.original.cloned() }
+        } else {
+            RcptParameters::default()
+        };
+        Command::Rcpt(to.mailbox.clone(), parameters)
     }
 
     /// Sends commands together where the upstream can take them so, and reads a reply to each.

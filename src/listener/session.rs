@@ -208,7 +208,7 @@ impl Session {
             (State::Connected | State::Ready, Command::StartTls) => self.start_tls(),
             (_, Command::StartTls) => say(Reply::auth_in_transaction()),
 
-            (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(_) | Command::Data) => {
+            (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(..) | Command::Data) => {
                 say(Reply::hello_first())
             }
             (State::Ready, Command::Auth(mechanism, initial)) => self.auth(&mechanism, initial.as_deref()),
@@ -216,10 +216,10 @@ impl Session {
 
             (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
-            (State::Open(transaction), Command::Rcpt(mailbox)) => {
+            (State::Open(transaction), Command::Rcpt(mailbox, _)) => {
                 rcpt(transaction, mailbox, self.rules.recipients)
             }
-            (_, Command::Rcpt(_)) => say(Reply::mail_first()),
+            (_, Command::Rcpt(..)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
             }

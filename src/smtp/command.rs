@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     address::{self, AddressError, ReversePath},
+    parameter::{self, Notify, ORCPT_MAX, OriginalRecipient, Ret},
     reply::Reply,
 };
 
@@ -18,7 +19,7 @@ pub enum Command {
     /// Opens a mail transaction.
     Mail(ReversePath, MailParameters),
     /// Adds a recipient.
-    Rcpt(address::Mailbox),
+    Rcpt(address::Mailbox, RcptParameters),
     /// Announces the content.
     Data,
     /// Drops the transaction.
@@ -37,13 +38,26 @@ pub enum Command {
     Auth(String, Option<String>),
 }
 
-/// The parameters of MAIL that we offer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The parameters of MAIL.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MailParameters {
     /// RFC 1870: the size the client estimates.
     pub size: Option<u64>,
     /// RFC 6152: content beyond ASCII was announced.
     pub eight_bit: bool,
+    /// RFC 3461 §4.3: how much of the message a report returns.
+    pub ret: Option<Ret>,
+    /// RFC 3461 §4.4: the sender's name for the transaction, decoded.
+    pub envid: Option<String>,
+}
+
+/// The parameters of RCPT.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RcptParameters {
+    /// RFC 3461 §4.1: of what the sender wants to hear.
+    pub notify: Option<Notify>,
+    /// RFC 3461 §4.2: the recipient as the sender first knew it.
+    pub original: Option<OriginalRecipient>,
 }
 
 /// RFC 5321 §4.5.3.1.2 lets no domain be longer; names that apps give themselves are cut off here
@@ -100,9 +114,27 @@ impl Command {
                 if parameters.eight_bit {
                     line.push_str(" BODY=8BITMIME");
                 }
+                if let Some(ret) = parameters.ret {
+                    line.push_str(&format!(" RET={ret}"));
+                }
+                if let Some(envid) = &parameters.envid {
+                    line.push_str(&format!(" ENVID={}", parameter::encode_xtext(envid)));
+                }
                 line.into()
             }
-            Self::Rcpt(mailbox) => format!("RCPT TO:<{mailbox}>").into(),
+            Self::Rcpt(mailbox, parameters) => {
+                let mut line = format!("RCPT TO:<{mailbox}>");
+                if let Some(notify) = parameters.notify {
+                    line.push_str(&format!(" NOTIFY={notify}"));
+                }
+                // Encoding can make one grow beyond what a server must take: better none than a
+                // recipient refused for it.
+                let original = parameters.original.as_ref().map(ToString::to_string);
+                if let Some(original) = original.filter(|original| original.len() <= ORCPT_MAX) {
+                    line.push_str(&format!(" ORCPT={original}"));
+                }
+                line.into()
+            }
             Self::Data => "DATA".into(),
             Self::Rset => "RSET".into(),
             Self::Noop => "NOOP".into(),
@@ -180,7 +212,7 @@ fn rcpt(argument: &str) -> Result<Command, Reply> {
         return Err(Reply::unknown_parameter(&printable(name)));
     }
     match path.mailbox() {
-        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone())),
+        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone(), RcptParameters::default())),
         None => Err(Reply::null_recipient()),
     }
 }
@@ -230,10 +262,39 @@ mod tests {
             ok("mail from: <a@b.example> body=8bitmime size=99999999999999999999 AUTH=<>"),
             Command::Mail(
                 ReversePath::try_from("a@b.example".to_owned()).unwrap(),
-                MailParameters { size: Some(u64::MAX), eight_bit: true }
+                MailParameters { size: Some(u64::MAX), eight_bit: true, ..MailParameters::default() }
             )
         );
         assert_eq!(ok("auth plain \tAGE="), Command::Auth("PLAIN".into(), Some("AGE=".into())));
+    }
+
+    #[test]
+    fn wishes_about_reports_are_written() {
+        let written = |command: Command| {
+            let mut line = Vec::new();
+            command.write_to(&mut line);
+            String::from_utf8(line).unwrap()
+        };
+        let mail = MailParameters {
+            size: Some(9),
+            ret: Some(Ret::Hdrs),
+            envid: Some("a b+c".into()),
+            ..MailParameters::default()
+        };
+        assert_eq!(
+            written(Command::Mail(ReversePath::NULL, mail)),
+            "MAIL FROM:<> SIZE=9 RET=HDRS ENVID=a+20b+2Bc\r\n"
+        );
+        let to = address::Mailbox::parse("a@b.example").unwrap();
+        let original = OriginalRecipient { kind: "utf-8".into(), address: "ä@b.example".into() };
+        let rcpt = RcptParameters { notify: Some(Notify::DEFAULT), original: Some(original) };
+        assert_eq!(
+            written(Command::Rcpt(to.clone(), rcpt)),
+            "RCPT TO:<a@b.example> NOTIFY=FAILURE,DELAY ORCPT=utf-8;\\x{E4}@b.example\r\n"
+        );
+        let long = OriginalRecipient { kind: "utf-8".into(), address: "ä".repeat(100) };
+        let rcpt = RcptParameters { notify: Some(Notify::NEVER), original: Some(long) };
+        assert_eq!(written(Command::Rcpt(to, rcpt)), "RCPT TO:<a@b.example> NOTIFY=NEVER\r\n");
     }
 
     #[test]
@@ -287,11 +348,11 @@ mod tests {
                 |(path, (size, eight_bit))| {
                     Command::Mail(
                         path.map_or(ReversePath::NULL, Into::into),
-                        MailParameters { size, eight_bit },
+                        MailParameters { size, eight_bit, ..MailParameters::default() },
                     )
                 }
             ),
-            mailbox().prop_map(Command::Rcpt),
+            mailbox().prop_map(|to| Command::Rcpt(to, RcptParameters::default())),
             ("[A-Z0-9-]{1,20}", proptest::option::of("[A-Za-z0-9+/=]{1,40}"))
                 .prop_map(|(mechanism, initial)| Command::Auth(mechanism, initial)),
             proptest::sample::select(vec![

@@ -16,6 +16,8 @@ pub struct Capabilities {
     pub starttls: bool,
     /// RFC 3030.
     pub chunking: bool,
+    /// RFC 3461.
+    pub dsn: bool,
     /// RFC 1870: offered, and the largest size if one was named.
     pub size: Option<Option<u64>>,
     /// RFC 4954: mechanisms in upper case, in the server's order.
@@ -34,6 +36,7 @@ impl Capabilities {
                 Some("8BITMIME") => known.eight_bit_mime = true,
                 Some("STARTTLS") => known.starttls = true,
                 Some("CHUNKING") => known.chunking = true,
+                Some("DSN") => known.dsn = true,
                 // RFC 1870 §3: no number or 0 means that no limit is named.
                 Some("SIZE") => {
                     known.size = Some(words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0));
@@ -103,10 +106,10 @@ mod tests {
         let reply = Reply::new(
             250,
             None,
-            "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER",
+            "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER\ndsn",
         );
         let known = Capabilities::from_reply(&reply);
-        assert!(known.pipelining && known.eight_bit_mime && !known.starttls);
+        assert!(known.pipelining && known.eight_bit_mime && known.dsn && !known.starttls);
         assert_eq!(known.size, Some(Some(1000)));
         assert_eq!(known.auth, ["PLAIN", "LOGIN", "CRAM-MD5"]);
     }
