@@ -159,6 +159,7 @@ async fn play(script: &Script, queue: &Queue, tls: &Tls, cut: Cut) -> Result<usi
     for (line, step) in &script.steps {
         let wrong = |what: String| format!("{line}: {what}");
         match step {
+            Step::Hear(expected) if expected == script::KEYWORDS => peer.skip_reply().await.map_err(wrong)?,
             Step::Hear(expected) => match peer.hear(peer.patience).await {
                 Heard::Line(got) if script::matches(expected, &got) => peer.check_time().map_err(wrong)?,
                 got => return Err(wrong(format!("\n    expected {expected}\n    got      {got}"))),
@@ -199,6 +200,9 @@ async fn bless(script: &Script, queue: &Queue, tls: &Tls) -> String {
         heard[i] = peer.hear_all(silence).await;
     }
     peer.finish().await;
+    if !script.setting.keywords {
+        heard.iter_mut().for_each(script::leave_out_keywords);
+    }
     let queue = queued(queue, script.setting.received)
         .await
         .iter()
@@ -383,6 +387,17 @@ impl Peer {
                     return Heard::Eof;
                 }
                 Ok(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Hears the rest of a reply, whatever it says.
+    async fn skip_reply(&mut self) -> Result<(), String> {
+        loop {
+            match self.hear(self.patience).await {
+                Heard::Line(line) if line.starts_with("250 ") => return Ok(()),
+                Heard::Line(line) if line.starts_with("250-") => {}
+                got => return Err(format!("expected keywords\n    got {got}")),
             }
         }
     }

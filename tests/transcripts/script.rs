@@ -5,6 +5,7 @@
 //! client: 192.0.2.7          where it happens: see `Setting`
 //!
 //! S: 220 <...>               one line of a reply; <ID>, <DATE>, <challenge>, <...> stand for what varies
+//! S: 250 <keywords>          the lines of an EHLO reply behind its first, whatever they are
 //! C: NOOP                    one line with its CRLF; neighbouring C lines travel in one segment
 //! C< NOOP\n                  octets as they are, with \r \n \t \0 \\ \xHH; no CRLF is added
 //! C: EOF                     the client ends its side
@@ -45,6 +46,8 @@ pub struct Setting {
     pub full: bool,
     /// Our Received field is shown in the queue rather than left out.
     pub received: bool,
+    /// The keywords of EHLO's reply are shown, and so checked; in other dialogs they don't matter.
+    pub keywords: bool,
     /// Time passes only where everybody waits.
     pub paused: bool,
     /// The client speaks before it is greeted; only a blessing asks.
@@ -97,6 +100,7 @@ impl Script {
                 recipients: 100,
                 full: false,
                 received: false,
+                keywords: false,
                 paused: false,
                 early: false,
                 cuts: true,
@@ -209,6 +213,7 @@ impl Setting {
             ("recipients", _) => self.recipients = value.parse().ok()?,
             ("queue", "full") => self.full = true,
             ("received", "shown") => self.received = true,
+            ("keywords", "shown") => self.keywords = true,
             ("early", _) => self.early = yes?,
             ("clock", "paused") => self.paused = true,
             ("cuts", _) => self.cuts = yes?,
@@ -307,6 +312,22 @@ pub fn matches(expected: &str, got: &str) -> bool {
         let sound = name != "<ID>" || rest[..end].parse::<outpost::queue::QueueId>().is_ok();
         sound && matches(after, &rest[end..])
     })
+}
+
+/// Stands for the lines of an EHLO reply behind its first.
+pub const KEYWORDS: &str = "250 <keywords>";
+
+/// Puts [`KEYWORDS`] in the place of what it stands for.
+pub fn leave_out_keywords(lines: &mut Vec<String>) {
+    let mut inside = false;
+    lines.retain_mut(|line| {
+        let was_inside = inside;
+        inside = line == "250-relay.example" || inside && line.starts_with("250-");
+        if was_inside && !inside {
+            *line = KEYWORDS.to_owned();
+        }
+        !(was_inside && inside)
+    });
 }
 
 /// What came, with placeholders for what varies.
