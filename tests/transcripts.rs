@@ -17,7 +17,7 @@ use std::{
 };
 
 use outpost::{
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::{QueueSettings, Waits},
     listener::{
         auth::Credentials,
@@ -25,10 +25,10 @@ use outpost::{
         policy::{Client, Rules},
         tls,
     },
-    mail::content::Content,
+    mail::{content::Content, envelope::Handling},
     net::Stream,
-    queue::{Action, Queue},
-    smtp::parameter::Body,
+    queue::{Action, Queue, entry::Recipient},
+    smtp::esmtp::{MailParameters, RcptParameters},
 };
 use script::{Script, Setting, Step};
 use tokio::{
@@ -37,6 +37,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// When every dialog takes place, as far as the connection knows.
+const NOW: Timestamp = Timestamp(1_340_000_000_000);
 /// How often a dialog is cut in two at most; longer ones are cut at as many places, evenly.
 const CUTS_MAX: usize = 250;
 /// No reply takes so long; on the paused clock it is longer than any wait of the server.
@@ -216,9 +218,9 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
     let mut lines = Vec::new();
     for listed in queue.list(None, 100).await.expect("the queue can be read") {
         let entry = listed.entry.expect("a sound entry");
-        let to: Vec<String> = entry.recipients.iter().map(|r| format!("<{}>", r.address)).collect();
-        let flag = if entry.handling.body == Body::EightBit { " 8BITMIME" } else { "" };
-        lines.push(format!("from <{}> to {}{flag}", entry.reverse_path.as_str(), to.join(" ")));
+        let to: Vec<String> = entry.recipients.iter().map(recipient).collect();
+        let asked = asked(&entry.handling);
+        lines.push(format!("from <{}> to {}{asked}", entry.reverse_path.as_str(), to.join(" ")));
         let content = match queue.content(entry.id).await.expect("it can be read").expect("it is whole") {
             Content::Memory(octets) => octets.to_vec(),
             Content::File { path, .. } => std::fs::read(path).expect("it can be read"),
@@ -238,6 +240,42 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
         queue.act(entry.id, Action::Delete, "").await.expect("it can be removed");
     }
     if lines.is_empty() { vec!["nothing".to_owned()] } else { lines }
+}
+
+/// What was asked for a recipient stands behind it in parentheses.
+fn recipient(recipient: &Recipient) -> String {
+    let (notify, original) = (recipient.notify, recipient.original.as_ref());
+    let asked = RcptParameters { notify, original: original.cloned() };
+    let mut text = String::new();
+    asked.write_to(&mut text);
+    let text = if text.is_empty() { text } else { format!(" ({})", text.trim_start()) };
+    format!("<{}>{text}", recipient.address)
+}
+
+/// What is kept of MAIL's parameters, as they would be said again; times as seconds from the dialog's.
+fn asked(handling: &Handling) -> String {
+    let Handling { body, utf8, ref ret, ref envid, require_tls, priority, hold_until, deliver_by, .. } =
+        *handling;
+    let mut text = String::new();
+    let mut seconds = |name: &str, time: Timestamp| {
+        let seconds = (time.0 as i64 - NOW.0 as i64) / 1_000;
+        text.push_str(&format!(" {name}={seconds}"));
+    };
+    hold_until.iter().for_each(|time| seconds("HOLDFOR", *time));
+    if let Some(by) = deliver_by {
+        seconds("BY", by.time);
+        text.push_str(if by.or_return { ";R" } else { ";N" });
+        text.push_str(if by.trace { "T" } else { "" });
+    }
+    let mut said = String::new();
+    let priority = Some(priority).filter(|priority| *priority != 0);
+    let (ret, envid) = (*ret, envid.clone());
+    MailParameters { body, utf8, ret, envid, require_tls, priority, ..MailParameters::default() }
+        .write_to(&mut said);
+    if handling.utf8_header {
+        said.push_str(" (UTF-8 in the header)");
+    }
+    said.replace(" BODY=", " ") + &text
 }
 
 /// What the client heard.
@@ -280,6 +318,7 @@ impl Peer {
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            hold: Duration::from_secs(432_000),
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
@@ -288,7 +327,8 @@ impl Peer {
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             queue: queue.clone(),
             observer: None,
-            clock: Clock::System,
+            // Always the same, so that a dialog can say when.
+            clock: Clock::Test { start: NOW, origin: None },
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.

@@ -25,7 +25,8 @@ use crate::{
     config,
     smtp::{
         address::{Mailbox, ReversePath},
-        command::{Command, MailParameters, RcptParameters},
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
         extension::Capabilities,
         framing::ContentWriter,
         reply::{Reply, ReplyReader},
@@ -105,7 +106,9 @@ fn submit(info: &Info, from: &Mailbox, to: &[Mailbox], content: &[u8]) -> Result
         let initial = sasl::encode(sasl::plain(&info.login, password));
         session.say(&Command::Auth("PLAIN".to_owned(), Some(initial)))?;
     }
-    session.say(&Command::Mail(ReversePath::from(from.clone()), MailParameters::default()))?;
+    let utf8 = !from.is_ascii() || to.iter().any(|to| !to.is_ascii());
+    let asked = MailParameters { utf8, ..MailParameters::default() };
+    session.say(&Command::Mail(ReversePath::from(from.clone()), asked))?;
     for to in to {
         session.say(&Command::Rcpt(to.clone(), RcptParameters::default()))?;
     }

@@ -27,7 +27,8 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope},
     net::Stream,
     smtp::{
-        command::{Command, MailParameters, RcptParameters},
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
         extension::Capabilities,
         framing::ContentWriter,
         parameter::Body,
@@ -326,9 +327,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let message = transaction.message;
         let parameters = MailParameters {
             size: self.capabilities.size.map(|_| message.content.size()),
-            eight_bit: message.handling.body == Body::EightBit,
+            body: message.handling.body,
             ret: message.handling.ret.filter(|_| self.capabilities.dsn),
             envid: message.handling.envid.clone().filter(|_| self.capabilities.dsn),
+            ..MailParameters::default()
         };
         let mut first = Vec::new();
         if self.reset {

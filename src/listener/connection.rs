@@ -117,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let max = self.session.line_max();
             let (next, used) = match self.lines.next(&self.input, max) {
                 Ok((Some(line), used)) => {
-                    let (reply, next) = self.session.line(line);
+                    let (reply, next) = self.session.line(line, self.around.clock.now());
                     if next == Next::Penalty {
                         tokio::time::sleep(PENALTY).await;
                     }
@@ -222,6 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 &self.around.rules.hostname,
                 &incoming.id().to_string(),
                 only,
+                envelope.handling.utf8,
                 incoming.received(),
             );
             incoming.trace(&field);
@@ -231,8 +232,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // What was announced matters less than what came: the upstream is told the truth.
         let body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
         let handling = Handling { body, ..envelope.handling };
-        let envelope = Envelope { handling, ..envelope };
-        let result = self.accept(incoming, &content, fault, &envelope, &origin).await;
+        let mut envelope = Envelope { handling, ..envelope };
+        let result = self.accept(incoming, &content, fault, &mut envelope, &origin).await;
         let took = end.elapsed();
         let told = match &result {
             Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
@@ -285,7 +286,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         incoming: Incoming,
         content: &ContentReader,
         fault: Option<Fault>,
-        envelope: &Envelope,
+        envelope: &mut Envelope,
         origin: &Origin,
     ) -> Result<(Receipt, Option<String>), Reply> {
         match content.fault() {
@@ -300,6 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if facts.hops > content::HOPS_MAX {
             return Err(Reply::too_many_hops(content::HOPS_MAX));
         }
+        envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;
         let message_id = facts.message_id.clone();
         let committed = incoming.commit(envelope.clone(), origin.clone(), facts).await;
         committed.map(|receipt| (receipt, message_id)).map_err(|fault| refusal(&fault))

@@ -1,6 +1,6 @@
 //! Who may do what here: facts about the client in, verdict out.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -20,6 +20,8 @@ pub struct Rules {
     pub message_size: u64,
     /// Recipients of one message.
     pub recipients: usize,
+    /// How long a message can be held by FUTURERELEASE (RFC 4865); zero: not at all.
+    pub hold: Duration,
     /// Our Received field is put on top.
     pub trace: bool,
 }

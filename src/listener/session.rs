@@ -1,6 +1,7 @@
 //! A session is one client's conversation, from greeting to goodbye.
 //!
-//! It reads no socket and waits for nothing: give it a line, it returns a reply and what to do next.
+//! It reads no socket and waits for nothing: give it a line and the time, it returns a reply and what to
+//! do next.
 //!
 //! ```text
 //!  Connected ──EHLO──► Ready ──MAIL──► Open ──DATA──► Receiving ──end of data──► Ready
@@ -13,21 +14,23 @@
 //! parse commands ([`Command`]), touch a disk or a clock. Nothing but the queue's
 //! [`Receipt`] leads to the 250 after content.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     auth::{Exchange, Progress},
     policy::{self, Client, Hello, RelayPermitted, Rules},
 };
 use crate::{
-    mail::envelope::{Addressee, Envelope, Handling, Origin},
+    clock::Timestamp,
+    mail::envelope::{Addressee, DeliverBy, Envelope, Handling, Origin},
     queue::Receipt,
     smtp::{
         address::{Mailbox, ReversePath},
-        command::{Command, MailParameters},
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
         extension::Offer,
         framing::{COMMAND_LINE_MAX, Line},
-        parameter::Body,
+        parameter::{Body, Hold},
         reply::{Reply, Severity},
         sasl,
     },
@@ -129,8 +132,8 @@ impl Session {
         }
     }
 
-    /// Takes one line.
-    pub fn line(&mut self, line: Line<'_>) -> Step {
+    /// Takes one line that came at `now`.
+    pub fn line(&mut self, line: Line<'_>, now: Timestamp) -> Step {
         let step = match (line, &self.state) {
             (Line::Whole(line), State::Authenticating(_)) => self.exchange(line),
             (Line::TooLong, State::Authenticating(_)) => {
@@ -145,7 +148,7 @@ impl Session {
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
             (Line::Whole(line), _) => match Command::parse(line) {
-                Ok(command) => self.command(command),
+                Ok(command) => self.command(command, now),
                 Err(reply) => say(reply),
             },
         };
@@ -188,7 +191,7 @@ impl Session {
     }
 
     /// The table, in the order of RFC 5321 §4.1.4.
-    fn command(&mut self, command: Command) -> Step {
+    fn command(&mut self, command: Command, now: Timestamp) -> Step {
         match (&mut self.state, command) {
             (State::Closed, _) => (None, Next::Close),
             (_, Command::Quit) => self.quit(),
@@ -196,8 +199,8 @@ impl Session {
             (_, Command::Help) => say(Reply::help()),
             (_, Command::Vrfy) => say(Reply::can_not_verify()),
 
-            (_, Command::Ehlo(name)) => self.hello(name, true),
-            (_, Command::Helo(name)) => self.hello(name, false),
+            (_, Command::Ehlo(name)) => self.hello(name, true, now),
+            (_, Command::Helo(name)) => self.hello(name, false, now),
             (State::Open(_), Command::Rset) => {
                 self.state = State::Ready;
                 say(Reply::ok())
@@ -214,10 +217,10 @@ impl Session {
             (State::Ready, Command::Auth(mechanism, initial)) => self.auth(&mechanism, initial.as_deref()),
             (_, Command::Auth(..)) => say(Reply::auth_in_transaction()),
 
-            (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters),
+            (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters, now),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
-            (State::Open(transaction), Command::Rcpt(mailbox, _)) => {
-                rcpt(transaction, mailbox, self.rules.recipients)
+            (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
+                rcpt(transaction, mailbox, asked, self.rules.recipients)
             }
             (_, Command::Rcpt(..)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
@@ -228,13 +231,16 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, name: String, extended: bool) -> Step {
+    fn hello(&mut self, name: String, extended: bool, now: Timestamp) -> Step {
         // RFC 5321 §4.1.4: EHLO inside a transaction has the effect of RSET.
         self.state = State::Ready;
         self.client.hello = Some(Hello { name, extended });
         let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
         let offer = Offer {
             message_size: self.rules.message_size,
+            recipients: self.rules.recipients,
+            hold: self.hold_max(now).map(|(longest, latest)| [Hold::For(longest), Hold::Until(latest.0)]),
+            tls: self.client.tls,
             starttls: self.starttls && !self.client.tls,
             auth,
             auth_clear: auth && self.client.is_private(),
@@ -297,23 +303,68 @@ impl Session {
         }
     }
 
-    fn mail(&mut self, reverse_path: ReversePath, parameters: MailParameters) -> Step {
+    fn mail(&mut self, reverse_path: ReversePath, asked: MailParameters, now: Timestamp) -> Step {
         let permitted = match policy::may_relay(&self.rules, &self.client) {
             Ok(permitted) => permitted,
             Err(refusal) => return say(refusal),
         };
         // RFC 1870 §6.1: refused before a single octet of it has travelled.
-        if parameters.size.is_some_and(|size| size > self.rules.message_size) {
+        if asked.size.is_some_and(|size| size > self.rules.message_size) {
             return say(Reply::too_large(self.rules.message_size));
         }
-        let body = if parameters.eight_bit { Body::EightBit } else { Body::SevenBit };
+        if asked.body == Body::Binary {
+            return say(Reply::bad_parameter("BODY"));
+        }
+        // RFC 8689 §4.1: what came in clear needs no TLS from here on.
+        if asked.require_tls && !self.client.tls {
+            return say(Reply::unknown_parameter("REQUIRETLS"));
+        }
+        let hold_until = match asked.hold.map(|hold| self.hold(hold, now)).transpose() {
+            Ok(hold_until) => hold_until,
+            Err(refusal) => return say(refusal),
+        };
+        let deliver_by = asked.deliver_by.map(|by| {
+            let wait = Duration::from_secs(by.seconds.unsigned_abs().into());
+            let time = if by.seconds < 0 { now.before(wait) } else { now.after(wait) };
+            DeliverBy { time, or_return: by.or_return, trace: by.trace }
+        });
         self.state = State::Open(Transaction {
             reverse_path,
             recipients: Vec::new(),
-            handling: Handling { body, ..Handling::default() },
+            handling: Handling {
+                body: asked.body,
+                utf8: asked.utf8,
+                utf8_header: false,
+                ret: asked.ret,
+                envid: asked.envid,
+                require_tls: asked.require_tls,
+                priority: asked.priority.unwrap_or_default(),
+                hold_until,
+                deliver_by,
+            },
             _permitted: permitted,
         });
         say(Reply::sender_ok())
+    }
+
+    /// The longest that a message can be held, in seconds, and the time when that ends.
+    fn hold_max(&self, now: Timestamp) -> Option<(u32, Timestamp)> {
+        // RFC 4865 §3: nine digits.
+        let longest = self.rules.hold.as_secs().min(999_999_999);
+        let seconds = u32::try_from(longest).ok().filter(|seconds| *seconds > 0)?;
+        Some((seconds, now.after(Duration::from_secs(longest))))
+    }
+
+    /// Until when a message is held. A time that has passed already holds nothing.
+    fn hold(&self, hold: Hold, now: Timestamp) -> Result<Timestamp, Reply> {
+        let Some((longest, latest)) = self.hold_max(now) else {
+            return Err(Reply::unknown_parameter("HOLDFOR"));
+        };
+        let until = match hold {
+            Hold::For(seconds) => now.after(Duration::from_secs(seconds.into())),
+            Hold::Until(time) => Timestamp(time),
+        };
+        if until > latest { Err(Reply::held_too_long(longest.into())) } else { Ok(until) }
     }
 
     fn data(&mut self) -> Step {
@@ -348,13 +399,17 @@ fn say(reply: Reply) -> Step {
     (Some(reply), Next::Continue)
 }
 
-fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, max: usize) -> Step {
+fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, asked: RcptParameters, max: usize) -> Step {
+    if !mailbox.is_ascii() && !transaction.handling.utf8 {
+        return say(Reply::non_ascii_address());
+    }
     if transaction.recipients.len() >= max {
         return say(Reply::too_many_recipients());
     }
+    let RcptParameters { notify, original } = asked;
     // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.
     if !transaction.recipients.iter().any(|known| known.mailbox == mailbox) {
-        transaction.recipients.push(mailbox.into());
+        transaction.recipients.push(Addressee { mailbox, notify, original });
     }
     say(Reply::recipient_ok())
 }

@@ -54,6 +54,8 @@ impl Content {
 pub struct Facts {
     /// Received fields.
     pub hops: usize,
+    /// It holds octets beyond ASCII.
+    pub eight_bit: bool,
     /// As it stands, unfolded, not decoded.
     pub subject: Option<String>,
     /// As it stands.
@@ -72,7 +74,7 @@ impl Facts {
     /// [`HeaderTooLarge`]; what it holds is then not looked at.
     pub fn of(head: &[u8], whole: bool) -> Result<Self, HeaderTooLarge> {
         let section = header_section(head, whole)?;
-        let mut facts = Self::default();
+        let mut facts = Self { eight_bit: !section.is_ascii(), ..Self::default() };
         for field in fields(section) {
             if field.name.eq_ignore_ascii_case(b"received") {
                 facts.hops += 1;

@@ -8,7 +8,14 @@ use crate::{clock::Timestamp, smtp::address::Mailbox};
 /// Nothing a client chose can break out of it: the HELO name and addresses were reduced to harmless
 /// characters when they were parsed. The recipient is named only where there is one, so that no
 /// blind copy is given away (RFC 5321 §7.2). The user is not named: the field travels with the mail.
-pub fn received(origin: &Origin, hostname: &str, id: &str, only: Option<&Mailbox>, at: Timestamp) -> String {
+pub fn received(
+    origin: &Origin,
+    hostname: &str,
+    id: &str,
+    only: Option<&Mailbox>,
+    utf8: bool,
+    at: Timestamp,
+) -> String {
     let literal = if origin.client.contains(':') { "IPv6:" } else { "" };
     let recipient = only
         // A quoted local-part could hold a `;`, which would end the clause too early.
@@ -18,7 +25,7 @@ pub fn received(origin: &Origin, hostname: &str, id: &str, only: Option<&Mailbox
         "Received: from {} ([{literal}{}])\r\n\tby {hostname} (Outpost) with {} id {id}{recipient};\r\n\t{}\r\n",
         origin.hello,
         origin.client,
-        origin.protocol(),
+        origin.protocol(utf8),
         at.rfc5322(),
     )
 }
@@ -38,7 +45,7 @@ mod tests {
         };
         let mailbox = Mailbox::parse("a@b.example").unwrap();
         assert_eq!(
-            received(&origin, "relay.example", "ID", Some(&mailbox), Timestamp(1_340_000_000_000)),
+            received(&origin, "relay.example", "ID", Some(&mailbox), false, Timestamp(1_340_000_000_000)),
             "Received: from app ([IPv6:2001:db8::1])\r\n\tby relay.example (Outpost) with ESMTPSA id ID\r\n\
              \tfor <a@b.example>;\r\n\tMon, 18 Jun 2012 06:13:20 +0000\r\n"
         );
@@ -46,7 +53,7 @@ mod tests {
 
     #[test]
     fn several_recipients_are_not_named() {
-        let field = received(&Origin::default(), "relay.example", "ID", None, Timestamp(0));
+        let field = received(&Origin::default(), "relay.example", "ID", None, true, Timestamp(0));
         assert!(!field.contains("for <"), "{field}");
         assert!(field.contains("with SMTP id ID;"), "{field}");
     }

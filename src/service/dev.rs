@@ -182,6 +182,7 @@ fn listener(
         networks: Vec::new(),
         message_size: 50_000_000,
         recipients: 1_000,
+        hold: Duration::ZERO,
         trace: false,
     };
     let identity = tls::load(Some(files), directory, "localhost")?;

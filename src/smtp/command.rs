@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{
-    address::{self, AddressError, ReversePath},
-    parameter::{self, Notify, ORCPT_MAX, OriginalRecipient, Ret},
+    address::{self, ReversePath},
+    esmtp::{MailParameters, RcptParameters},
     reply::Reply,
 };
 
@@ -38,28 +38,6 @@ pub enum Command {
     Auth(String, Option<String>),
 }
 
-/// The parameters of MAIL.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MailParameters {
-    /// RFC 1870: the size the client estimates.
-    pub size: Option<u64>,
-    /// RFC 6152: content beyond ASCII was announced.
-    pub eight_bit: bool,
-    /// RFC 3461 §4.3: how much of the message a report returns.
-    pub ret: Option<Ret>,
-    /// RFC 3461 §4.4: the sender's name for the transaction, decoded.
-    pub envid: Option<String>,
-}
-
-/// The parameters of RCPT.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RcptParameters {
-    /// RFC 3461 §4.1: of what the sender wants to hear.
-    pub notify: Option<Notify>,
-    /// RFC 3461 §4.2: the recipient as the sender first knew it.
-    pub original: Option<OriginalRecipient>,
-}
-
 /// RFC 5321 §4.5.3.1.2 lets no domain be longer; names that apps give themselves are cut off here
 /// rather than refused.
 const HELLO_MAX: usize = 255;
@@ -90,8 +68,7 @@ impl Command {
             // RFC 5321 §4.1.1.9: the argument of NOOP is ignored.
             "NOOP" => Ok(Self::Noop),
             "HELP" => Ok(Self::Help),
-            "VRFY" if argument.is_empty() => Err(Reply::bad_argument("VRFY needs a name")),
-            "VRFY" => Ok(Self::Vrfy),
+            "VRFY" => name("VRFY", argument).map(|()| Self::Vrfy),
             "AUTH" => auth(argument),
             "EXPN" => Err(Reply::not_implemented("EXPN")),
             "BDAT" => Err(Reply::not_implemented("BDAT")),
@@ -108,31 +85,12 @@ impl Command {
             Self::Helo(name) => format!("HELO {name}").into(),
             Self::Mail(path, parameters) => {
                 let mut line = format!("MAIL FROM:{path}");
-                if let Some(size) = parameters.size {
-                    line.push_str(&format!(" SIZE={size}"));
-                }
-                if parameters.eight_bit {
-                    line.push_str(" BODY=8BITMIME");
-                }
-                if let Some(ret) = parameters.ret {
-                    line.push_str(&format!(" RET={ret}"));
-                }
-                if let Some(envid) = &parameters.envid {
-                    line.push_str(&format!(" ENVID={}", parameter::encode_xtext(envid)));
-                }
+                parameters.write_to(&mut line);
                 line.into()
             }
             Self::Rcpt(mailbox, parameters) => {
                 let mut line = format!("RCPT TO:<{mailbox}>");
-                if let Some(notify) = parameters.notify {
-                    line.push_str(&format!(" NOTIFY={notify}"));
-                }
-                // Encoding can make one grow beyond what a server must take: better none than a
-                // recipient refused for it.
-                let original = parameters.original.as_ref().map(ToString::to_string);
-                if let Some(original) = original.filter(|original| original.len() <= ORCPT_MAX) {
-                    line.push_str(&format!(" ORCPT={original}"));
-                }
+                parameters.write_to(&mut line);
                 line.into()
             }
             Self::Data => "DATA".into(),
@@ -171,50 +129,32 @@ fn hello(argument: &str) -> Result<String, Reply> {
 fn mail(argument: &str) -> Result<Command, Reply> {
     let path =
         keyword(argument, "FROM:").ok_or_else(|| Reply::bad_argument("expected MAIL FROM:<address>"))?;
-    let (path, rest) = address::parse_path(path).map_err(|error| match error {
-        AddressError::NotAscii => Reply::non_ascii_sender(),
-        other => Reply::bad_sender(other),
-    })?;
-    let mut parameters = MailParameters::default();
-    for word in rest.split(' ').filter(|word| !word.is_empty()) {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        match name.to_ascii_uppercase().as_str() {
-            // RFC 1870 §3: up to 20 digits, so a value can be too large for any integer of ours.
-            "SIZE" => {
-                let digits = (1..=20).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
-                if !digits {
-                    return Err(Reply::bad_parameter("SIZE"));
-                }
-                parameters.size = Some(value.parse().unwrap_or(u64::MAX));
-            }
-            "BODY" => match value.to_ascii_uppercase().as_str() {
-                "7BIT" => parameters.eight_bit = false,
-                "8BITMIME" => parameters.eight_bit = true,
-                _ => return Err(Reply::bad_parameter("BODY")),
-            },
-            // RFC 4954 §5: must be taken from any client that may use AUTH; we trust none to name
-            // another's identity, so it goes no further.
-            "AUTH" if !value.is_empty() => {}
-            _ => return Err(Reply::unknown_parameter(&printable(name))),
-        }
+    let (path, rest) = address::parse_path(path).map_err(Reply::bad_sender)?;
+    let parameters = MailParameters::read(rest)?;
+    // RFC 6531 §3.5: who did not ask for SMTPUTF8 can't use such an address.
+    if !path.is_ascii() && !parameters.utf8 {
+        return Err(Reply::non_ascii_address());
     }
     Ok(Command::Mail(path, parameters))
 }
 
 fn rcpt(argument: &str) -> Result<Command, Reply> {
     let path = keyword(argument, "TO:").ok_or_else(|| Reply::bad_argument("expected RCPT TO:<address>"))?;
-    let (path, rest) = address::parse_path(path).map_err(|error| match error {
-        AddressError::NotAscii => Reply::non_ascii_recipient(),
-        other => Reply::bad_recipient(other),
-    })?;
-    if let Some(word) = rest.split(' ').find(|word| !word.is_empty()) {
-        let name = word.split_once('=').map_or(word, |(name, _)| name);
-        return Err(Reply::unknown_parameter(&printable(name)));
-    }
+    let (path, rest) = address::parse_path(path).map_err(Reply::bad_recipient)?;
+    let parameters = RcptParameters::read(rest)?;
     match path.mailbox() {
-        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone(), RcptParameters::default())),
+        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone(), parameters)),
         None => Err(Reply::null_recipient()),
     }
+}
+
+/// RFC 6531 §3.7.4.1: VRFY and EXPN may say SMTPUTF8 behind the name; without it the name is ASCII.
+fn name(verb: &'static str, argument: &str) -> Result<(), Reply> {
+    if argument.is_empty() {
+        return Err(Reply::bad_argument(format!("{verb} needs a name")));
+    }
+    let utf8 = argument.rsplit(' ').next().is_some_and(|last| last.eq_ignore_ascii_case("SMTPUTF8"));
+    if argument.is_ascii() || utf8 { Ok(()) } else { Err(Reply::non_ascii_address()) }
 }
 
 fn auth(argument: &str) -> Result<Command, Reply> {
@@ -235,16 +175,12 @@ fn keyword<'a>(argument: &'a str, keyword: &str) -> Option<&'a str> {
     head.eq_ignore_ascii_case(keyword).then(|| rest.trim_start_matches(' '))
 }
 
-/// A client's own word, short and safe enough to stand in a reply.
-fn printable(word: &str) -> String {
-    word.chars().filter(char::is_ascii_graphic).take(40).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::smtp::parameter::{Body, By, Hold, Notify, OriginalRecipient, Ret};
 
     #[track_caller]
     fn code(line: &str) -> u16 {
@@ -262,39 +198,10 @@ mod tests {
             ok("mail from: <a@b.example> body=8bitmime size=99999999999999999999 AUTH=<>"),
             Command::Mail(
                 ReversePath::try_from("a@b.example".to_owned()).unwrap(),
-                MailParameters { size: Some(u64::MAX), eight_bit: true, ..MailParameters::default() }
+                MailParameters { size: Some(u64::MAX), body: Body::EightBit, ..MailParameters::default() }
             )
         );
         assert_eq!(ok("auth plain \tAGE="), Command::Auth("PLAIN".into(), Some("AGE=".into())));
-    }
-
-    #[test]
-    fn wishes_about_reports_are_written() {
-        let written = |command: Command| {
-            let mut line = Vec::new();
-            command.write_to(&mut line);
-            String::from_utf8(line).unwrap()
-        };
-        let mail = MailParameters {
-            size: Some(9),
-            ret: Some(Ret::Hdrs),
-            envid: Some("a b+c".into()),
-            ..MailParameters::default()
-        };
-        assert_eq!(
-            written(Command::Mail(ReversePath::NULL, mail)),
-            "MAIL FROM:<> SIZE=9 RET=HDRS ENVID=a+20b+2Bc\r\n"
-        );
-        let to = address::Mailbox::parse("a@b.example").unwrap();
-        let original = OriginalRecipient { kind: "utf-8".into(), address: "ä@b.example".into() };
-        let rcpt = RcptParameters { notify: Some(Notify::DEFAULT), original: Some(original) };
-        assert_eq!(
-            written(Command::Rcpt(to.clone(), rcpt)),
-            "RCPT TO:<a@b.example> NOTIFY=FAILURE,DELAY ORCPT=utf-8;\\x{E4}@b.example\r\n"
-        );
-        let long = OriginalRecipient { kind: "utf-8".into(), address: "ä".repeat(100) };
-        let rcpt = RcptParameters { notify: Some(Notify::NEVER), original: Some(long) };
-        assert_eq!(written(Command::Rcpt(to, rcpt)), "RCPT TO:<a@b.example> NOTIFY=NEVER\r\n");
     }
 
     #[test]
@@ -327,16 +234,49 @@ mod tests {
         assert_eq!(code("EXPN list"), 502);
         assert_eq!(code("BDAT 10 LAST"), 502);
         assert_eq!(code("MAIL FROM:<ü@b.example>"), 553);
-        assert_eq!(code("MAIL FROM:<a@b.example> RET=FULL"), 555);
-        assert_eq!(code("RCPT TO:<a@b.example> NOTIFY=NEVER"), 555);
+        assert_eq!(code("VRFY ü"), 553);
+        assert_eq!(code("MAIL FROM:<a@b.example> X=1"), 555);
+        assert_eq!(code("RCPT TO:<a@b.example> RET=FULL"), 555);
         assert_eq!(Command::parse(b"NOOP \xff").unwrap_err().code(), 501);
     }
 
     prop_compose! {
-        fn mailbox()(local in "[a-z.+]{1,20}|\"[a-z @>\\]]{0,10}\"", domain in "[a-z]{1,9}(\\.[a-z]{2,5}){0,2}")
+        fn mailbox()(local in "[a-z.+üж]{1,20}|\"[a-z @>\\]]{0,10}\"", domain in "[a-zß]{1,9}(\\.[a-z]{2,5}){0,2}")
             -> address::Mailbox
         {
             address::Mailbox::parse(&format!("{local}@{domain}")).unwrap()
+        }
+    }
+
+    prop_compose! {
+        fn mail_parameters()(
+            size in proptest::option::of(any::<u64>()),
+            body in proptest::sample::select(vec![Body::SevenBit, Body::EightBit, Body::Binary]),
+            flags: [bool; 3],
+            ret in proptest::option::of(proptest::sample::select(vec![Ret::Full, Ret::Hdrs])),
+            envid in proptest::option::of("[ -~]{1,33}"),
+            priority in proptest::option::of(-9i8..=9),
+            hold in proptest::option::of(prop_oneof![
+                (1u32..1_000_000_000).prop_map(Hold::For),
+                (0u64..100_000_000_000).prop_map(|seconds| Hold::Until(seconds * 1_000)),
+            ]),
+            seconds in proptest::option::of(1i32..1_000_000_000),
+        ) -> MailParameters {
+            let [require_tls, or_return, trace] = flags;
+            let deliver_by = seconds.map(|seconds| By { seconds, or_return, trace });
+            MailParameters { size, body, utf8: true, ret, envid, require_tls, priority, hold, deliver_by }
+        }
+    }
+
+    prop_compose! {
+        fn rcpt_parameters()(
+            notify in proptest::option::of(any::<[bool; 3]>()),
+            original in proptest::option::of(("rfc822|utf-8", "[ -~üж]{1,60}")),
+        ) -> RcptParameters {
+            RcptParameters {
+                notify: notify.map(|[success, failure, delay]| Notify { success, failure, delay }),
+                original: original.map(|(kind, address)| OriginalRecipient { kind, address }),
+            }
         }
     }
 
@@ -344,15 +284,10 @@ mod tests {
         prop_oneof![
             "[a-z.:_-]{1,30}".prop_map(Command::Ehlo),
             "[a-z.:_-]{1,30}".prop_map(Command::Helo),
-            (proptest::option::of(mailbox()), any::<(Option<u64>, bool)>()).prop_map(
-                |(path, (size, eight_bit))| {
-                    Command::Mail(
-                        path.map_or(ReversePath::NULL, Into::into),
-                        MailParameters { size, eight_bit, ..MailParameters::default() },
-                    )
-                }
-            ),
-            mailbox().prop_map(|to| Command::Rcpt(to, RcptParameters::default())),
+            (proptest::option::of(mailbox()), mail_parameters()).prop_map(|(path, parameters)| {
+                Command::Mail(path.map_or(ReversePath::NULL, Into::into), parameters)
+            }),
+            (mailbox(), rcpt_parameters()).prop_map(|(to, parameters)| Command::Rcpt(to, parameters)),
             ("[A-Z0-9-]{1,20}", proptest::option::of("[A-Za-z0-9+/=]{1,40}"))
                 .prop_map(|(mechanism, initial)| Command::Auth(mechanism, initial)),
             proptest::sample::select(vec![

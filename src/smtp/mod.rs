@@ -5,7 +5,8 @@
 //!
 //! - [`address`]: reverse-path, forward-path
 //! - [`command`]: what a client may say, parsed and written
-//! - [`parameter`]: the parameters of MAIL and RCPT that travel with a message
+//! - [`esmtp`]: the parameters of MAIL and RCPT, read and written
+//! - [`parameter`]: the values of those that travel with a message
 //! - [`reply`]: what a server may say; every sentence of ours stands there
 //! - [`extension`]: the EHLO keywords offered and understood
 //! - [`framing`]: bytes to lines, bytes to content and back
@@ -13,6 +14,7 @@
 
 pub mod address;
 pub mod command;
+pub mod esmtp;
 pub mod extension;
 pub mod framing;
 pub mod parameter;

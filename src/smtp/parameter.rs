@@ -23,6 +23,27 @@ impl Body {
     pub fn is_seven_bit(&self) -> bool {
         *self == Self::SevenBit
     }
+
+    /// Reads the value of BODY, in any case; `None` if it is no such value.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value.to_ascii_uppercase().as_str() {
+            "7BIT" => Some(Self::SevenBit),
+            "8BITMIME" => Some(Self::EightBit),
+            "BINARYMIME" => Some(Self::Binary),
+            _ => None,
+        }
+    }
+}
+
+/// As the value of BODY.
+impl fmt::Display for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SevenBit => "7BIT",
+            Self::EightBit => "8BITMIME",
+            Self::Binary => "BINARYMIME",
+        })
+    }
 }
 
 /// RFC 3461 §4.3: how much of the message a report returns.
@@ -33,6 +54,17 @@ pub enum Ret {
     Full,
     /// The header section.
     Hdrs,
+}
+
+impl Ret {
+    /// Reads the value of RET, in any case; `None` if it is no such value.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value.to_ascii_uppercase().as_str() {
+            "FULL" => Some(Self::Full),
+            "HDRS" => Some(Self::Hdrs),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Ret {
@@ -122,6 +154,87 @@ impl fmt::Display for OriginalRecipient {
         let address = if self.kind == UTF8 { encode_unitext } else { encode_xtext }(&self.address);
         write!(f, "{};{address}", self.kind)
     }
+}
+
+/// RFC 4865 §4: until when a message is not to be sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// HOLDFOR: so many seconds from now.
+    For(u32),
+    /// HOLDUNTIL: a point in time, in milliseconds since 1970-01-01T00:00:00Z.
+    Until(u64),
+}
+
+impl Hold {
+    /// Reads the value of HOLDFOR: up to nine digits, the first not zero.
+    pub fn parse_for(value: &str) -> Option<Self> {
+        let plain = value.len() <= 9 && value.bytes().all(|b| b.is_ascii_digit()) && !value.starts_with('0');
+        value.parse().ok().filter(|_| plain).map(Self::For)
+    }
+
+    /// Reads the value of HOLDUNTIL, a date-time of RFC 3339.
+    pub fn parse_until(value: &str) -> Option<Self> {
+        let time: jiff::Timestamp = value.parse().ok()?;
+        u64::try_from(time.as_second()).ok().map(|seconds| Self::Until(seconds * 1_000))
+    }
+}
+
+/// As the value of its parameter.
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(seconds) => write!(f, "{seconds}"),
+            Self::Until(time) => {
+                let time =
+                    i64::try_from(time / 1_000).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
+                write!(f, "{}", time.unwrap_or(jiff::Timestamp::MAX))
+            }
+        }
+    }
+}
+
+/// RFC 2852 §4: by when the message should have arrived, and what else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct By {
+    /// Seconds from now; below zero if it is late already.
+    pub seconds: i32,
+    /// Mode R: behind that it is returned. Otherwise mode N: its sender is told.
+    pub or_return: bool,
+    /// T: each relay that passes it on tells the sender.
+    pub trace: bool,
+}
+
+impl By {
+    /// Reads the value of BY; `None` if it is no such value.
+    pub fn parse(value: &str) -> Option<Self> {
+        let (time, mode) = value.split_once(';')?;
+        let digits = time.strip_prefix(['+', '-']).unwrap_or(time);
+        let plain = (1..=9).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let seconds: i32 = time.parse().ok().filter(|_| plain)?;
+        let (or_return, trace) = match mode.to_ascii_uppercase().as_str() {
+            "N" => (false, false),
+            "NT" => (false, true),
+            "R" => (true, false),
+            "RT" => (true, true),
+            _ => return None,
+        };
+        // RFC 2852 §4: who wants it returned must leave some time.
+        (seconds > 0 || !or_return).then_some(Self { seconds, or_return, trace })
+    }
+}
+
+/// As the value of BY.
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mode, trace) = (if self.or_return { "R" } else { "N" }, if self.trace { "T" } else { "" });
+        write!(f, "{};{mode}{trace}", self.seconds)
+    }
+}
+
+/// Reads the value of ENVID: xtext of printable ASCII, within its bound.
+pub fn parse_envid(value: &str) -> Option<String> {
+    let envid = decode_xtext(value).filter(|_| value.len() <= ENVID_MAX)?;
+    (!envid.is_empty() && envid.is_ascii()).then_some(envid)
 }
 
 /// RFC 3461 §4.4: characters of ENVID's value.

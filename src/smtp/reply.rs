@@ -138,7 +138,7 @@ impl fmt::Display for Reply {
 }
 
 /// Controls (but not the `\n` between lines), and characters that hide or reorder text.
-fn is_unsafe_in_text(c: char) -> bool {
+pub(super) fn is_unsafe_in_text(c: char) -> bool {
     (c.is_control() && c != '\n')
         || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }
@@ -295,11 +295,8 @@ impl Reply {
     pub fn bad_recipient(why: impl fmt::Display) -> Self {
         Self::say(501, (5, 1, 3), format!("bad recipient address: {why}"))
     }
-    pub fn non_ascii_sender() -> Self {
-        Self::say(553, (5, 6, 7), "an address beyond ASCII needs SMTPUTF8, which is not offered")
-    }
-    pub fn non_ascii_recipient() -> Self {
-        Self::say(553, (5, 6, 7), "an address beyond ASCII needs SMTPUTF8, which is not offered")
+    pub fn non_ascii_address() -> Self {
+        Self::say(553, (5, 6, 7), "an address beyond ASCII needs the parameter SMTPUTF8 of MAIL")
     }
     pub fn null_recipient() -> Self {
         Self::say(501, (5, 1, 3), "a recipient can't be empty")
@@ -307,8 +304,14 @@ impl Reply {
     pub fn unknown_parameter(name: &str) -> Self {
         Self::say(555, (5, 5, 4), format!("parameter {name} is not offered here"))
     }
-    pub fn bad_parameter(name: &'static str) -> Self {
+    pub fn bad_parameter(name: &str) -> Self {
         Self::say(501, (5, 5, 4), format!("bad value of parameter {name}"))
+    }
+    pub fn repeated_parameter(name: &str) -> Self {
+        Self::say(501, (5, 5, 4), format!("parameter {name} is given twice"))
+    }
+    pub fn held_too_long(max: u64) -> Self {
+        Self::say(554, (5, 5, 4), format!("a message is held for at most {max} seconds"))
     }
     pub fn too_large(max: u64) -> Self {
         Self::say(552, (5, 3, 4), format!("message is larger than {max} octets"))

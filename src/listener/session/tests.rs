@@ -9,6 +9,7 @@ use super::{super::auth::Credentials, *};
 use crate::smtp::sasl;
 
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+const NOW: Timestamp = Timestamp(1_340_000_000_000);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn session(address: IpAddr, tls: bool) -> Session {
@@ -18,13 +19,14 @@ fn session(address: IpAddr, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
+        hold: Duration::from_secs(1_000),
         trace: true,
     };
     Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
 }
 
 fn say(session: &mut Session, line: &str) -> (u16, Next) {
-    let (reply, next) = session.line(Line::Whole(line.as_bytes()));
+    let (reply, next) = session.line(Line::Whole(line.as_bytes()), NOW);
     (reply.map_or(0, |reply| reply.code()), next)
 }
 
@@ -99,7 +101,7 @@ fn only_loopback_relays_without_logging_in() {
 #[test]
 fn a_password_is_never_asked_for_where_others_can_listen() {
     let mut session = session(OUTSIDE, false);
-    let (reply, _) = session.line(Line::Whole(b"EHLO a"));
+    let (reply, _) = session.line(Line::Whole(b"EHLO a"), NOW);
     let offered: Vec<String> = reply.unwrap().lines().map(str::to_owned).collect();
     assert!(offered.contains(&"AUTH CRAM-MD5".to_owned()), "{offered:?}");
     assert!(offered.contains(&"STARTTLS".to_owned()));
@@ -120,7 +122,7 @@ fn each_mechanism_lets_the_right_password_in_and_no_other() {
     }
     for (password, code) in [("secret", 235), ("wrong", 535)] {
         let mut s = in_state("ready");
-        let (reply, _) = s.line(Line::Whole(b"AUTH CRAM-MD5"));
+        let (reply, _) = s.line(Line::Whole(b"AUTH CRAM-MD5"), NOW);
         let challenge = sasl::decode(reply.unwrap().lines().next().unwrap()).unwrap();
         let response = sasl::encode(sasl::cram_md5("dotcloud", password, &challenge));
         assert_eq!(codes(&mut s, &[&response]), [code]);
@@ -142,7 +144,7 @@ fn auth_abuse_ends_in_the_right_codes() {
     assert_eq!(say(&mut session, &wrong), (421, Next::Close));
     let mut session = in_state("ready");
     say(&mut session, "AUTH PLAIN");
-    assert_eq!(session.line(Line::TooLong).0.unwrap().code(), 500);
+    assert_eq!(session.line(Line::TooLong, NOW).0.unwrap().code(), 500);
     assert_eq!(say(&mut session, "NOOP").0, 250);
 }
 
@@ -213,7 +215,7 @@ proptest! {
     ) {
         let mut session = session(if outside { OUTSIDE } else { LOOPBACK }, tls);
         for line in lines {
-            let (reply, next) = session.line(Line::Whole(&line));
+            let (reply, next) = session.line(Line::Whole(&line), NOW);
             match next {
                 Next::Receive => {
                     prop_assert!(reply.is_none());
