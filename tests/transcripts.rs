@@ -318,6 +318,7 @@ impl Peer {
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            binary: setting.binary,
             hold: Duration::from_secs(432_000),
             trace: true,
         };

@@ -183,6 +183,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_message_size", "a size above 0", "25MB")
         .default("25MB")
         .doc("The largest message."),
+    Key::new("smtp_binarymime", "true or false", "true")
+        .default("false")
+        .doc("Take binary messages (BINARYMIME); only where the upstream takes them too."),
     Key::new("smtp_max_recipients", "a number from 1 to 100000", "1000")
         .default("1000")
         .doc("Most recipients of one message."),

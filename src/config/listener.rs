@@ -114,6 +114,7 @@ pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
         recipients: number(key!("smtp_max_recipients"), 1000),
         connections: number(key!("smtp_max_connections"), 1000),
         connections_per_client: number(key!("smtp_max_connections_per_client"), 200),
+        binary: reader.one(key!("smtp_binarymime"), value::boolean).unwrap_or(false),
         message_size: reader.one(key!("smtp_max_message_size"), value::positive_size).unwrap_or(25_000_000),
     }
 }

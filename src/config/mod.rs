@@ -127,6 +127,8 @@ pub struct User {
 pub struct Bounds {
     /// Octets of one message's content.
     pub message_size: u64,
+    /// Whether that content may be binary (RFC 3030 §3).
+    pub binary: bool,
     /// Recipients of one message.
     pub recipients: usize,
     /// Connections at once.

@@ -16,9 +16,11 @@ pub mod check;
 pub mod classify;
 pub mod client;
 mod lost;
+mod needs;
 pub mod phase;
 mod source;
 pub mod tls;
+mod transaction;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -23,14 +23,14 @@ use crate::{
     clock::Clock,
     mail::{
         content,
-        envelope::{Envelope, Handling, Origin},
+        envelope::{Envelope, Origin},
         trace,
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
     queue::{Fault, Incoming, Queue, QueueId, Receipt},
     smtp::{
-        framing::{ContentFault, ContentReader, LineReader},
+        framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
         reply::Reply,
     },
@@ -85,6 +85,7 @@ where
         output: Vec::new(),
         lines: LineReader::default(),
         session,
+        partial: None,
         around: surroundings,
     };
     let greeting = connection.session.greeting();
@@ -101,6 +102,14 @@ fn nonce() -> String {
     octets.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// A message that comes in chunks (RFC 3030 §2).
+struct Partial {
+    incoming: Incoming,
+    reader: ChunkReader,
+    envelope: Envelope,
+    origin: Origin,
+}
+
 struct Connection<S> {
     /// `None` only while TLS is being started.
     stream: Option<Stream<S>>,
@@ -108,6 +117,8 @@ struct Connection<S> {
     output: Vec<u8>,
     lines: LineReader,
     session: Session,
+    /// What came of a message so far, between two chunks of it.
+    partial: Option<Box<Partial>>,
     around: Surroundings,
 }
 
@@ -115,40 +126,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn converse(&mut self) -> io::Result<()> {
         loop {
             let max = self.session.line_max();
-            let (next, used) = match self.lines.next(&self.input, max) {
+            let (next, reply, used) = match self.lines.next(&self.input, max) {
                 Ok((Some(line), used)) => {
                     let (reply, next) = self.session.line(line, self.around.clock.now());
-                    if next == Next::Penalty {
-                        tokio::time::sleep(PENALTY).await;
-                    }
-                    if let Some(reply) = reply {
-                        if reply.is_about_policy() {
-                            self.turned_away(&reply);
-                        }
-                        reply.write_to(&mut self.output);
-                    }
-                    (Some(next), used)
+                    (Some(next), reply, used)
                 }
-                Ok((None, used)) => (None, used),
-                Err(_) => {
-                    self.say(&Reply::line_too_long());
-                    (Some(Next::Close), 0)
-                }
+                Ok((None, used)) => (None, None, used),
+                Err(_) => (Some(Next::Close), Some(Reply::line_too_long()), 0),
             };
             self.input.advance(used);
+            match next {
+                Some(Next::Penalty) => tokio::time::sleep(PENALTY).await,
+                Some(Next::Skip(octets)) => self.skip(octets).await?,
+                _ => {}
+            }
+            if let Some(reply) = reply {
+                if reply.is_about_policy() {
+                    self.turned_away(&reply);
+                }
+                self.say(&reply);
+            }
+            if !self.session.is_receiving() {
+                self.partial = None;
+            }
             match next {
                 None => {
                     if !self.read_commands().await? {
                         return Ok(());
                     }
                 }
-                Some(Next::Continue | Next::Penalty) => {
+                Some(Next::Continue | Next::Penalty | Next::Skip(_)) => {
                     if self.output.len() > REPLIES_MAX {
                         self.flush().await?;
                     }
                 }
                 Some(Next::StartTls) => self.start_tls().await?,
                 Some(Next::Receive) => self.receive().await?,
+                Some(Next::Chunk(size, last)) => self.receive_chunk(size, last).await?,
                 Some(Next::Close) => {
                     self.flush().await?;
                     return self.close().await;
@@ -203,22 +217,66 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// DATA: content to the queue, and the one reply that decides whose the message is.
     async fn receive(&mut self) -> io::Result<()> {
-        let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
-        let mut incoming = match self.around.queue.begin() {
+        let Some((mut envelope, origin)) = self.session.envelope() else { return Err(broken()) };
+        let mut incoming = match self.begin(&envelope, &origin) {
             Ok(incoming) => incoming,
-            Err(fault) => {
-                self.refused(&envelope, &origin, &refusal(&fault));
-                let reply = self.session.received(Err(refusal(&fault)));
-                self.say(&reply);
-                return Ok(());
-            }
+            Err(refusal) => return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await,
         };
         self.say(&Reply::start_data());
         self.flush().await?;
+        let (content, fault) = self.read_content(&mut incoming).await?;
+        let end = Instant::now();
+        // What was announced matters less than what came: the upstream is told the truth.
+        envelope.handling.body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
+        let result = self.accept(incoming, content.fault(), fault, &mut envelope, &origin).await;
+        self.answer(result, envelope, origin, content.size(), end.elapsed()).await
+    }
+
+    /// BDAT: one chunk of content to the queue; with the last, the one reply that decides.
+    async fn receive_chunk(&mut self, size: u64, last: bool) -> io::Result<()> {
+        let mut partial = match self.partial.take() {
+            Some(partial) => partial,
+            None => {
+                let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
+                let binary = envelope.handling.body == Body::Binary;
+                let reader = ChunkReader::new(self.around.rules.message_size, binary);
+                match self.begin(&envelope, &origin) {
+                    Ok(incoming) => Box::new(Partial { incoming, reader, envelope, origin }),
+                    Err(refusal) => {
+                        self.skip(size).await?;
+                        return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await;
+                    }
+                }
+            }
+        };
+        let fault = self.read_chunk(&mut partial, size).await?;
+        if last {
+            partial.reader.end();
+        }
+        if !last && fault.is_none() && partial.reader.fault().is_none() {
+            let reply = self.session.chunk_received(size);
+            self.say(&reply);
+            self.partial = Some(partial);
+            return Ok(());
+        }
+        let end = Instant::now();
+        let Partial { incoming, reader, mut envelope, origin } = *partial;
+        envelope.handling.body = match envelope.handling.body {
+            Body::Binary => Body::Binary,
+            _ if reader.is_eight_bit() => Body::EightBit,
+            _ => Body::SevenBit,
+        };
+        let result = self.accept(incoming, reader.fault(), fault, &mut envelope, &origin).await;
+        self.answer(result, envelope, origin, reader.size(), end.elapsed()).await
+    }
+
+    /// A message in the queue's hands, with our Received field on top.
+    fn begin(&self, envelope: &Envelope, origin: &Origin) -> Result<Incoming, Reply> {
+        let mut incoming = self.around.queue.begin().map_err(|fault| refusal(&fault))?;
         if self.around.rules.trace {
             let only = if let [only] = envelope.recipients.as_slice() { Some(&only.mailbox) } else { None };
             let field = trace::received(
-                &origin,
+                origin,
                 &self.around.rules.hostname,
                 &incoming.id().to_string(),
                 only,
@@ -227,14 +285,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             );
             incoming.trace(&field);
         }
-        let (content, fault) = self.read_content(&mut incoming).await?;
-        let end = Instant::now();
-        // What was announced matters less than what came: the upstream is told the truth.
-        let body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
-        let handling = Handling { body, ..envelope.handling };
-        let mut envelope = Envelope { handling, ..envelope };
-        let result = self.accept(incoming, &content, fault, &mut envelope, &origin).await;
-        let took = end.elapsed();
+        Ok(incoming)
+    }
+
+    /// Says what became of a message, and tells the observer.
+    async fn answer(
+        &mut self,
+        result: Result<(Receipt, Option<String>), Reply>,
+        envelope: Envelope,
+        origin: Origin,
+        size: u64,
+        took: Duration,
+    ) -> io::Result<()> {
         let told = match &result {
             Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
             Err(refusal) => Err(refusal.clone()),
@@ -244,7 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // The client doesn't wait for what only we want to know; nor does it matter if it has left.
         let flushed = self.flush().await;
         match told {
-            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, content.size(), took),
+            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, size, took),
             Err(refusal) => self.refused(&envelope, &origin, &refusal),
         }
         flushed
@@ -268,28 +330,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if reader.is_done() {
                 return Ok((reader, fault));
             }
-            self.input.reserve(READ_CONTENT);
-            let stream = self.stream.as_mut().ok_or_else(broken)?;
-            let read = timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input))
-                .await
-                .map_err(io::Error::from)??;
-            if read == 0 {
-                // RFC 5321 §4.1.1.4: without the end of data nothing was said.
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            self.read_more().await?;
         }
+    }
+
+    /// Reads a chunk to its end, whatever becomes of it.
+    async fn read_chunk(&mut self, partial: &mut Partial, size: u64) -> io::Result<Option<Fault>> {
+        let (mut left, mut fault) = (size, None);
+        loop {
+            let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.input.len());
+            let octets = &self.input[..here];
+            if partial.reader.read(octets) && fault.is_none() {
+                partial.incoming.push(octets);
+                fault = partial.incoming.flush().await.err();
+            }
+            self.input.advance(here);
+            left -= here as u64;
+            if left == 0 {
+                return Ok(fault);
+            }
+            self.flush().await?;
+            self.read_more().await?;
+        }
+    }
+
+    /// Reads octets that are nobody's.
+    async fn skip(&mut self, mut octets: u64) -> io::Result<()> {
+        loop {
+            let here = usize::try_from(octets).unwrap_or(usize::MAX).min(self.input.len());
+            self.input.advance(here);
+            octets -= here as u64;
+            if octets == 0 {
+                return Ok(());
+            }
+            self.flush().await?;
+            self.read_more().await?;
+        }
+    }
+
+    /// Reads more content. The end of the connection is an error: without the end of its content
+    /// nothing was said (RFC 5321 §4.1.1.4).
+    async fn read_more(&mut self) -> io::Result<()> {
+        self.input.reserve(READ_CONTENT);
+        let stream = self.stream.as_mut().ok_or_else(broken)?;
+        let read =
+            timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input)).await.map_err(io::Error::from)??;
+        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     /// Judges content that was read to its end, and makes it durable.
     async fn accept(
         &self,
         incoming: Incoming,
-        content: &ContentReader,
+        content: Option<ContentFault>,
         fault: Option<Fault>,
         envelope: &mut Envelope,
         origin: &Origin,
     ) -> Result<(Receipt, Option<String>), Reply> {
-        match content.fault() {
+        match content {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
             Some(ContentFault::TooLarge) => return Err(Reply::too_large(self.around.rules.message_size)),
             None => {}

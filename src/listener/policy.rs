@@ -20,6 +20,8 @@ pub struct Rules {
     pub message_size: u64,
     /// Recipients of one message.
     pub recipients: usize,
+    /// BINARYMIME is offered (RFC 3030).
+    pub binary: bool,
     /// How long a message can be held by FUTURERELEASE (RFC 4865); zero: not at all.
     pub hold: Duration,
     /// Our Received field is put on top.

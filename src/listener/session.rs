@@ -6,6 +6,7 @@
 //! ```text
 //!  Connected ──EHLO──► Ready ──MAIL──► Open ──DATA──► Receiving ──end of data──► Ready
 //!      │                 ▲  ◄──RSET, EHLO──┘                                       ▲
+//!      │                         └──BDAT──► Chunking ──BDAT LAST, RSET, a refusal──► Ready ───────┤
 //!      └─ AUTH from Ready: Authenticating ──235 or 535──► Ready ───────────────────┘
 //! ```
 //!
@@ -65,6 +66,8 @@ enum State {
     Open(Transaction),
     /// Behind DATA.
     Receiving(Transaction),
+    /// Behind a BDAT that was not the last (RFC 3030 §2).
+    Chunking(Transaction),
     /// Behind the last reply.
     Closed,
 }
@@ -87,6 +90,11 @@ pub enum Next {
     StartTls,
     /// Receive content, then call [`Session::received`]. No reply was made yet.
     Receive,
+    /// Receive so many octets of content, the last of it or not, then call [`Session::received`], or
+    /// [`Session::chunk_received`] if more is to come. No reply was made yet.
+    Chunk(u64, bool),
+    /// As `Continue`, but so many octets come first that are nobody's content, and no commands.
+    Skip(u64),
     /// As `Continue`, but let the client wait before it hears the reply.
     Penalty,
     /// Close.
@@ -163,7 +171,9 @@ impl Session {
 
     /// The envelope and origin of the content to receive.
     pub fn envelope(&self) -> Option<(Envelope, Origin)> {
-        let State::Receiving(transaction) = &self.state else { return None };
+        let (State::Receiving(transaction) | State::Chunking(transaction)) = &self.state else {
+            return None;
+        };
         let hello = self.client.hello.as_ref();
         let envelope = Envelope {
             reverse_path: transaction.reverse_path.clone(),
@@ -178,6 +188,16 @@ impl Session {
             tls: self.client.tls,
         };
         Some((envelope, origin))
+    }
+
+    /// Whether content is being received; what came of it belongs to nobody as soon as it isn't.
+    pub fn is_receiving(&self) -> bool {
+        matches!(self.state, State::Receiving(_) | State::Chunking(_))
+    }
+
+    /// A chunk of that many octets was received; the transaction goes on.
+    pub fn chunk_received(&mut self, octets: u64) -> Reply {
+        Reply::chunk_ok(octets)
     }
 
     /// The content was received, or why it was not.
@@ -201,7 +221,7 @@ impl Session {
 
             (_, Command::Ehlo(name)) => self.hello(name, true, now),
             (_, Command::Helo(name)) => self.hello(name, false, now),
-            (State::Open(_), Command::Rset) => {
+            (State::Open(_) | State::Chunking(_), Command::Rset) => {
                 self.state = State::Ready;
                 say(Reply::ok())
             }
@@ -210,6 +230,9 @@ impl Session {
             (State::Connected, Command::StartTls) if !self.starttls => say(Reply::tls_not_available()),
             (State::Connected | State::Ready, Command::StartTls) => self.start_tls(),
             (_, Command::StartTls) => say(Reply::auth_in_transaction()),
+
+            (_, Command::Bdat(size, last)) => self.bdat(size, last),
+            (State::Chunking(_), Command::Rcpt(..) | Command::Data) => say(Reply::chunks_begun()),
 
             (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(..) | Command::Data) => {
                 say(Reply::hello_first())
@@ -226,6 +249,9 @@ impl Session {
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
             }
+            (State::Open(transaction), Command::Data) if transaction.handling.body == Body::Binary => {
+                say(Reply::binary_needs_bdat())
+            }
             (State::Open(_), Command::Data) => self.data(),
             (_, Command::Data) => say(Reply::mail_first()),
         }
@@ -239,6 +265,7 @@ impl Session {
         let offer = Offer {
             message_size: self.rules.message_size,
             recipients: self.rules.recipients,
+            binary: self.rules.binary,
             hold: self.hold_max(now).map(|(longest, latest)| [Hold::For(longest), Hold::Until(latest.0)]),
             tls: self.client.tls,
             starttls: self.starttls && !self.client.tls,
@@ -312,7 +339,7 @@ impl Session {
         if asked.size.is_some_and(|size| size > self.rules.message_size) {
             return say(Reply::too_large(self.rules.message_size));
         }
-        if asked.body == Body::Binary {
+        if asked.body == Body::Binary && !self.rules.binary {
             return say(Reply::bad_parameter("BODY"));
         }
         // RFC 8689 §4.1: what came in clear needs no TLS from here on.
@@ -375,6 +402,27 @@ impl Session {
         (None, Next::Receive)
     }
 
+    /// RFC 3030 §2: the octets follow at once, whatever is said of them. A refusal drops the transaction:
+    /// else the rest of its message could be taken for the whole.
+    fn bdat(&mut self, size: u64, last: bool) -> Step {
+        if size > 0 {
+            self.idle_commands = 0;
+        }
+        let (state, refusal) = match std::mem::replace(&mut self.state, State::Ready) {
+            State::Open(transaction) if transaction.recipients.is_empty() => {
+                (State::Ready, Reply::no_valid_recipients())
+            }
+            State::Open(transaction) | State::Chunking(transaction) => {
+                self.state = State::Chunking(transaction);
+                return (None, Next::Chunk(size, last));
+            }
+            State::Connected => (State::Connected, Reply::hello_first()),
+            other => (other, Reply::mail_first()),
+        };
+        self.state = state;
+        (Some(refusal), Next::Skip(size))
+    }
+
     fn quit(&mut self) -> Step {
         self.state = State::Closed;
         (Some(Reply::goodbye(&self.rules.hostname)), Next::Close)
@@ -386,8 +434,8 @@ impl Session {
         if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
             self.errors += 1;
         }
-        if step.1 == Next::Continue && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX)
-        {
+        let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
+        if goes_on && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX) {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);
         }

@@ -105,6 +105,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },
         bounds: Bounds {
+            binary: true,
             message_size: 25_000_000,
             recipients: 1_000,
             connections: 1_000,
@@ -182,6 +183,7 @@ fn listener(
         networks: Vec::new(),
         message_size: 50_000_000,
         recipients: 1_000,
+        binary: true,
         hold: Duration::ZERO,
         trace: false,
     };

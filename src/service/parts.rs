@@ -86,6 +86,7 @@ pub(crate) fn terms(
         networks: settings.access.networks.clone(),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
+        binary: bounds.binary,
         // The other half of a message's life is for bringing it to its upstream.
         hold: settings.queue.lifetime / 2,
         trace: true,

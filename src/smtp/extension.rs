@@ -90,6 +90,8 @@ pub struct Offer {
     pub recipients: usize,
     /// RFC 4865: for how long, and until when, a message can be held.
     pub hold: Option<[Hold; 2]>,
+    /// BINARYMIME: the upstream is said to take it.
+    pub binary: bool,
     /// The connection is in TLS.
     pub tls: bool,
     /// STARTTLS: a certificate is there and the connection is still in clear.
@@ -107,6 +109,7 @@ impl Offer {
             "PIPELINING".to_owned(),
             format!("SIZE {}", self.message_size),
             "8BITMIME".to_owned(),
+            "CHUNKING".to_owned(),
             "SMTPUTF8".to_owned(),
             "ENHANCEDSTATUSCODES".to_owned(),
             "DSN".to_owned(),
@@ -114,6 +117,10 @@ impl Offer {
             "MT-PRIORITY".to_owned(),
             format!("LIMITS RCPTMAX={}", self.recipients),
         ];
+        // RFC 3030 §3: only together with CHUNKING.
+        if self.binary {
+            lines.push("BINARYMIME".to_owned());
+        }
         if let Some([longest, latest]) = self.hold {
             lines.push(format!("FUTURERELEASE {longest} {latest}"));
         }

@@ -215,7 +215,7 @@ impl Reply {
         Self::say(
             214,
             (2, 0, 0),
-            "EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH\n\
+            "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS AUTH\n\
              Outpost takes mail of this network's applications and relays it",
         )
     }
@@ -327,6 +327,15 @@ impl Reply {
     }
     pub fn start_data() -> Self {
         Self::new(354, None, "end data with <CR><LF>.<CR><LF>")
+    }
+    pub fn binary_needs_bdat() -> Self {
+        Self::bad_sequence("binary content comes by BDAT")
+    }
+    pub fn chunks_begun() -> Self {
+        Self::bad_sequence("the message has begun with BDAT: go on with BDAT, or say RSET to drop it")
+    }
+    pub fn chunk_ok(octets: u64) -> Self {
+        Self::say(250, (2, 0, 0), format!("{octets} octets received"))
     }
     pub fn bare_newline_in_content() -> Self {
         Self::say(

@@ -38,6 +38,8 @@ pub struct Setting {
     pub starttls: bool,
     /// Somebody may log in: `dotcloud` with the password `secret`.
     pub users: bool,
+    /// BINARYMIME is offered.
+    pub binary: bool,
     /// Octets of content.
     pub message_size: u64,
     /// Recipients of one message.
@@ -96,6 +98,7 @@ impl Script {
                 tls: false,
                 starttls: true,
                 users: true,
+                binary: false,
                 message_size: 100_000,
                 recipients: 100,
                 full: false,
@@ -214,6 +217,7 @@ impl Setting {
             ("queue", "full") => self.full = true,
             ("received", "shown") => self.received = true,
             ("keywords", "shown") => self.keywords = true,
+            ("binary", _) => self.binary = yes?,
             ("early", _) => self.early = yes?,
             ("clock", "paused") => self.paused = true,
             ("cuts", _) => self.cuts = yes?,

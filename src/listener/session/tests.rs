@@ -19,6 +19,7 @@ fn session(address: IpAddr, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
+        binary: true,
         hold: Duration::from_secs(1_000),
         trace: true,
     };
@@ -42,6 +43,7 @@ fn in_state(state: &str) -> Session {
         "ready" => &["EHLO a"],
         "authenticated" => &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="],
         "open" => &["EHLO a", "MAIL FROM:<a@b.example>"],
+        "chunking" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "BDAT 5"],
         "with recipient" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"],
         "in TLS" => {
             session.tls_started();
@@ -53,7 +55,7 @@ fn in_state(state: &str) -> Session {
     session
 }
 
-/// Rows are states, columns are commands. Read it: it is the protocol. 0 is "no reply yet: DATA".
+/// Rows are states, columns are commands. Read it: it is the protocol. 0 is "no reply yet": DATA, BDAT.
 #[test]
 fn the_grid_of_states_and_commands_is_as_it_was_meant() {
     let commands = [
@@ -64,6 +66,7 @@ fn the_grid_of_states_and_commands_is_as_it_was_meant() {
         "MAIL FROM:<a@b.example>",
         "RCPT TO:<c@d.example>",
         "DATA",
+        "BDAT 5",
         "RSET",
         "NOOP",
         "VRFY a",
@@ -73,13 +76,14 @@ fn the_grid_of_states_and_commands_is_as_it_was_meant() {
     ];
     #[rustfmt::skip]
     let grid = [
-        //                  EHLO HELO TLS  AUTH MAIL RCPT DATA RSET NOOP VRFY HELP QUIT FOO
-        ("connected",      [250, 250, 220, 503, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
-        ("ready",          [250, 250, 220, 334, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
-        ("authenticated",  [250, 250, 220, 503, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
-        ("open",           [250, 250, 503, 503, 503, 250, 554, 250, 250, 252, 214, 221, 500]),
-        ("with recipient", [250, 250, 503, 503, 503, 250,   0, 250, 250, 252, 214, 221, 500]),
-        ("in TLS",         [250, 250, 503, 334, 250, 503, 503, 250, 250, 252, 214, 221, 500]),
+        //                  EHLO HELO TLS  AUTH MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT FOO
+        ("connected",      [250, 250, 220, 503, 503, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("ready",          [250, 250, 220, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("authenticated",  [250, 250, 220, 503, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("open",           [250, 250, 503, 503, 503, 250, 554, 554, 250, 250, 252, 214, 221, 500]),
+        ("with recipient", [250, 250, 503, 503, 503, 250,   0,   0, 250, 250, 252, 214, 221, 500]),
+        ("chunking",       [250, 250, 503, 503, 503, 503, 503,   0, 250, 250, 252, 214, 221, 500]),
+        ("in TLS",         [250, 250, 503, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
     ];
     for (state, expected) in grid {
         let got: Vec<u16> = commands.iter().map(|command| say(&mut in_state(state), command).0).collect();
@@ -181,6 +185,27 @@ fn a_refused_message_leaves_the_session_ready_for_the_next() {
     assert_eq!(codes(&mut session, &["DATA", "MAIL FROM:<>", "RCPT TO:<postmaster>"]), [503, 250, 250]);
 }
 
+#[test]
+fn a_refused_chunk_drops_the_transaction_so_that_no_part_passes_for_the_whole() {
+    let mut s = in_state("open");
+    let step = say(&mut s, "BDAT 7");
+    assert_eq!(step, (554, Next::Skip(7)));
+    assert_eq!(codes(&mut s, &["RCPT TO:<c@d.example>", "BDAT 3 LAST"]), [503, 503]);
+
+    let mut s = in_state("chunking");
+    s.received(Err(Reply::too_large(1)));
+    assert_eq!(say(&mut s, "BDAT 3 LAST"), (503, Next::Skip(3)));
+}
+
+#[test]
+fn chunks_without_content_do_not_go_on_for_ever() {
+    let mut s = in_state("with recipient");
+    let steps: Vec<_> = (0..IDLE_COMMANDS_MAX).map(|_| say(&mut s, "BDAT 0").1).collect();
+    assert_eq!((steps[0], steps.contains(&Next::Close)), (Next::Chunk(0, false), true));
+    let mut s = in_state("with recipient");
+    assert!((0..2 * IDLE_COMMANDS_MAX).all(|_| say(&mut s, "BDAT 1").1 == Next::Chunk(1, false)));
+}
+
 fn any_line() -> impl Strategy<Value = Vec<u8>> {
     let known = proptest::sample::select(vec![
         "EHLO a",
@@ -194,6 +219,8 @@ fn any_line() -> impl Strategy<Value = Vec<u8>> {
         "RCPT TO:<c@d.example>",
         "RCPT TO:<e@f.example>",
         "DATA",
+        "BDAT 5",
+        "BDAT 0 LAST",
         "RSET",
         "NOOP",
         "VRFY a",
@@ -214,6 +241,7 @@ proptest! {
         tls: bool,
     ) {
         let mut session = session(if outside { OUTSIDE } else { LOOPBACK }, tls);
+        let mut chunking = false;
         for line in lines {
             let (reply, next) = session.line(Line::Whole(&line), NOW);
             match next {
@@ -223,6 +251,24 @@ proptest! {
                     prop_assert!(!envelope.recipients.is_empty());
                     prop_assert!(!outside || origin.user.is_some(), "relayed for a stranger");
                     session.received(Err(Reply::local_error()));
+                }
+                Next::Chunk(size, last) => {
+                    prop_assert!(reply.is_none());
+                    let (envelope, origin) = session.envelope().expect("content is received in a transaction");
+                    prop_assert!(!envelope.recipients.is_empty());
+                    prop_assert!(!outside || origin.user.is_some(), "relayed for a stranger");
+                    if last {
+                        session.received(Err(Reply::local_error()));
+                    } else {
+                        prop_assert_eq!(session.chunk_received(size).code(), 250);
+                        chunking = true;
+                        continue;
+                    }
+                }
+                Next::Skip(_) => {
+                    let code = reply.expect("one reply").code();
+                    prop_assert!(matches!(code, 503 | 554));
+                    prop_assert!(!session.is_receiving(), "a refused chunk leaves no transaction");
                 }
                 Next::StartTls => {
                     prop_assert_eq!(reply.expect("one reply").code(), 220);
@@ -237,7 +283,9 @@ proptest! {
                     prop_assert!((200..600).contains(&code) && code != 354 && code != 421);
                 }
             }
-            prop_assert!(session.envelope().is_none());
+            // What has begun with BDAT goes on until it is done or dropped.
+            chunking &= session.is_receiving();
+            prop_assert_eq!(session.is_receiving(), chunking);
         }
     }
 }
