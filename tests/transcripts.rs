@@ -229,7 +229,7 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
         let end = content.windows(8).position(|w| w == b" +0000\r\n").map_or(0, |at| at + 8);
         let (field, rest) = content.split_at(end);
         assert!(field.starts_with(b"Received: from "), "our Received field is not on top");
-        let content = if received { &content } else { rest };
+        let content = if received { &content } else { without_our_fields(rest) };
         let mut pieces: Vec<&[u8]> = content.split_inclusive(|b| *b == b'\n').collect();
         for piece in pieces.drain(..) {
             match piece.strip_suffix(b"\r\n") {
@@ -240,6 +240,17 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
         queue.act(entry.id, Action::Delete, "").await.expect("it can be removed");
     }
     if lines.is_empty() { vec!["nothing".to_owned()] } else { lines }
+}
+
+/// Content without the Date and Message-ID that we added.
+fn without_our_fields(mut content: &[u8]) -> &[u8] {
+    for (begin, end) in [(&b"Date: "[..], &b" +0000"[..]), (b"Message-ID: <", b"@relay.example>")] {
+        let line = content.split(|b| *b == b'\r').next().unwrap_or_default();
+        if line.starts_with(begin) && line.ends_with(end) {
+            content = &content[line.len() + 2..];
+        }
+    }
+    content
 }
 
 /// What was asked for a recipient stands behind it in parentheses.

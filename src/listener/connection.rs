@@ -283,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 envelope.handling.utf8,
                 incoming.received(),
             );
-            incoming.trace(&field);
+            incoming.trace(&field, &self.around.rules.hostname);
         }
         Ok(incoming)
     }
@@ -381,7 +381,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Judges content that was read to its end, and makes it durable.
     async fn accept(
         &self,
-        incoming: Incoming,
+        mut incoming: Incoming,
         content: Option<ContentFault>,
         fault: Option<Fault>,
         envelope: &mut Envelope,
@@ -398,6 +398,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let facts = incoming.facts().map_err(|_| Reply::header_too_large(content::HEADER_MAX))?;
         if facts.hops > content::HOPS_MAX {
             return Err(Reply::too_many_hops(content::HOPS_MAX));
+        }
+        if facts.passes > content::PASSES_MAX {
+            return Err(Reply::passed_too_often(&self.around.rules.hostname));
         }
         envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;
         let message_id = facts.message_id.clone();

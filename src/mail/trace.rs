@@ -30,6 +30,18 @@ pub fn received(
     )
 }
 
+/// Whether a Received field's value says that Outpost put it there under the name `hostname`.
+pub fn is_ours(value: &[u8], hostname: &str) -> bool {
+    let mut words = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        if word.eq_ignore_ascii_case(b"by") {
+            let host = words.next().is_some_and(|host| host.eq_ignore_ascii_case(hostname.as_bytes()));
+            return host && words.next() == Some(b"(Outpost)");
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +61,17 @@ mod tests {
             "Received: from app ([IPv6:2001:db8::1])\r\n\tby relay.example (Outpost) with ESMTPSA id ID\r\n\
              \tfor <a@b.example>;\r\n\tMon, 18 Jun 2012 06:13:20 +0000\r\n"
         );
+    }
+
+    #[test]
+    fn our_own_field_is_known_again_and_no_other_is() {
+        let field = received(&Origin::default(), "relay.example", "ID", None, false, Timestamp(0));
+        assert!(is_ours(field.as_bytes(), "relay.example"));
+        assert!(is_ours(field.as_bytes(), "Relay.Example"));
+        assert!(!is_ours(field.as_bytes(), "other.example"));
+        assert!(!is_ours(b"from relay.example by other.example (Postfix)", "relay.example"));
+        assert!(!is_ours(b"from x by relay.example (Postfix)", "relay.example"));
+        assert!(!is_ours(b"", "relay.example"));
     }
 
     #[test]

@@ -348,6 +348,9 @@ impl Reply {
     pub fn too_many_hops(max: usize) -> Self {
         Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop"))
     }
+    pub fn passed_too_often(hostname: &str) -> Self {
+        Self::say(554, (5, 4, 6), format!("the message comes back to {hostname} again and again: mail loop"))
+    }
     pub fn header_too_large(max: usize) -> Self {
         Self::say(552, (5, 3, 4), format!("header section is larger than {max} octets"))
     }
