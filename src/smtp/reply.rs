@@ -524,6 +524,23 @@ mod tests {
     }
 
     #[test]
+    fn each_sentence_has_an_enhanced_code_of_its_class_but_those_that_may_have_none() {
+        let source = include_str!("reply.rs").split_whitespace().collect::<Vec<_>>().join(" ");
+        let (_, sentences) = source.split_once("/// Every sentence of the listener.").unwrap();
+        let (sentences, _) = sentences.split_once("/// The longest part of one reply line").unwrap();
+        let sentences: Vec<&str> = sentences.split("pub fn ").skip(1).collect();
+        assert!(sentences.len() > 40, "they are not found any more");
+        // RFC 2034 §4: not the greeting, not EHLO and HELO; and nothing that goes on (3yz) has a class.
+        let without = sentences.iter().filter(|sentence| sentence.contains("Self::new("));
+        let without: Vec<&str> = without.filter_map(|sentence| sentence.split('(').next()).collect();
+        assert_eq!(without, ["greeting", "hello", "challenge", "start_data"]);
+        for said in sentences.iter().flat_map(|sentence| sentence.split("Self::say(").skip(1)) {
+            let (code, rest) = said.trim_start().split_once(", (").unwrap();
+            assert_eq!(code.get(..1), rest.get(..1), "the classes differ: {said}");
+        }
+    }
+
+    #[test]
     fn no_reply_can_forge_a_line() {
         let reply = read_all(b"550 a\rb\x1b[2Jc\xE2\x80\xAE\r\n").unwrap().unwrap();
         assert!(!reply.to_string().contains(['\r', '\n', '\u{1b}', '\u{202E}']), "{reply:?}");
