@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outpost::smtp::framing::{ContentFault, ContentReader, ContentWriter, Line, LineReader};
+use outpost::smtp::framing::{ChunkReader, ContentFault, ContentReader, ContentWriter, Line, LineReader};
 
 const MAX: u64 = 300;
 const LINE_MAX: usize = 40;
@@ -56,6 +56,24 @@ fn lines(octets: &[u8], size: usize) -> (Vec<Result<Vec<u8>, bool>>, bool) {
     (lines, false)
 }
 
+/// The same octets as chunks of lines: what is wrong with them.
+fn chunks(octets: &[u8], size: usize) -> Option<ContentFault> {
+    let mut reader = ChunkReader::new(MAX, false);
+    for piece in octets.chunks(size) {
+        reader.read(piece);
+    }
+    reader.end();
+    reader.fault()
+}
+
+fn has_bare_newline(octets: &[u8]) -> bool {
+    octets.iter().enumerate().any(|(i, b)| match b {
+        b'\r' => octets.get(i + 1) != Some(&b'\n'),
+        b'\n' => i == 0 || octets[i - 1] != b'\r',
+        _ => false,
+    })
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((size, octets)) = data.split_first() else { return };
     let size = usize::from(*size).max(1);
@@ -70,16 +88,16 @@ fuzz_target!(|data: &[u8]| {
     };
     assert_eq!(whole.3, end, "only CRLF.CRLF ends content, and the first does");
     if let (Some(end), None) = (end, whole.1) {
-        let bare = octets[..end].iter().enumerate().any(|(i, b)| match b {
-            b'\r' => octets.get(i + 1) != Some(&b'\n'),
-            b'\n' => i == 0 || octets[i - 1] != b'\r',
-            _ => false,
-        });
-        assert!(!bare, "a bare CR or LF went unnoticed");
+        assert!(!has_bare_newline(&octets[..end]), "a bare CR or LF went unnoticed");
     }
 
     assert_eq!(lines(octets, usize::MAX), lines(octets, size), "the cut made a difference");
     assert_eq!(lines(octets, usize::MAX), lines(octets, 1), "the cut made a difference");
+
+    let fault = chunks(octets, usize::MAX);
+    assert_eq!(fault, chunks(octets, size), "the cut made a difference");
+    assert_eq!(fault, chunks(octets, 1), "the cut made a difference");
+    assert_eq!(fault == Some(ContentFault::BareNewline), has_bare_newline(octets));
 
     // Content that was accepted goes out and comes in again as it was, but for the CRLF of a last line.
     if let (sent, None, eight_bit, Some(_)) = &whole {

@@ -13,8 +13,10 @@ use outpost::{
         policy::{Client, Rules},
         session::{Next, Session},
     },
+    mail::envelope::Envelope,
     smtp::{
-        framing::{ContentReader, LineReader},
+        framing::{ChunkReader, ContentReader, LineReader},
+        parameter::Body,
         reply::Reply,
     },
 };
@@ -35,11 +37,16 @@ fn session(stranger: bool, tls: bool) -> Session {
     Session::new(Arc::new(rules), Client::new(address, tls), !tls, "nonce".into())
 }
 
+fn binary(envelope: &Envelope) -> bool {
+    envelope.handling.body == Body::Binary
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((flags, mut input)) = data.split_first() else { return };
     let (stranger, mut tls) = (flags & 1 != 0, flags & 2 != 0);
     let mut session = session(stranger, tls);
     let mut lines = LineReader::default();
+    let mut chunks: Option<ChunkReader> = None;
     while let Ok((line, used)) = lines.next(input, session.line_max()) {
         let Some(line) = line else { return };
         let (reply, next) = session.line(line, Timestamp(1_340_000_000_000));
@@ -75,11 +82,43 @@ fuzz_target!(|data: &[u8]| {
                 }
                 assert_eq!(session.received(Err(Reply::local_error())).code(), 451);
             }
+            Next::Chunk(size, last) => {
+                assert!(reply.is_none(), "two replies to BDAT");
+                let (envelope, origin) = session.envelope().expect("content belongs to a transaction");
+                assert!((1..=3).contains(&envelope.recipients.len()));
+                assert!(!stranger || origin.user.is_some(), "relayed for a stranger");
+                let Some((octets, rest)) = usize::try_from(size).ok().and_then(|n| input.split_at_checked(n))
+                else {
+                    return;
+                };
+                input = rest;
+                let mut reader = chunks.take().unwrap_or_else(|| ChunkReader::new(1_000, binary(&envelope)));
+                reader.read(octets);
+                if last {
+                    reader.end();
+                }
+                if last || reader.fault().is_some() {
+                    assert_eq!(session.received(Err(Reply::local_error())).code(), 451);
+                } else {
+                    assert_eq!(session.chunk_received(size).code(), 250);
+                    chunks = Some(reader);
+                    continue;
+                }
+            }
+            Next::Skip(size) => {
+                assert!(matches!(reply.expect("one reply").code(), 503 | 554));
+                assert!(!session.is_receiving(), "a refused chunk leaves a transaction");
+                let Some(rest) = usize::try_from(size).ok().and_then(|n| input.get(n..)) else { return };
+                input = rest;
+            }
             Next::Close => {
                 assert!(matches!(reply.expect("one reply").code(), 221 | 421));
                 return;
             }
         }
-        assert!(session.envelope().is_none(), "a transaction outlived its content");
+        if !session.is_receiving() {
+            chunks = None;
+        }
+        assert_eq!(session.envelope().is_some(), chunks.is_some(), "a transaction outlived its content");
     }
 });
