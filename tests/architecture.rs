@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("smtp/reply.rs", &["smtp", "queue::Receipt"]), // The proof without which there is no 250.
     ("mail", &["smtp", "clock"]),
-    ("config", &["smtp", "environment::Format"]),
+    ("config", &["smtp", "environment::Format", "mail::outcome"]),
     ("limits", &["clock", "config", "mail", "queue::retry"]),
     ("queue", &["mail", "smtp", "config", "clock"]),
     ("listener", &["smtp", "mail", "queue", "config", "clock", "net", "observe"]),
@@ -38,6 +38,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("maud", &["admin/"]),
     ("hyper", &["admin/", "cli/"]),
     ("serde_saphyr", &["config/", "environment/"]),
+    ("regex", &["config/replies.rs"]),
     ("prometheus_client", &["observe.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];

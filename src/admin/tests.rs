@@ -15,7 +15,7 @@ use crate::{
     config::{self, Source},
     mail::{
         envelope::{Envelope, Handling, Origin},
-        outcome::{Evidence, Scope},
+        outcome::{Advice, Evidence, Scope, Who},
     },
     queue::{Entry, Listed, WriterThread},
     service::parts,
@@ -56,6 +56,7 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
         reply: Some(Reply::new(code.parse().expect("a code"), None, text.to_owned())),
         explanation: None,
         status: None,
+        advice: Some(Box::new(Advice { who: Who::Operator, help: None, not_before: None })),
         uncertain: false,
         tls: None,
     }

@@ -10,7 +10,7 @@ use super::{Admin, people};
 use crate::{
     clock::Timestamp,
     limits::gate::Closed,
-    mail::outcome::Scope,
+    mail::outcome::{self, Scope},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
@@ -170,15 +170,15 @@ impl Outlook {
         let closed = self.closed.as_ref();
         let state = match closed {
             None => "up",
-            Some(closed) if closed.evidence.scope == Scope::Credential => "paused",
+            Some(closed) if matches!(closed.evidence.scope, Scope::Credential | Scope::Account) => "paused",
             Some(_) => "down",
         };
         UpstreamStatus {
             name: self.upstream.clone(),
             state: state.to_owned(),
             reason: closed.map(|closed| closed.evidence.to_string()),
-            who_must_act: closed.map(|closed| closed.who_must_act.to_owned()),
-            help: closed.and_then(|closed| closed.help).map(str::to_owned),
+            who_must_act: closed.and_then(|closed| closed.evidence.who()).map(|who| who.name().to_owned()),
+            help: closed.and_then(|closed| closed.evidence.help()).map(str::to_owned),
             until: closed.map(|closed| closed.until.to_string()),
             connections: self.connections,
         }
@@ -333,16 +333,10 @@ impl UpstreamStatus {
         let Some(reason) = &self.reason else {
             return format!("Upstream {} is {}, with {connections} open.", self.name, self.state);
         };
-        let reason = reason.trim_end_matches('.');
-        let until = self.until.as_deref().unwrap_or("once it is there again");
-        let who = match self.who_must_act.as_deref() {
-            Some("operator") => " You must act: it won't get better by itself.".to_owned(),
-            Some(who) => format!(" Who must act: {who}."),
-            None => String::new(),
-        };
-        let help = self.help.as_deref().map_or(String::new(), |help| format!(" What to do: {help}."));
+        let until = self.until.as_deref();
+        let said = outcome::sentence(reason, self.who_must_act.as_deref(), self.help.as_deref(), until);
         format!(
-            "Upstream {} is {}: {reason}.{who}{help} Next try at {until}; mail stays queued, with {connections} open.",
+            "Upstream {} is {}: {said} Mail stays queued, with {connections} open.",
             self.name, self.state
         )
     }
@@ -365,7 +359,7 @@ mod tests {
         let gate = Gate::new(Clock::starting_at(NOW));
         if let Some(scope) = scope {
             let waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) };
-            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"), "operator", None);
+            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"));
         }
         Outlook { upstream: "up".into(), closed: gate.closed(), connections, now: NOW }
     }

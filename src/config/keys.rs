@@ -150,6 +150,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_auth_retry", "two durations, the first and the longest wait", "1m..30m")
         .default("1m..30m")
         .doc("The waits after the upstream refused the login."),
+    Key::new("smtp_relay_replies", "a list of rules, each a map", "[{text: slow down, scope: account, means: …}]")
+        .default("the table that is shipped")
+        .doc("What replies of the upstream mean; asked before the shipped table."),
     Key::later("smtp_relays", "Several upstreams."),
     Key::later("smtp_rate_limit", "Most messages or recipients in a time."),
     Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
@@ -250,4 +253,30 @@ pub(super) const USER: &[Key] = &[
     Key::new("password", "a password, in one line", "'…'").secret(),
     Key::later("senders", "The senders that it may use."),
     Key::later("rate_limit", "Most messages in a time."),
+];
+
+/// What the table of replies holds.
+pub(super) const REPLIES: &[Key] = &[
+    Key::new("waits", "a list of regular expressions", "'again in (?<seconds>\\d+)'"),
+    Key::new("rules", "a list of rules", "[]"),
+];
+
+/// What a rule about replies holds.
+#[rustfmt::skip] // One key, one line.
+pub(super) const REPLY: &[Key] = &[
+    Key::new("name", "a name", "slow-down"),
+    Key::new("provider", "a preset's name, or a list of them", "gmail"),
+    Key::new("phase", "one or several of connect, greeting, ehlo, starttls, tls, auth, mail, rcpt, data, content, final reply", "rcpt"),
+    Key::new("code", "a code of three digits, x for any, or a list of them", "45x"),
+    Key::new("enhanced", "an enhanced code, x for any number, or none, or a list of them", "5.4.5"),
+    Key::new("text", "a regular expression", "quota exceeded"),
+    Key::new("after_accepted", "true or false", "true"),
+    Key::new("scope", "one of recipient, message, transaction, sender, credential, account, upstream, network", "account"),
+    Key::new("permanent", "true or false", "false"),
+    Key::new("who_must_act", "one of operator, the upstream, the sender, nobody", "operator"),
+    Key::new("means", "words", "the quota of today is used up"),
+    Key::new("help", "words", "send less"),
+    Key::new("wait", "a duration, or hour for the next full hour", "10m"),
+    Key::new("source", "words", "the provider's manual"),
+    Key::new("date", "a day", "2026-11-23"),
 ];

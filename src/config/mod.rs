@@ -12,6 +12,7 @@ mod load;
 mod node;
 mod problem;
 mod reader;
+mod replies;
 mod secret;
 mod services;
 mod settings;
@@ -30,6 +31,7 @@ pub use self::{
     keys::{KEYS, Key},
     load::{Loaded, Source, load, parse},
     problem::{Problem, Problems},
+    replies::{Replies, ReplyRule, ReplyWait},
 };
 
 /// Everything one relay needs to run, resolved: defaults applied, overrides merged, secrets read.
@@ -163,6 +165,10 @@ pub struct Upstream {
     pub timeout: Option<Duration>,
     /// First and longest wait after a refused login.
     pub auth_retry: Waits,
+    /// The provider's preset, where it is known.
+    pub provider: Option<String>,
+    /// What its replies mean.
+    pub replies: Replies,
 }
 
 impl Upstream {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, settings::MINUTE,
-    value,
+    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, replies::replies,
+    settings::MINUTE, value,
 };
 
 pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
@@ -36,6 +36,8 @@ pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstre
         auth_retry: reader
             .one(key!("smtp_auth_retry"), value::waits)
             .unwrap_or(Waits { first: MINUTE, longest: 30 * MINUTE }),
+        provider: None,
+        replies: replies(reader),
     };
     judge_tls(reader, &upstream);
     upstream

@@ -244,7 +244,7 @@ pub(super) fn queue_directory(path: &str) -> Read<String> {
 }
 
 /// One word of a few.
-fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Read<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Read<T> {
     let lower = text.to_ascii_lowercase();
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == lower) {
         return Ok(*value);

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Message,
     auth::Mechanism,
-    classify::{self, Verdict},
+    classify::{self, Said, Verdict},
     lost::{Lost, Why},
     phase::Phase,
     source::{Source, SourceError},
@@ -220,6 +220,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if stale_allowed && lost.phase == Phase::Mail {
             return Attempt::Stale;
         }
+        // A goodbye may say what concerns more than this connection.
+        if let Some(reply) = &lost.reply
+            && let verdict = self.judged(lost.phase, reply, false)
+            && verdict.rule.is_some()
+        {
+            let outcome = self.outcome(lost.phase, reply, verdict);
+            return Attempt::Done(
+                transaction
+                    .outcomes
+                    .into_iter()
+                    .map(|open| open.unwrap_or_else(|| outcome.clone()))
+                    .collect(),
+            );
+        }
         let uncertain = lost.phase == Phase::FinalReply && lost.reply.is_none();
         let evidence = Evidence {
             uncertain,
@@ -349,12 +363,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             let mut recipient = begin;
             for ((phase, command), reply) in pending.iter().zip(replies) {
                 match command {
-                    Command::Mail(..) if !reply.is_success() => refused_sender = Some(reply),
+                    Command::Mail(..) if !reply.is_success() => {
+                        let refusal = self.verdict(Phase::Mail, &reply, false);
+                        // The connection has carried what it may.
+                        self.broken |= refusal.evidence().scope == Scope::Transaction;
+                        refused_sender = Some(refusal);
+                    }
                     Command::Rcpt(_) => {
                         let place = recipient;
                         recipient += 1;
                         if let Some(refusal) = &refused_sender {
-                            transaction.note(place, self.verdict(Phase::Mail, refusal, false));
+                            transaction.note(place, refusal.clone());
                         } else if !reply.is_success() {
                             let accepted = transaction.outcomes[..place].iter().any(Option::is_none);
                             transaction.note(place, self.verdict(*phase, &reply, accepted));
@@ -450,19 +469,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Ok(())
     }
 
-    fn judge(&self, transaction: &mut Transaction<'_, '_>, phase: Phase, reply: &Reply) {
+    fn judge(&mut self, transaction: &mut Transaction<'_, '_>, phase: Phase, reply: &Reply) {
         let verdict = self.verdict(phase, reply, false);
+        // The connection has carried what it may.
+        self.broken |= verdict.evidence().scope == Scope::Transaction;
         for outcome in transaction.outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
             *outcome = Some(verdict.clone());
         }
     }
 
     fn verdict(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Outcome {
-        let Verdict { permanence, scope, explanation } = classify::judge(phase, reply, others_accepted);
-        let evidence = Evidence {
-            explanation: explanation.map(str::to_owned),
-            ..self.evidence(phase, scope, Some(reply.clone()))
-        };
+        self.outcome(phase, reply, self.judged(phase, reply, others_accepted))
+    }
+
+    fn judged(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Verdict {
+        let provider = self.upstream.provider.as_deref();
+        let said = Said { phase, reply, others_accepted, provider };
+        classify::judge(&self.upstream.replies, said, self.clock.now())
+    }
+
+    fn outcome(&self, phase: Phase, reply: &Reply, verdict: Verdict) -> Outcome {
+        let Verdict { permanence, scope, explanation, advice, .. } = verdict;
+        let evidence = Evidence { explanation, advice, ..self.evidence(phase, scope, Some(reply.clone())) };
         match permanence {
             classify::Permanence::Success => Outcome::Delivered(evidence),
             classify::Permanence::Transient => Outcome::Deferred(evidence),
@@ -479,6 +507,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             reply,
             explanation: None,
             status: None,
+            advice: None,
             uncertain: false,
             tls: self.stream.tls_version().map(str::to_owned),
         }

@@ -24,7 +24,9 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::{
     config::{Upstream, UpstreamTls},
-    environment, net,
+    environment,
+    mail::outcome::Who,
+    net,
 };
 
 /// Why there is no TLS, in words for the operator.
@@ -34,7 +36,7 @@ pub struct TlsFault {
     /// What happened.
     pub words: String,
     /// Who can do something about it.
-    pub who_must_act: &'static str,
+    pub who_must_act: Who,
     /// What to do.
     pub help: Option<&'static str>,
 }
@@ -121,7 +123,7 @@ impl Connector {
             }
             None => (format!("TLS fails: {error}"), HELP_PORT),
         };
-        TlsFault { words, who_must_act: "operator", help: Some(help) }
+        TlsFault { words, who_must_act: Who::Operator, help: Some(help) }
     }
 
     fn explain_certificate(&self, fault: &CertificateError) -> (String, &'static str) {
@@ -153,14 +155,14 @@ impl Connector {
 
 impl TlsFault {
     fn setting(words: String) -> Self {
-        Self { words, who_must_act: "operator", help: None }
+        Self { words, who_must_act: Who::Operator, help: None }
     }
 
     /// The handshake takes too long.
     pub(super) fn silent() -> Self {
         Self {
             words: "the upstream does not go on with the TLS handshake".to_owned(),
-            who_must_act: "the upstream",
+            who_must_act: Who::Upstream,
             help: Some(HELP_PORT),
         }
     }

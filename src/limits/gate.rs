@@ -53,10 +53,6 @@ struct State {
 pub struct Closed {
     /// What was seen.
     pub evidence: Evidence,
-    /// Who can do something about it.
-    pub who_must_act: &'static str,
-    /// What to do.
-    pub help: Option<&'static str>,
     /// When a probe will be let through, in wall time, for people.
     pub until: Timestamp,
     deadline: Instant,
@@ -109,17 +105,11 @@ impl Gate {
 
     /// Closes it although a connection stands: what the upstream said there concerns all of them.
     /// Returns when a probe will be let through.
-    pub fn close(
-        &self,
-        waits: Waits,
-        evidence: Evidence,
-        who: &'static str,
-        help: Option<&'static str>,
-    ) -> Timestamp {
+    pub fn close(&self, waits: Waits, evidence: Evidence) -> Timestamp {
         let mut state = self.state();
         // Connections being opened at this moment must not open it again by succeeding.
         state.epoch += 1;
-        self.close_in(state, waits, evidence, who, help, true)
+        self.close_in(state, waits, evidence, true)
     }
 
     /// Whether it was closed for all connections, those that stand among them.
@@ -133,8 +123,6 @@ impl Gate {
         mut state: MutexGuard<'_, State>,
         waits: Waits,
         evidence: Evidence,
-        who_must_act: &'static str,
-        help: Option<&'static str>,
         everything: bool,
     ) -> Timestamp {
         // Two connections may have been under way; together they are one failure.
@@ -146,10 +134,13 @@ impl Gate {
         }
         state.failures += 1;
         state.proven = false;
-        let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
-        let until = self.0.clock.now().after(wait);
-        state.closed =
-            Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait, everything });
+        let now = self.0.clock.now();
+        // Where the upstream said when, asking earlier only makes it longer.
+        let told = evidence.not_before().map_or(Duration::ZERO, |at| at.since(now));
+        let wait =
+            retry::wait(waits, state.failures, fastrand::f64()).max(told).max(Duration::from_millis(100));
+        let until = now.after(wait);
+        state.closed = Some(Closed { evidence, until, deadline: Instant::now() + wait, everything });
         until
     }
 
@@ -181,18 +172,12 @@ impl Pass {
 
     /// It failed: the gate closes for a while that grows with each failure in a row.
     /// Returns when a probe will be let through.
-    pub fn failed(
-        self,
-        waits: Waits,
-        evidence: Evidence,
-        who: &'static str,
-        help: Option<&'static str>,
-    ) -> Timestamp {
+    pub fn failed(self, waits: Waits, evidence: Evidence) -> Timestamp {
         let state = self.gate.state();
         if state.epoch != self.epoch {
             return self.gate.0.clock.now();
         }
-        self.gate.close_in(state, waits, evidence, who, help, false)
+        self.gate.close_in(state, waits, evidence, false)
     }
 }
 
@@ -221,6 +206,7 @@ mod tests {
             reply: None,
             explanation: None,
             status: None,
+            advice: None,
             uncertain: false,
             tls: None,
         }
@@ -250,12 +236,12 @@ mod tests {
         let two = [gate.pass().await, gate.pass().await];
         for pass in two {
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator", None);
+            pass.failed(WAITS, evidence());
         }
         for _ in 0..20 {
             let pass = gate.pass().await;
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator", None);
+            pass.failed(WAITS, evidence());
         }
         for (i, first) in attempts.iter().enumerate() {
             let within = attempts[i..].iter().filter(|t| **t - *first <= Duration::from_secs(90)).count();
@@ -268,13 +254,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reset_opens_it_at_once_and_what_began_before_can_not_close_it() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator", None);
+        gate.pass().await.failed(WAITS, evidence());
         assert!(gate.closed().is_some());
         gate.reset();
         assert!(gate.closed().is_none());
         let before = gate.pass().await;
         gate.reset();
-        before.failed(WAITS, evidence(), "operator", None);
+        before.failed(WAITS, evidence());
         assert!(is_open(&gate).await.is_some());
     }
 
@@ -283,7 +269,7 @@ mod tests {
         let gate = Gate::new(Clock::System);
         gate.pass().await.succeeded();
         let begun = gate.pass().await;
-        gate.close(WAITS, evidence(), "operator", None);
+        gate.close(WAITS, evidence());
         assert!(!begun.succeeded());
         assert!(gate.stops_all() && is_open(&gate).await.is_none());
         assert!(gate.pass().await.succeeded());
@@ -293,7 +279,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_closed_gate_lets_one_probe_through() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator", None);
+        gate.pass().await.failed(WAITS, evidence());
         let start = Instant::now();
         let probe = gate.pass().await;
         assert!(start.elapsed() >= Duration::from_secs(48));

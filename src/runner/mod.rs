@@ -35,7 +35,7 @@ use crate::{
         client::{Attempt, Client},
     },
     limits::gate::{Gate, Pass},
-    mail::outcome::{Outcome, Scope},
+    mail::outcome::{Evidence, Outcome, Scope, Who},
     observe::{Observer, UpstreamLabels},
     queue::{Claim, Queue, Settled, entry::Recipient},
     smtp::address::Mailbox,
@@ -286,19 +286,17 @@ impl Runner {
     fn pause(&self, orders: &Orders, outcomes: &[Outcome]) -> Option<Timestamp> {
         let (evidence, waits) = outcomes.iter().find_map(|outcome| {
             let evidence = outcome.evidence();
-            // Without its words the connection was lost, which the next one will explain.
-            let said = matches!(outcome, Outcome::Deferred(_)) && evidence.explanation.is_some();
             match evidence.scope {
-                Scope::Credential if said => Some((evidence, orders.agent.upstream().auth_retry)),
-                Scope::Upstream
-                    if said && evidence.reply.as_ref().is_some_and(|reply| reply.code() != 421) =>
-                {
-                    Some((evidence, orders.queue.retry))
+                // Without advice the connection was lost, which the next one will explain.
+                _ if evidence.advice.is_none() => None,
+                Scope::Credential => Some((evidence, orders.agent.upstream().auth_retry)),
+                Scope::Account | Scope::Upstream => {
+                    Some((evidence, retry_after(orders.queue.retry, evidence)))
                 }
                 _ => None,
             }
         })?;
-        let until = self.0.gate.close(waits, evidence.clone(), "operator", None);
+        let until = self.0.gate.close(waits, evidence.clone());
         // The idle ones go too: they would only hear the same.
         self.lock(&self.0.idle).clear();
         tracing::warn!(upstream = evidence.upstream, next_try = %until, "the upstream is left alone: {evidence}");
@@ -307,22 +305,23 @@ impl Runner {
 
     /// No connection: the gate closes, and the message that was tried remembers why.
     fn closed(&self, orders: &Orders, claim: Claim, pass: Pass, trouble: Trouble) {
-        let Trouble { evidence, who_must_act, help } = trouble;
+        let Trouble { evidence } = trouble;
         let waits = match evidence.scope {
             Scope::Credential => orders.agent.upstream().auth_retry,
+            Scope::Account => retry_after(orders.queue.retry, &evidence),
             // Asking whether it is back costs an upstream nothing, so it is asked soon at first.
             _ => Waits {
                 first: orders.queue.retry.first.min(Duration::from_secs(5)),
                 longest: orders.queue.retry.longest.min(Duration::from_secs(300)),
             },
         };
-        let until = pass.failed(waits, evidence.clone(), who_must_act, help);
+        let until = pass.failed(waits, evidence.clone());
         tracing::warn!(
             upstream = evidence.upstream,
             phase = evidence.phase,
-            who_must_act,
+            who_must_act = evidence.who().map(Who::name),
             next_try = %until,
-            help,
+            help = evidence.help(),
             "no mail can be sent: {evidence}"
         );
         self.defer_all(orders, claim, &evidence, until);
@@ -353,6 +352,13 @@ impl Runner {
     fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The waits behind a limit: what the upstream says itself, or else the ordinary ones.
+fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
+    // A limit of seconds must not grow into one of an hour.
+    let Some(told) = evidence.not_before().map(|at| at.since(evidence.at)) else { return waits };
+    Waits { first: waits.first.min(told), longest: waits.longest.min(told) }
 }
 
 fn forward(recipient: &Recipient) -> Forward<'_> {

@@ -231,6 +231,8 @@ impl Waiting {
         if evidence.uncertain {
             self.at_least = UNCERTAIN_WAIT.min(waits.longest);
         }
+        // The upstream said when.
+        let wait = evidence.not_before().map_or(wait, |at| wait.max(at.since(evidence.at)));
         self.soonest = Some(self.soonest.map_or(wait, |soonest| soonest.min(wait)));
     }
 
@@ -272,6 +274,7 @@ mod tests {
             reply: None,
             explanation: None,
             status: None,
+            advice: None,
             uncertain,
             tls: None,
         }

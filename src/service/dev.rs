@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     config::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
-        Login, QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
+        Login, QueueSettings, Replies, Role, Settings, Upstream, UpstreamTls, User, Waits,
     },
     listener::{Listener, Terms, auth::Credentials, policy::Rules, tls},
     queue::{Action, Queue},
@@ -165,6 +165,8 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         connections: 10,
         timeout: None,
         auth_retry: Waits { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
+        provider: None,
+        replies: Replies::default(),
     };
     Ok((Embedded { captured, writer, listener, socket, shutdown }, upstream))
 }

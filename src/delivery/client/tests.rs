@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 use crate::{
-    config::{UpstreamTls, Waits},
+    config::{Replies, UpstreamTls, Waits},
     delivery::Forward,
     mail::{content::Content, envelope::Handling},
     smtp::address::{Mailbox, ReversePath},
@@ -26,6 +26,8 @@ fn upstream() -> Upstream {
         connections: 1,
         timeout: Some(Duration::from_secs(5)),
         auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
+        provider: None,
+        replies: Replies::default(),
     }
 }
 
