@@ -7,6 +7,7 @@
 //! The rest of the program never sees YAML, and never sees an environment variable.
 
 mod keys;
+mod limit;
 mod listener;
 mod load;
 mod node;
@@ -29,6 +30,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::{
     keys::{KEYS, Key},
+    limit::{Counts, Limit, parse_limit},
     load::{Loaded, Source, load, parse},
     problem::{Problem, Problems},
     replies::{Replies, ReplyRule, ReplyWait},
