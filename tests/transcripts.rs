@@ -22,7 +22,7 @@ use outpost::{
     listener::{
         auth::Credentials,
         connection::{self, Surroundings},
-        policy::{Client, Rules},
+        policy::{Client, Rules, Senders},
         tls,
     },
     mail::content::Content,
@@ -276,6 +276,10 @@ impl Peer {
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            senders: Senders {
+                of_all: setting.senders.clone(),
+                of_users: setting.user_senders.iter().map(|l| ("dotcloud".to_owned(), l.clone())).collect(),
+            },
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);

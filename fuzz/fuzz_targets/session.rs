@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use outpost::{
     listener::{
         auth::Credentials,
-        policy::{Client, Rules},
+        policy::{Client, Rules, Senders},
         session::{Next, Session},
     },
     smtp::{
@@ -26,6 +26,7 @@ fn session(stranger: bool, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().expect("a network")],
         message_size: 1_000,
         recipients: 3,
+        senders: Senders::default(),
         trace: true,
     };
     let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();

@@ -5,6 +5,7 @@
 //!
 //! - [`address`]: reverse-path, forward-path
 //! - [`command`]: what a client may say, parsed and written
+//! - [`pattern`]: which addresses a list means
 //! - [`parameter`]: the parameters of MAIL and RCPT that travel with a message
 //! - [`reply`]: what a server may say; every sentence of ours stands there
 //! - [`extension`]: the EHLO keywords offered and understood
@@ -16,5 +17,6 @@ pub mod command;
 pub mod extension;
 pub mod framing;
 pub mod parameter;
+pub mod pattern;
 pub mod reply;
 pub mod sasl;

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use secrecy::SecretString;
 
-use super::{super::auth::Credentials, *};
+use super::{
+    super::{auth::Credentials, policy::Senders},
+    *,
+};
 use crate::smtp::sasl;
 
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
@@ -18,6 +21,7 @@ fn session(address: IpAddr, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
+        senders: Senders::default(),
         trace: true,
     };
     Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
