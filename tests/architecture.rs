@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["smtp", "environment::Format", "mail::outcome"]),
     ("limits", &["clock", "config", "mail", "queue::retry"]),
     ("queue", &["mail", "smtp", "config", "clock"]),
-    ("listener", &["smtp", "mail", "queue", "config", "clock", "net", "observe"]),
+    ("listener", &["smtp", "mail", "queue", "config", "clock", "net", "observe", "limits::account"]),
     ("delivery", &["smtp", "mail", "config", "clock", "net", "environment"]),
     ("dsn", &["smtp", "mail", "clock"]),
     ("observe", &["clock"]),

@@ -93,13 +93,12 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
             let _ = answer.send(Err("line 3 is wrong".into()));
         }
     });
-    let (gate, observer) = (Gate::new(Clock::System), Observer::default());
-    let orders = parts::orders(&settings, None, &Clock::System).expect("orders");
-    let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), Clock::System);
+    let observer = Observer::default();
+    let orders = parts::orders(&settings, &[], &Clock::System).expect("orders");
+    let runner = Runner::new(orders, queue.clone(), observer.clone(), Clock::System);
     let admin = Admin {
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         queue,
-        gate,
         runner,
         observer,
         published: Arc::new(ArcSwap::from_pointee(published)),

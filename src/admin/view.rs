@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, people};
 use crate::{
     clock::Timestamp,
-    limits::gate::Closed,
-    mail::outcome::{self, Scope},
+    limits::{account::Usage, gate::Closed},
+    mail::outcome::{self, Scope, Who},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
     },
+    runner::{self, UpstreamState},
 };
 
 /// Where a message is in its life.
@@ -108,7 +109,7 @@ pub struct QueueStatus {
 #[allow(missing_docs)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `paused` (it doesn't let us in) or `down`.
+    /// `up`, `paused` (it doesn't let us in, or a limit is used up) or `down`.
     pub state: String,
     pub reason: Option<String>,
     pub who_must_act: Option<String>,
@@ -138,55 +139,58 @@ pub struct StoreStatus {
     pub reason: Option<String>,
 }
 
-/// What is known of the upstream at one moment.
-#[derive(Clone, Debug)]
+/// What is known of the upstreams at one moment.
 pub(crate) struct Outlook {
-    upstream: String,
-    closed: Option<Closed>,
-    connections: usize,
+    upstreams: Vec<UpstreamState>,
+    /// Messages that wait for an upstream while others go out.
+    put_off: u64,
+    /// What becomes of a message.
+    route: Box<dyn Fn(&entry::Entry) -> runner::Outlook + Send + Sync>,
     now: Timestamp,
 }
 
 impl Outlook {
     /// The outlook now.
     pub(crate) fn of(admin: &Admin) -> Self {
-        let upstream = admin.settings.load().upstream.name.clone();
-        let connections = admin.runner.connections();
-        Self { upstream, closed: admin.gate.closed(), connections, now: admin.clock.now() }
-    }
-
-    /// Whether the upstream takes mail, as far as known. Until a probe has succeeded, it doesn't.
-    pub(crate) fn is_up(&self) -> bool {
-        self.closed.is_none()
-    }
-
-    /// Why what is due doesn't go out, if so. Connections that are open already go on working, so
-    /// what is claimed is under way whatever the gate says.
-    fn blocks(&self) -> Option<&Closed> {
-        self.closed.as_ref().filter(|closed| closed.until > self.now)
-    }
-
-    pub(crate) fn upstream_status(&self) -> UpstreamStatus {
-        let closed = self.closed.as_ref();
-        let state = match closed {
-            None => "up",
-            Some(closed) if matches!(closed.evidence.scope, Scope::Credential | Scope::Account) => "paused",
-            Some(_) => "down",
-        };
-        UpstreamStatus {
-            name: self.upstream.clone(),
-            state: state.to_owned(),
-            reason: closed.map(|closed| closed.evidence.to_string()),
-            who_must_act: closed.and_then(|closed| closed.evidence.who()).map(|who| who.name().to_owned()),
-            help: closed.and_then(|closed| closed.evidence.help()).map(str::to_owned),
-            until: closed.map(|closed| closed.until.to_string()),
-            connections: self.connections,
+        let runner = admin.runner.clone();
+        Self {
+            upstreams: admin.runner.upstreams(),
+            put_off: admin.queue.put_off() as u64,
+            route: Box::new(move |entry| runner.outlook(entry)),
+            now: admin.clock.now(),
         }
+    }
+
+    /// Whether nothing that is due goes out. Connections that are open already go on working, so what
+    /// is claimed is under way whatever the gates say.
+    fn all_blocked(&self) -> bool {
+        let is_closed = |closed: &Closed| closed.until > self.now;
+        self.upstreams.iter().all(|up| up.closed.as_ref().is_some_and(is_closed) || up.blocked.is_some())
+    }
+
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamStatus> {
+        self.upstreams.iter().map(upstream_status)
+    }
+
+    pub(crate) fn limits(&self) -> impl Iterator<Item = LimitStatus> {
+        let status = |up: &UpstreamState, usage: &Usage| LimitStatus {
+            upstream: up.name.clone(),
+            window: usage.limit.window_name(),
+            counts: usage.limit.counts.name().to_owned(),
+            used: usage.used,
+            max: usage.limit.max,
+            frees_at: usage.frees_at.map(|at| at.to_string()),
+        };
+        self.upstreams.iter().flat_map(move |up| up.limits.iter().map(move |usage| status(up, usage)))
     }
 
     /// `claimed` entries are being worked on.
     pub(crate) fn queue_status(&self, depth: Depth, claimed: u64) -> QueueStatus {
-        let moving = if self.blocks().is_some() { depth.active.min(claimed) } else { depth.active };
+        let under_way = depth.active.min(claimed);
+        let moving = match self.all_blocked() {
+            true => under_way,
+            false => depth.active.saturating_sub(self.put_off).max(under_way),
+        };
         QueueStatus {
             active: moving,
             deferred: depth.deferred + (depth.active - moving),
@@ -199,7 +203,8 @@ impl Outlook {
 
     pub(crate) fn item(&self, listed: &Listed) -> Item {
         let Some(entry) = &listed.entry else { return self.damaged(listed) };
-        let blocked = self.blocks().filter(|_| !listed.claimed);
+        let runner::Outlook { upstream, blocked } = (self.route)(entry);
+        let blocked = blocked.as_ref().filter(|_| !listed.claimed);
         let waits = listed.due > self.now && !listed.claimed;
         let state = match blocked {
             _ if entry.held.is_some() => State::Held,
@@ -207,13 +212,16 @@ impl Outlook {
             None if waits => State::Deferred,
             None => State::Active,
         };
-        let next = (state == State::Deferred)
-            .then(|| blocked.map_or(listed.due, |closed| closed.until.max(listed.due)));
+        let next = match blocked {
+            _ if state != State::Deferred => None,
+            Some(blocked) => blocked.until.map(|until| until.max(listed.due)),
+            None => Some(listed.due),
+        };
         let seen = || Some(entry.last_evidence()?.to_string());
         let reason = match (&entry.held, blocked) {
             (Some(held), _) => Some(held.clone()),
-            (None, Some(closed)) if !waits => Some(closed.evidence.to_string()),
-            (None, blocked) => seen().or_else(|| Some(blocked?.evidence.to_string())),
+            (None, Some(blocked)) if !waits => Some(blocked.reason.clone()),
+            (None, blocked) => seen().or_else(|| Some(blocked?.reason.clone())),
         };
         let recipient = |recipient: &entry::Recipient| {
             let pending = match recipient.state {
@@ -246,7 +254,7 @@ impl Outlook {
             user: entry.origin.user.clone(),
             message_id: entry.message_id.clone(),
             subject: entry.subject.as_deref().map(people::decoded),
-            upstream: self.upstream.clone(),
+            upstream: upstream.unwrap_or_default(),
             reason,
         }
     }
@@ -264,9 +272,39 @@ impl Outlook {
             user: None,
             message_id: None,
             subject: None,
-            upstream: self.upstream.clone(),
+            upstream: String::new(),
             reason: Some("damaged".to_owned()),
         }
+    }
+}
+
+fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
+    let status = |state: &str, reason: Option<String>| UpstreamStatus {
+        name: up.name.clone(),
+        state: state.to_owned(),
+        reason,
+        who_must_act: None,
+        help: None,
+        until: None,
+        connections: up.connections,
+    };
+    match (&up.closed, &up.blocked) {
+        (Some(closed), _) => {
+            let evidence = &closed.evidence;
+            let kept_out = matches!(evidence.scope, Scope::Credential | Scope::Account);
+            UpstreamStatus {
+                who_must_act: evidence.who().map(|who| who.name().to_owned()),
+                help: evidence.help().map(str::to_owned),
+                until: Some(closed.until.to_string()),
+                ..status(if kept_out { "paused" } else { "down" }, Some(evidence.to_string()))
+            }
+        }
+        (None, Some(blocked)) => UpstreamStatus {
+            who_must_act: Some(Who::Nobody.name().to_owned()),
+            until: blocked.until.map(|until| until.to_string()),
+            ..status("paused", Some(blocked.reason.clone()))
+        },
+        (None, None) => status("up", None),
     }
 }
 
@@ -281,8 +319,8 @@ impl Admin {
         let trouble = self.queue.trouble();
         Ok(Status {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),
-            upstreams: vec![outlook.upstream_status()],
-            limits: Vec::new(),
+            upstreams: outlook.upstreams().collect(),
+            limits: outlook.limits().collect(),
             ready: trouble.is_none(),
             store: StoreStatus { writable: trouble.is_none(), reason: trouble },
         })
@@ -328,7 +366,8 @@ impl Status {
 }
 
 impl UpstreamStatus {
-    fn sentence(&self) -> String {
+    /// The same in a sentence.
+    pub(super) fn sentence(&self) -> String {
         let connections = people::count(self.connections as u64, "connection");
         let Some(reason) = &self.reason else {
             return format!("Upstream {} is {}, with {connections} open.", self.name, self.state);
@@ -349,7 +388,7 @@ mod tests {
         admin::tests::{entry, evidence, listed},
         clock::Clock,
         config::Waits,
-        limits::gate::Gate,
+        limits::{account::Blocked, gate::Gate},
     };
     use std::time::Duration;
 
@@ -361,7 +400,13 @@ mod tests {
             let waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) };
             gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"));
         }
-        Outlook { upstream: "up".into(), closed: gate.closed(), connections, now: NOW }
+        let closed = gate.closed();
+        let blocked = closed
+            .as_ref()
+            .map(|closed| Blocked { reason: closed.evidence.to_string(), until: Some(closed.until) });
+        let route = move |_: &_| runner::Outlook { upstream: Some("up".into()), blocked: blocked.clone() };
+        let up = UpstreamState { name: "up".into(), closed, blocked: None, connections, limits: Vec::new() };
+        Outlook { upstreams: vec![up], put_off: 0, route: Box::new(route), now: NOW }
     }
 
     #[tokio::test(start_paused = true)]
@@ -423,12 +468,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_upstream_is_up_paused_or_down_and_says_who_must_act() {
         for (scope, state) in [(Scope::Credential, "paused"), (Scope::Upstream, "down")] {
-            let status = outlook(Some(scope), 0).await.upstream_status();
+            let status = upstream_status(&outlook(Some(scope), 0).await.upstreams[0]);
             assert_eq!((status.state.as_str(), status.who_must_act.as_deref()), (state, Some("operator")));
             let said = status.sentence();
             assert!(said.contains("535 5.7.8 no") && said.contains("You must act"), "{said}");
         }
-        let up = outlook(None, 2).await.upstream_status();
+        let up = upstream_status(&outlook(None, 2).await.upstreams[0]);
         assert_eq!(up.sentence(), "Upstream up is up, with 2 connections open.");
     }
 }

@@ -11,6 +11,8 @@ pub struct Key {
     pub name: &'static str,
     /// The name that it also has in a service of another type: `smtp_port`.
     pub local: Option<&'static str>,
+    /// Its only name, where it stands in a map of its own: `port`.
+    called: Option<&'static str>,
     /// Whether only a service of `type: smtp` has it.
     pub relay_only: bool,
     /// Whether it is a secret, so that `…_file` and a credential give it too.
@@ -32,6 +34,7 @@ impl Key {
         Self {
             name,
             local: None,
+            called: None,
             relay_only: false,
             secret: false,
             supported: true,
@@ -49,6 +52,11 @@ impl Key {
 
     const fn local(self, name: &'static str) -> Self {
         Self { local: Some(name), ..self }
+    }
+
+    /// The same key in the map of one of several upstreams.
+    const fn called(&self, called: &'static str) -> Self {
+        Self { called: Some(called), ..*self }
     }
 
     const fn relay_only(self) -> Self {
@@ -69,8 +77,9 @@ impl Key {
 
     /// The names that it has in a service of this role, `…_file` of secrets apart.
     pub fn names(&self, role: Role) -> impl Iterator<Item = &'static str> {
-        let local = self.local.filter(|_| role == Role::LocalMta);
-        local.into_iter().chain((!self.relay_only || role == Role::Relay).then_some(self.name))
+        let local = self.local.filter(|_| role == Role::LocalMta && self.called.is_none());
+        let own = (!self.relay_only || role == Role::Relay).then_some(self.called.unwrap_or(self.name));
+        local.into_iter().chain(own)
     }
 
     /// The name to speak of it by in a service of this role.
@@ -153,8 +162,10 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relay_replies", "a list of rules, each a map", "[{text: slow down, scope: account, means: …}]")
         .default("the table that is shipped")
         .doc("What replies of the upstream mean; asked before the shipped table."),
-    Key::later("smtp_relays", "Several upstreams."),
-    Key::later("smtp_rate_limit", "Most messages or recipients in a time."),
+    Key::new("smtp_relays", "a list of upstreams, each a map", "[{name: first, server: smtp.mailgun.org}]")
+        .doc("Several upstreams, instead of `smtp_relay_…`; which mail each is for."),
+    Key::new("smtp_rate_limit", "a limit, or a list of them", "500 recipients/day")
+        .doc("Most messages or recipients in any stretch of a time."),
     Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
     Key::later("smtp_breaker_bounces", "Refusals in a row after which the rest is held."),
 
@@ -254,7 +265,34 @@ pub(super) const LISTENER: &[Key] = &[
 pub(super) const USER: &[Key] = &[
     Key::new("password", "a password, in one line", "'…'").secret(),
     Key::new("senders", "a domain or a mail address, or a list of them", "shop.example.com"),
-    Key::later("rate_limit", "Most messages in a time."),
+    Key::new("rate_limit", "a limit, or a list of them", "100/hour"),
+];
+
+/// What one of several upstreams holds: what it is for, and the keys above under shorter names.
+pub(super) const RELAY: &[Key] = &[
+    Key::new("name", "a name of letters, digits, . _ and -", "first"),
+    Key::new("priority", "a number from 0 to 1000", "10"),
+    Key::new("weight", "a number from 1 to 1000", "3"),
+    Key::new("senders", "a domain or a mail address, or a list of them", "example.com"),
+    Key::new("recipients", "a domain or a mail address, or a list of them", "example.com"),
+    Key::new("users", "a login of an app, or a list of them", "shop"),
+    key!("smtp_relay_server").called("server"),
+    key!("smtp_relay_port").called("port"),
+    key!("smtp_relay_username").called("username"),
+    key!("smtp_relay_password").called("password"),
+    key!("smtp_relay_provider").called("provider"),
+    key!("smtp_relay_tls").called("tls"),
+    key!("smtp_relay_tls_ca").called("tls_ca"),
+    key!("smtp_relay_tls_fingerprint").called("tls_fingerprint"),
+    key!("smtp_relay_tls_cert").called("tls_cert"),
+    key!("smtp_relay_tls_key").called("tls_key"),
+    key!("smtp_relay_auth").called("auth"),
+    key!("smtp_relay_allow_insecure_auth").called("allow_insecure_auth"),
+    key!("smtp_relay_oauth").called("oauth"),
+    key!("smtp_relay_connections").called("connections"),
+    key!("smtp_relay_timeout").called("timeout"),
+    key!("smtp_relay_replies").called("replies"),
+    key!("smtp_rate_limit").called("rate_limit"),
 ];
 
 /// What the table of replies holds.

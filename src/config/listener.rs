@@ -3,6 +3,7 @@
 use super::{
     Bounds, Listen, ListenTls, ListenerTls, Role, User,
     keys::{self, key},
+    limit::limit,
     node::Kind,
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
     value,
@@ -63,8 +64,12 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
     let relay = reader.around.role == Role::Relay;
     let name = relay.then(|| reader.one(key!("smtp_username"), value::text)).flatten();
     let password = relay.then(|| reader.secret(key!("smtp_password"))).flatten();
-    let mut users =
-        vec![User { name: name.unwrap_or_else(|| "dotcloud".to_owned()), password, senders: None }];
+    let mut users = vec![User {
+        name: name.unwrap_or_else(|| "dotcloud".to_owned()),
+        password,
+        senders: None,
+        limits: Vec::new(),
+    }];
 
     let key = key!("smtp_users");
     let Some(found) = reader.items(key).and_then(|items| items.into_iter().next()) else {
@@ -100,7 +105,8 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
             inner.report(Place::File(entry.at), "this login has no password", Some(help));
         }
         let senders = inner.many(key!(keys::USER, "senders"), value::sender);
-        users.push(User { name: entry.key.to_owned(), password: inner.secret(password), senders });
+        let limits = inner.many(key!(keys::USER, "rate_limit"), limit).unwrap_or_default();
+        users.push(User { name: entry.key.to_owned(), password: inner.secret(password), senders, limits });
         reader.absorb(inner);
     }
     users

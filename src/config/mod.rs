@@ -57,8 +57,8 @@ pub struct Settings {
     pub access: Access,
     /// The most that a client may ask of us.
     pub bounds: Bounds,
-    /// Where mail goes.
-    pub upstream: Upstream,
+    /// Where mail goes: at least one. Only `smtp_relays` makes several.
+    pub upstreams: Vec<Upstream>,
     /// Where mail waits, and for how long.
     pub queue: QueueSettings,
     /// What is published for apps.
@@ -130,6 +130,8 @@ pub struct User {
     pub password: Option<SecretString>,
     /// The senders that it may use; `None`: any.
     pub senders: Option<Vec<AddressPattern>>,
+    /// What it may hand in, at most.
+    pub limits: Vec<Limit>,
 }
 
 /// The most that a client may ask of us.
@@ -177,6 +179,25 @@ pub struct Upstream {
     pub provider: Option<String>,
     /// What its replies mean.
     pub replies: Replies,
+    /// What it may be sent, at most.
+    pub limits: Vec<Limit>,
+    /// Which mail it is for.
+    pub serves: Serves,
+}
+
+/// Which mail an upstream is for. An empty list means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serves {
+    /// Lower goes first.
+    pub priority: u32,
+    /// Its share among those of the same priority; 0 counts as 1.
+    pub weight: u32,
+    /// Mail from these. The null reverse-path of reports belongs to all.
+    pub senders: Vec<AddressPattern>,
+    /// Mail to these.
+    pub recipients: Vec<AddressPattern>,
+    /// Mail of these logins.
+    pub users: Vec<String>,
 }
 
 impl Upstream {
@@ -187,7 +208,12 @@ impl Upstream {
                 (login.username.clone(), login.password.expose_secret().to_owned(), login.mechanism)
             })
         };
-        let others = |upstream: &Self| Self { login: None, ..upstream.clone() };
+        let others = |upstream: &Self| Self {
+            login: None,
+            limits: Vec::new(),
+            serves: Serves::default(),
+            ..upstream.clone()
+        };
         // What lies in a file may have changed without its name.
         let in_files = self.ca.is_some();
         // Without the login its debug form holds every field and no secret.

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Access, AdminSettings, EnvironmentSettings, QueueSettings, Settings, Waits, keys::key, listener,
-    reader::Reader, services::Chosen, upstream::upstream, value,
+    reader::Reader, services::Chosen, upstream::upstreams, value,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -33,7 +33,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
             senders: listener::senders(reader),
         },
         bounds: listener::bounds(reader),
-        upstream: upstream(reader, &environment.files),
+        upstreams: upstreams(reader, &environment.files),
         queue: queue(reader, data),
         environment,
         admin: admin(reader),

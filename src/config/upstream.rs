@@ -3,14 +3,88 @@
 use std::path::PathBuf;
 
 use super::{
-    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, replies::replies,
-    settings::MINUTE, value,
+    AuthMechanism, Login, Role, Serves, Upstream, UpstreamTls, Waits,
+    keys::{self, Key, key},
+    limit::limit,
+    node::Kind,
+    reader::{Found, Reader, Value},
+    replies::replies,
+    settings::MINUTE,
+    value::{self, Read, Wrong},
 };
 
-pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
+/// The one upstream, or the several.
+pub(super) fn upstreams(reader: &mut Reader<'_>, published: &[PathBuf]) -> Vec<Upstream> {
+    if !reader.is_set(key!("smtp_relays")) {
+        return vec![upstream(reader, published)];
+    }
+    // Whoever sets one of these counts on it.
+    for key in keys::RELAY.iter().filter(|key| key.name.starts_with("smtp_")) {
+        if reader.is_set(key) {
+            let message = format!("{} has no effect beside smtp_relays", reader.name(key));
+            let help =
+                format!("write it into the upstreams that it is meant for, as `{}`", key.name(Role::Relay));
+            reader.report(reader.place(key), message, Some(&help));
+        }
+    }
+    let waits = auth_retry(reader);
+    let items = reader.items(key!("smtp_relays")).unwrap_or_default();
+    let mut upstreams: Vec<Upstream> = Vec::new();
+    for item in &items {
+        let Some(upstream) = relay(reader, item, published) else { continue };
+        if upstreams.iter().any(|other| other.name == upstream.name) {
+            let help = "give each a name of its own: limits are counted, and shown, under it";
+            let message = format!("there is already an upstream named {}", upstream.name);
+            reader.report(item.place.clone(), message, Some(help));
+        }
+        upstreams.push(Upstream { auth_retry: waits, ..upstream });
+    }
+    upstreams
+}
+
+/// One of several.
+fn relay(reader: &mut Reader<'_>, item: &Found, published: &[PathBuf]) -> Option<Upstream> {
+    let map = match item.value {
+        Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
+        _ => {
+            let read = |_: &str| Err::<(), _>(Wrong::Plain);
+            reader.read(key!("smtp_relays"), item, &read);
+            return None;
+        }
+    };
+    let mut inner = reader.inside(map, keys::RELAY, "an upstream");
+    let mut upstream = upstream(&mut inner, published);
+    if let Some(name) = inner.one(key!(keys::RELAY, "name"), name) {
+        upstream.name = name;
+    }
+    let list = |inner: &mut Reader<'_>, key: &Key| inner.many(key, value::sender).unwrap_or_default();
+    upstream.serves = Serves {
+        priority: inner.one(key!(keys::RELAY, "priority"), value::number(0..=1000)).unwrap_or(0),
+        weight: inner.one(key!(keys::RELAY, "weight"), value::number(1..=1000)).unwrap_or(1),
+        senders: list(&mut inner, key!(keys::RELAY, "senders")),
+        recipients: list(&mut inner, key!(keys::RELAY, "recipients")),
+        users: inner.many(key!(keys::RELAY, "users"), value::text).unwrap_or_default(),
+    };
+    reader.absorb(inner);
+    Some(upstream)
+}
+
+/// It becomes a label of metrics and a word on the command line.
+fn name(text: &str) -> Read<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let fits = (1..=64).contains(&text.len()) && text.chars().all(plain);
+    if fits { Ok(text.to_owned()) } else { Err(Wrong::Plain) }
+}
+
+fn auth_retry(reader: &mut Reader<'_>) -> Waits {
+    let waits = reader.one(key!("smtp_auth_retry"), value::waits);
+    waits.unwrap_or(Waits { first: MINUTE, longest: 30 * MINUTE })
+}
+
+fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
     let server = reader.one(key!("smtp_relay_server"), value::host);
     if !reader.is_set(key!("smtp_relay_server")) {
-        let name = key!("smtp_relay_server").name(reader.around.role);
+        let name = reader.name(key!("smtp_relay_server"));
         let help = format!("say who relays the mail, for example `{name}: smtp.mailgun.org`");
         reader.report(reader.place(key!("smtp_relay_server")), format!("{name} is missing"), Some(&help));
     }
@@ -33,11 +107,11 @@ pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstre
             .unwrap_or(false),
         connections: reader.one(key!("smtp_relay_connections"), value::number(1..=1000)).unwrap_or(10),
         timeout: reader.one(key!("smtp_relay_timeout"), value::duration),
-        auth_retry: reader
-            .one(key!("smtp_auth_retry"), value::waits)
-            .unwrap_or(Waits { first: MINUTE, longest: 30 * MINUTE }),
+        auth_retry: auth_retry(reader),
         provider: None,
         replies: replies(reader),
+        limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_default(),
+        serves: Serves::default(),
     };
     judge_tls(reader, &upstream);
     upstream
@@ -50,8 +124,7 @@ fn login(reader: &mut Reader<'_>) -> Option<Login> {
     let mechanism = reader.one(key!("smtp_relay_auth"), value::mechanism).unwrap_or(AuthMechanism::Auto);
     for (there, missing) in [(user_key, password_key), (password_key, user_key)] {
         if reader.is_set(there) && !reader.is_set(missing) {
-            let role = reader.around.role;
-            let message = format!("{} without {}", there.name(role), missing.name(role));
+            let message = format!("{} without {}", reader.name(there), reader.name(missing));
             reader.report(reader.place(there), message, Some("set both for a login, or neither"));
         }
     }
@@ -60,8 +133,8 @@ fn login(reader: &mut Reader<'_>) -> Option<Login> {
 
 /// What can't work or can't be safe is said now, not when the first mail fails.
 fn judge_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
-    let (tls, role) = (key!("smtp_relay_tls"), reader.around.role);
-    let name = tls.name(role);
+    let tls = key!("smtp_relay_tls");
+    let name = reader.name(tls);
     let port = reader.place(key!("smtp_relay_port"));
     match (upstream.port, upstream.tls) {
         (465, UpstreamTls::StartTls | UpstreamTls::Opportunistic) => {
@@ -91,7 +164,7 @@ fn judge_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
     }
     for key in [key!("smtp_relay_tls_ca"), key!("smtp_relay_tls_fingerprint")] {
         if reader.is_set(key) {
-            let message = format!("{} has no effect, as this {name} verifies nothing", key.name);
+            let message = format!("{} has no effect, as this {name} verifies nothing", reader.name(key));
             reader.report(reader.place(key), message, Some("write starttls or implicit, or remove it"));
         }
     }

@@ -5,6 +5,7 @@
 //! - [`auth`]: which SASL mechanism, and its client side
 //! - [`tls`]: whom we trust
 //! - [`classify`]: what a reply means, and for whom
+//! - [`route`]: which upstreams a message may go by
 //! - [`phase`]: the phases of a conversation and their deadlines
 //! - [`check`]: the same, step by step, for `outpost check --connect`
 //!
@@ -17,6 +18,7 @@ pub mod classify;
 pub mod client;
 mod lost;
 pub mod phase;
+pub mod route;
 mod source;
 pub mod tls;
 
@@ -109,6 +111,13 @@ impl Agent {
     /// Whether connections of both go to the same place in the same way.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.connector, &other.connector)
+    }
+
+    /// The same agent for `upstream`, whose routes and limits may differ, if connections of this one are
+    /// as good as new ones.
+    pub fn with(&self, upstream: &Upstream, hostname: &str) -> Option<Self> {
+        let same = self.upstream.is_same(upstream) && *self.hostname == *hostname;
+        same.then(|| Self { upstream: Arc::new(upstream.clone()), ..self.clone() })
     }
 
     /// The upstream.

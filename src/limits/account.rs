@@ -270,6 +270,11 @@ impl Permit {
         usize::try_from(self.recipients).unwrap_or(usize::MAX)
     }
 
+    /// It is not used after all.
+    pub fn withdraw(self) {
+        self.spent(Spent::Nothing);
+    }
+
     /// The attempt is over.
     pub fn spent(mut self, spent: Spent) {
         self.settled = true;

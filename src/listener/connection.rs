@@ -16,11 +16,13 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    allowance::Allowances,
     policy::{Client, Rules},
     session::{Next, Session},
 };
 use crate::{
     clock::Clock,
+    limits::account::Spent,
     mail::{
         content,
         envelope::{Envelope, Handling, Origin},
@@ -57,6 +59,8 @@ const REPLIES_MAX: usize = 32 * 1024;
 pub struct Surroundings {
     /// What clients are held to.
     pub rules: Arc<Rules>,
+    /// How much logins may hand in.
+    pub allowances: Arc<Allowances>,
     /// For STARTTLS.
     pub tls: Option<Arc<ServerConfig>>,
     /// Where mail goes.
@@ -301,7 +305,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Reply::too_many_hops(content::HOPS_MAX));
         }
         let message_id = facts.message_id.clone();
+        let recipients = envelope.recipients.len();
+        let leave = self.around.allowances.leave(origin.user.as_deref(), recipients).await?;
         let committed = incoming.commit(envelope.clone(), origin.clone(), facts).await;
+        if let Some(leave) = leave {
+            leave.spent(if committed.is_ok() { Spent::For(recipients as u64) } else { Spent::Nothing });
+        }
         committed.map(|receipt| (receipt, message_id)).map_err(|fault| refusal(&fault))
     }
 

@@ -5,10 +5,12 @@
 //! - [`session`]: the conversation, as a pure state machine
 //! - [`auth`]: SASL exchanges
 //! - [`policy`]: who may do what
+//! - [`allowance`]: how much a login may hand in
 //! - [`tls`]: our certificate
 //!
 //! The listener knows the queue's accepting half and nothing of delivery.
 
+pub mod allowance;
 pub mod auth;
 pub mod connection;
 pub mod policy;
@@ -36,6 +38,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::{
+    allowance::Allowances,
     connection::Surroundings,
     policy::{Client, Rules},
 };
@@ -55,6 +58,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Terms {
     /// What clients are held to.
     pub rules: Arc<Rules>,
+    /// How much logins may hand in.
+    pub allowances: Arc<Allowances>,
     /// Our certificate.
     pub tls: Option<Arc<ServerConfig>>,
     /// Connections at once.
@@ -152,6 +157,7 @@ impl Listener {
     ) -> std::io::Result<()> {
         let surroundings = Surroundings {
             rules: Arc::clone(&terms.rules),
+            allowances: Arc::clone(&terms.allowances),
             tls: terms.tls.clone().filter(|_| tls == ListenTls::StartTls),
             queue: self.0.queue.clone(),
             observer: self.0.observer.clone(),

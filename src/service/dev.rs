@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     config::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
-        Login, QueueSettings, Replies, Role, Settings, Upstream, UpstreamTls, User, Waits,
+        Login, QueueSettings, Replies, Role, Serves, Settings, Upstream, UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -106,7 +106,12 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         listen: vec![Listen { address: options.smtp.to_string(), tls: ListenTls::StartTls }],
         tls: None,
         access: Access {
-            users: vec![User { name: "dotcloud".to_owned(), password: None, senders: None }],
+            users: vec![User {
+                name: "dotcloud".to_owned(),
+                password: None,
+                senders: None,
+                limits: Vec::new(),
+            }],
             senders: None,
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },
@@ -116,7 +121,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             connections: 1_000,
             connections_per_client: 200,
         },
-        upstream,
+        upstreams: vec![upstream],
         queue: queue_settings(data.join("queue")),
         environment: EnvironmentSettings {
             files: vec![data.join("environment.json"), data.join("environment.yaml")],
@@ -173,6 +178,8 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         auth_retry: Waits { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
         provider: None,
         replies: Replies::default(),
+        limits: Vec::new(),
+        serves: Serves::default(),
     };
     Ok((Embedded { captured, writer, listener, socket, shutdown }, upstream))
 }
@@ -196,6 +203,7 @@ fn listener(
     let identity = tls::load(Some(files), directory, "localhost")?;
     let terms = Terms {
         rules: Arc::new(rules),
+        allowances: Arc::default(),
         tls: Some(identity.config),
         connections: 50,
         connections_per_client: 50,

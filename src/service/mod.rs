@@ -27,8 +27,7 @@ use crate::{
     config::{self, ListenTls, Loaded, Settings, Source},
     delivery::tls::TlsFault,
     environment::{self, Published},
-    limits::gate::Gate,
-    listener::{Listener, tls::IdentityError},
+    listener::{Listener, allowance::Allowances, tls::IdentityError},
     observe::Observer,
     queue::{OpenError, Queue, WriterThread},
     runner::Runner,
@@ -172,6 +171,7 @@ struct Service {
     published: Arc<ArcSwap<Published>>,
     bound: SocketAddr,
     listener: Listener,
+    allowances: ArcSwap<Allowances>,
     runner: Runner,
     shutdown: watch::Sender<bool>,
     running: tokio::task::JoinHandle<()>,
@@ -195,7 +195,7 @@ impl Service {
         let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
         let identity = parts::identity(&settings)?;
         let access = parts::access(&settings)?;
-        let orders = parts::orders(&settings, None, &clock)?;
+        let orders = parts::orders(&settings, &[], &clock)?;
         let mut sockets = Vec::new();
         for listen in &settings.listen {
             sockets.push((bind(&listen.address).await?, listen.tls));
@@ -208,18 +208,17 @@ impl Service {
 
         let published = parts::published(&settings, bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
-        let gate = Gate::new(clock.clone());
-        let terms = parts::terms(&settings, access, identity.as_ref());
+        let allowances = parts::allowances(&settings, &Allowances::default(), &clock);
+        let terms = parts::terms(&settings, access, identity.as_ref(), Arc::clone(&allowances));
         let listener =
             Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());
-        let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), clock.clone());
+        let runner = Runner::new(orders, queue.clone(), observer.clone(), clock.clone());
         let (reload, reloads) = mpsc::channel(4);
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let published = Arc::new(ArcSwap::from_pointee(published));
         let admin = Admin {
             settings: Arc::clone(&settings),
             queue,
-            gate,
             runner: runner.clone(),
             observer,
             published: Arc::clone(&published),
@@ -250,14 +249,16 @@ impl Service {
         }
         let (running, until) = (runner.clone(), told);
         let running = tokio::spawn(async move { running.run(until).await });
-        let upstream = &settings.load().upstream;
-        tracing::info!(upstream = upstream.name, port = upstream.port, "ready");
+        for upstream in &settings.load().upstreams {
+            tracing::info!(upstream = upstream.name, port = upstream.port, "ready");
+        }
         Ok(Self {
             settings,
             source,
             published,
             bound,
             listener,
+            allowances: ArcSwap::new(allowances),
             runner,
             shutdown,
             running,
@@ -304,6 +305,7 @@ impl Service {
         if runner.is_err() {
             tracing::warn!("an upstream still owes a final reply: that message will be tried again");
         }
+        self.allowances.load().close();
         if let Some(capture) = self.capture_shutdown {
             let _ = capture.send(true);
         }
@@ -327,12 +329,13 @@ impl Service {
             None => return Err("local mode has no configuration to read again".to_owned()),
         };
         let access = parts::access(&settings).map_err(|error| error.to_string())?;
-        let same = old.upstream.is_same(&settings.upstream) && old.hostname == settings.hostname;
-        let kept = same.then(|| self.runner.agent());
-        let orders = parts::orders(&settings, kept, &self.clock).map_err(|error| error.to_string())?;
+        let kept = self.runner.agents();
+        let orders = parts::orders(&settings, &kept, &self.clock).map_err(|error| error.to_string())?;
         let published = parts::published(&settings, self.bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
-        self.listener.change(parts::terms(&settings, access, identity.as_ref()));
+        let allowances = parts::allowances(&settings, &self.allowances.load(), &self.clock);
+        self.listener.change(parts::terms(&settings, access, identity.as_ref(), Arc::clone(&allowances)));
+        self.allowances.store(allowances);
         self.runner.change(orders);
         let unchanged = parts::needs_restart(&old, &settings);
         self.published.store(Arc::new(published));

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     environment::Published,
     listener::{
         Terms,
+        allowance::Allowances,
         auth::Credentials,
         policy::{Rules, Senders},
         tls::{self, Identity},
@@ -73,11 +74,22 @@ pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>,
     Ok(logins)
 }
 
+/// How much logins may hand in.
+pub(crate) fn allowances(settings: &Settings, old: &Allowances, clock: &Clock) -> Arc<Allowances> {
+    Arc::new(Allowances::of(&settings.access.users, &limits(settings), old, clock))
+}
+
+/// Where it is remembered what was used of limits.
+fn limits(settings: &Settings) -> PathBuf {
+    settings.data.join("limits")
+}
+
 /// What the listener holds its clients to.
 pub(crate) fn terms(
     settings: &Settings,
     access: Vec<(String, SecretString)>,
     identity: Option<&Identity>,
+    allowances: Arc<Allowances>,
 ) -> Terms {
     let bounds = &settings.bounds;
     let rules = Rules {
@@ -91,6 +103,7 @@ pub(crate) fn terms(
     };
     Terms {
         rules: Arc::new(rules),
+        allowances,
         tls: identity.map(|identity| Arc::clone(&identity.config)),
         connections: bounds.connections,
         connections_per_client: bounds.connections_per_client,
@@ -102,14 +115,16 @@ fn senders(access: &Access) -> Senders {
     Senders { of_all: access.senders.clone(), of_users: of_users.collect() }
 }
 
-/// What the runner goes by. An agent is kept where the upstream is the same.
-pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) -> Result<Orders, StartError> {
-    let agent = match kept {
-        Some(agent) => agent,
-        None => Agent::new(settings.upstream.clone(), &settings.hostname, clock.clone())?,
-    };
+/// What the runner goes by. Agents are kept, with their TLS sessions, where connections of theirs are as
+/// good as new ones.
+pub(crate) fn orders(settings: &Settings, old: &[Agent], clock: &Clock) -> Result<Orders, StartError> {
+    let agents = settings.upstreams.iter().map(|upstream| {
+        let kept = old.iter().find_map(|agent| agent.with(upstream, &settings.hostname));
+        kept.map_or_else(|| Agent::new(upstream.clone(), &settings.hostname, clock.clone()), Ok)
+    });
     Ok(Orders {
-        agent,
+        agents: agents.collect::<Result<_, _>>()?,
+        limits: limits(settings),
         queue: settings.queue.clone(),
         hostname: settings.hostname.clone(),
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
@@ -123,7 +138,11 @@ pub(crate) fn published(
     identity: Option<&Identity>,
     access: &[(String, SecretString)],
 ) -> Published {
-    let upstream = &settings.upstream;
+    // What apps may want to know of several upstreams is what holds for the first.
+    let upstream = settings.upstreams.first();
+    let login = upstream.and_then(|upstream| upstream.login.as_ref());
+    let limits: Vec<String> =
+        upstream.iter().flat_map(|upstream| &upstream.limits).map(ToString::to_string).collect();
     let first = access.first().cloned().unwrap_or_else(|| (String::new(), SecretString::from("")));
     let tls = match settings.listen.first().map(|listen| listen.tls) {
         Some(ListenTls::StartTls) => "starttls",
@@ -138,15 +157,13 @@ pub(crate) fn published(
         password: first.1,
         tls,
         fingerprint: identity.filter(|_| tls != "none").map(|identity| identity.fingerprint.clone()),
-        relay_server: upstream.server.clone(),
-        relay_port: upstream.port,
-        relay_username: upstream.login.as_ref().map(|login| login.username.clone()),
-        relay_password: upstream
-            .login
-            .as_ref()
+        relay_server: upstream.map(|upstream| upstream.server.clone()).unwrap_or_default(),
+        relay_port: upstream.map_or(0, |upstream| upstream.port),
+        relay_username: login.map(|login| login.username.clone()),
+        relay_password: login
             .filter(|_| settings.environment.relay_password)
             .map(|login| login.password.clone()),
-        rate_limit: None,
+        rate_limit: (!limits.is_empty()).then(|| limits.join(",")),
         max_message_size: settings.bounds.message_size,
         max_recipients: settings.bounds.recipients,
     }

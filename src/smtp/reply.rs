@@ -348,6 +348,16 @@ impl Reply {
         Self::say(250, (2, 0, 0), format!("queued as {}", receipt.id()))
     }
 
+    // Limits that the operator set for a login: the message may come again.
+    pub fn limit_reached(until: Option<&str>) -> Self {
+        let when = until.map_or_else(String::new, |until| format!(" at {until}"));
+        Self::say(451, (4, 7, 1), format!("the limit of this login is used up; try again later{when}"))
+    }
+    pub fn limit_too_small(limit: &str) -> Self {
+        let words = format!("the limit of this login ({limit}) has no room for so many recipients at once");
+        Self::say(452, (4, 5, 3), words)
+    }
+
     // Our faults: always 4yz, so that the client keeps the message (RFC 5321 §4.2.1).
     pub fn storage_full() -> Self {
         Self::say(452, (4, 3, 1), "not enough storage; try again later")

@@ -57,7 +57,7 @@ fn problems(text: &str) -> String {
 fn the_relay_of_the_mission_reads_as_it_stands() {
     let settings = read(MAILGUN);
     assert_eq!((settings.service.as_str(), settings.role), ("mailer", Role::Relay));
-    let upstream = &settings.upstream;
+    let upstream = &settings.upstreams[0];
     assert_eq!((upstream.server.as_str(), upstream.port), ("smtp.mailgun.org", 587));
     assert_eq!((upstream.name.as_str(), upstream.tls), ("smtp.mailgun.org", UpstreamTls::StartTls));
     let login = upstream.login.as_ref().expect("a login");
@@ -77,8 +77,8 @@ fn the_relay_of_the_mission_reads_as_it_stands() {
 #[test]
 fn only_the_server_is_needed() {
     let settings = read(&relay(""));
-    assert_eq!(settings.upstream.port, 587);
-    assert!(settings.upstream.login.is_none());
+    assert_eq!(settings.upstreams[0].port, 587);
+    assert!(settings.upstreams[0].login.is_none());
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn the_local_mta_of_the_mission_reads_as_it_stands() {
     let loaded = read_with(LOCAL, Some("www"), &[]).expect("it is right");
     let settings = loaded.settings;
     assert_eq!((settings.service.as_str(), settings.role), ("www", Role::LocalMta));
-    assert_eq!(settings.upstream.port, 25);
-    assert_eq!(settings.upstream.login.expect("a login").username, "postmaster@company.com");
+    assert_eq!(settings.upstreams[0].port, 25);
+    assert_eq!(settings.upstreams[0].login.clone().expect("a login").username, "postmaster@company.com");
     assert_eq!(settings.listen[0].address, "127.0.0.1:25");
     assert_eq!(settings.access.users[0].name, "dotcloud", "and not the upstream's");
     assert!(settings.access.networks.iter().any(|net| net.contains(&std::net::IpAddr::from([127, 0, 0, 1]))));
@@ -116,7 +116,7 @@ x: *shared
 fn every_option_of_the_upstream_exists_for_a_local_mta_too() {
     let text =
         format!("{LOCAL}    smtp_tls: implicit\n    smtp_relay_tls_ca: ca.pem\n    smtp_relay_auth: plain\n");
-    let upstream = read_with(&text, Some("www"), &[]).expect("it is right").settings.upstream;
+    let upstream = read_with(&text, Some("www"), &[]).expect("it is right").settings.upstreams.remove(0);
     assert_eq!(upstream.tls, UpstreamTls::Implicit);
     assert_eq!(upstream.ca.as_deref(), Some(Path::new("/etc/app/ca.pem")));
     assert_eq!(upstream.login.expect("a login").mechanism, AuthMechanism::Plain);
@@ -159,9 +159,9 @@ smtp_admin_listen: 0.0.0.0:80
 smtp_admin_password: x
 smtp_log_level: warn,outpost::queue=debug",
     ));
-    assert_eq!(settings.upstream.fingerprint.expect("set")[..2], [0xab, 0]);
-    assert_eq!(settings.upstream.timeout, Some(Duration::from_secs(90)));
-    assert_eq!(settings.upstream.auth_retry.longest, Duration::from_secs(4));
+    assert_eq!(settings.upstreams[0].fingerprint.expect("set")[..2], [0xab, 0]);
+    assert_eq!(settings.upstreams[0].timeout, Some(Duration::from_secs(90)));
+    assert_eq!(settings.upstreams[0].auth_retry.longest, Duration::from_secs(4));
     assert_eq!(settings.listen[1], Listen { address: "[::]:465".into(), tls: ListenTls::Implicit });
     let secret =
         |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
@@ -186,14 +186,14 @@ smtp_log_level: warn,outpost::queue=debug",
 #[test]
 fn a_map_may_be_shared_by_anchor_and_merge() {
     let text = "x-common: &common\n  smtp_relay_server: a.example\n  smtp_relay_port: 25\nmailer:\n  type: smtp\n  config:\n    <<: *common\n    smtp_relay_port: 26\n";
-    let upstream = read(text).upstream;
+    let upstream = read(text).upstreams.remove(0);
     assert_eq!((upstream.server.as_str(), upstream.port), ("a.example", 26));
 }
 
 #[test]
 fn a_byte_order_mark_at_the_start_is_no_harm() {
     assert_eq!(read(&format!("\u{feff}{MAILGUN}")).service, "mailer");
-    assert_eq!(read(&MAILGUN.replace('\n', "\r\n")).upstream.port, 587);
+    assert_eq!(read(&MAILGUN.replace('\n', "\r\n")).upstreams[0].port, 587);
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
         &[("SMTP_RELAY_PORT", "2525"), ("SMTP_NETWORKS", "10.0.0.0/8, ::1"), ("SMTP_USERNAME", "")],
     );
     let settings = set.expect("right").settings;
-    assert_eq!((settings.upstream.port, settings.access.networks.len()), (2525, 2));
+    assert_eq!((settings.upstreams[0].port, settings.access.networks.len()), (2525, 2));
     assert_eq!(settings.access.users[0].name, "dotcloud", "an empty variable is none");
     let wrong = |env: &[(&str, &str)]| read_with(MAILGUN, None, env).expect_err("wrong").to_string();
     assert_eq!(
@@ -22,8 +22,8 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
         "$SMTP_RELAY_PORT: smtp_relay_port wants a port from 1 to 65535\n  help: for example `587`"
     );
     assert!(
-        wrong(&[("SMTP_RATE_LIMIT", "1/day")])
-            .starts_with("$SMTP_RATE_LIMIT: smtp_rate_limit is not available")
+        wrong(&[("SMTP_RELAY_OAUTH", "x")])
+            .starts_with("$SMTP_RELAY_OAUTH: smtp_relay_oauth is not available")
     );
     let both = wrong(&[("SMTP_RELAY_PASSWORD", "s3cret"), ("SMTP_RELAY_PASSWORD_FILE", "/x")]);
     assert!(
@@ -34,8 +34,8 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
     );
     let www =
         read_with(LOCAL, Some("www"), &[("SMTP_SERVER", "mailer"), ("SMTP_PASSWORD", "x")]).expect("right");
-    assert_eq!(www.settings.upstream.server, "mailer");
-    assert_eq!(www.settings.upstream.login.expect("a login").password.expose_secret(), "x");
+    assert_eq!(www.settings.upstreams[0].server, "mailer");
+    assert_eq!(www.settings.upstreams[0].login.clone().expect("a login").password.expose_secret(), "x");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn secrets_come_from_files_and_credentials() {
     let credentials = dir.path().to_str().expect("text");
     let text = MAILGUN.replace("    smtp_relay_password: YourMailgunPassword\n", "");
     let password = |text: &str, env: &[(&str, &str)]| {
-        let login = read_with(text, None, env)?.settings.upstream.login.expect("a login");
+        let login = read_with(text, None, env)?.settings.upstreams[0].login.clone().expect("a login");
         Ok::<_, Problems>(login.password.expose_secret().to_owned())
     };
     let with = |name: &str| format!("{text}    smtp_relay_password_file: {}\n", at(name).display());

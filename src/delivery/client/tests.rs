@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 use crate::{
-    config::{Replies, UpstreamTls, Waits},
+    config::{Replies, Serves, UpstreamTls, Waits},
     delivery::Forward,
     mail::{content::Content, envelope::Handling},
     smtp::address::{Mailbox, ReversePath},
@@ -28,6 +28,8 @@ fn upstream() -> Upstream {
         auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
         provider: None,
         replies: Replies::default(),
+        limits: Vec::new(),
+        serves: Serves::default(),
     }
 }
 

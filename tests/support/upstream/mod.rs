@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -85,6 +85,13 @@ pub struct Heard {
     pub inside: Vec<u8>,
 }
 
+/// When a whole message came, and for how many recipients.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Instant,
+    pub recipients: usize,
+}
+
 /// The server; it ends when dropped.
 pub struct Upstream {
     pub port: u16,
@@ -99,6 +106,7 @@ struct State {
     heard: Mutex<Vec<Arc<Mutex<Heard>>>>,
     ledger: Mutex<HashMap<String, usize>>,
     messages: Mutex<Vec<Vec<u8>>>,
+    arrivals: Mutex<Vec<Arrival>>,
     auth_attempts: AtomicUsize,
     open: Mutex<HashMap<usize, TcpStream>>,
     running: AtomicBool,
@@ -141,6 +149,7 @@ impl Upstream {
             heard: Mutex::default(),
             ledger: Mutex::default(),
             messages: Mutex::default(),
+            arrivals: Mutex::default(),
             auth_attempts: AtomicUsize::new(0),
             open: Mutex::default(),
             running: AtomicBool::new(false),
@@ -210,6 +219,11 @@ impl Upstream {
     /// The messages themselves, in the order of their arrival, dots unstuffed.
     pub fn messages(&self) -> Vec<Vec<u8>> {
         locked(&self.state.messages).clone()
+    }
+
+    /// When messages came, oldest first.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        locked(&self.state.arrivals).clone()
     }
 
     /// How many AUTH commands it has had.

@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::super::bytes::{field_name, header_fields};
-use super::{Behaviour, Ending, Heard, StartTls, State, USER, locked};
+use super::{Arrival, Behaviour, Ending, Heard, StartTls, State, USER, locked};
 
 /// A socket that keeps what it reads.
 struct Recorder {
@@ -192,6 +193,7 @@ impl<'a, S: Read + Write> Session<'a, S> {
         }
         *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
         locked(&self.state.messages).push(message);
+        locked(&self.state.arrivals).push(Arrival { at: Instant::now(), recipients: self.recipients });
         let behaviour = locked(&self.state.behaviour).clone();
         sleep(behaviour.final_delay);
         if behaviour.ending != Ending::DropBeforeReply {
