@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     clock::Timestamp,
     config::{self, Source},
+    limits::{breaker::Breaker, kept::Kept},
     mail::{
         envelope::{Envelope, Handling, Origin},
         outcome::{Advice, Evidence, Scope, Who},
@@ -95,7 +96,8 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
     });
     let (gate, observer) = (Gate::new(Clock::System), Observer::default());
     let orders = parts::orders(&settings, None, &Clock::System).expect("orders");
-    let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), Clock::System);
+    let breaker = Breaker::new(Kept::default(), Clock::System);
+    let runner = Runner::new(orders, queue.clone(), gate.clone(), breaker, observer.clone(), Clock::System);
     let admin = Admin {
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         queue,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, people};
 use crate::{
     clock::Timestamp,
-    limits::gate::Closed,
-    mail::outcome::{self, Scope},
+    limits::{breaker::Stopped, gate::Closed},
+    mail::outcome::{self, Scope, Who},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
@@ -138,11 +138,16 @@ pub struct StoreStatus {
     pub reason: Option<String>,
 }
 
+/// What to do about refusal after refusal, where the upstream's words are all that is known.
+const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all`; a message is tried now \
+    and then, and if it passes, all go";
+
 /// What is known of the upstream at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Outlook {
     upstream: String,
     closed: Option<Closed>,
+    stopped: Vec<Stopped>,
     connections: usize,
     now: Timestamp,
 }
@@ -152,12 +157,13 @@ impl Outlook {
     pub(crate) fn of(admin: &Admin) -> Self {
         let upstream = admin.settings.load().upstream.name.clone();
         let connections = admin.runner.connections();
-        Self { upstream, closed: admin.gate.closed(), connections, now: admin.clock.now() }
+        let (closed, stopped) = (admin.gate.closed(), admin.runner.stopped());
+        Self { upstream, closed, stopped, connections, now: admin.clock.now() }
     }
 
     /// Whether the upstream takes mail, as far as known. Until a probe has succeeded, it doesn't.
     pub(crate) fn is_up(&self) -> bool {
-        self.closed.is_none()
+        self.closed.is_none() && self.stopped.iter().all(|stopped| stopped.sender.is_some())
     }
 
     /// Why what is due doesn't go out, if so. Connections that are open already go on working, so
@@ -168,6 +174,9 @@ impl Outlook {
 
     pub(crate) fn upstream_status(&self) -> UpstreamStatus {
         let closed = self.closed.as_ref();
+        if let (None, Some(stopped)) = (closed, self.stopped.first()) {
+            return self.stopped_status(stopped);
+        }
         let state = match closed {
             None => "up",
             Some(closed) if matches!(closed.evidence.scope, Scope::Credential | Scope::Account) => "paused",
@@ -180,6 +189,28 @@ impl Outlook {
             who_must_act: closed.and_then(|closed| closed.evidence.who()).map(|who| who.name().to_owned()),
             help: closed.and_then(|closed| closed.evidence.help()).map(str::to_owned),
             until: closed.map(|closed| closed.until.to_string()),
+            connections: self.connections,
+        }
+    }
+
+    /// Mail is held: everybody's, or only some senders'.
+    fn stopped_status(&self, stopped: &Stopped) -> UpstreamStatus {
+        let evidence = &stopped.open.evidence;
+        let (state, whose) = match &stopped.sender {
+            None => ("paused", "it refuses message after message, so all mail is held".to_owned()),
+            Some(sender) if self.stopped.len() == 1 => ("up", format!("mail from {sender} is held")),
+            Some(sender) => {
+                let others = people::count(self.stopped.len() as u64 - 1, "other sender");
+                ("up", format!("mail from {sender} and {others} is held"))
+            }
+        };
+        UpstreamStatus {
+            name: self.upstream.clone(),
+            state: state.to_owned(),
+            reason: Some(format!("{whose}: {evidence}")),
+            who_must_act: Some(evidence.who().unwrap_or(Who::Operator).name().to_owned()),
+            help: Some(evidence.help().unwrap_or(HELP_STOPPED).to_owned()),
+            until: Some(stopped.open.until.to_string()),
             connections: self.connections,
         }
     }
@@ -361,7 +392,7 @@ mod tests {
             let waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) };
             gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"));
         }
-        Outlook { upstream: "up".into(), closed: gate.closed(), connections, now: NOW }
+        Outlook { upstream: "up".into(), closed: gate.closed(), stopped: Vec::new(), connections, now: NOW }
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,7 +156,9 @@ pub const KEYS: &[Key] = &[
     Key::later("smtp_relays", "Several upstreams."),
     Key::later("smtp_rate_limit", "Most messages or recipients in a time."),
     Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
-    Key::later("smtp_breaker_bounces", "Refusals in a row after which the rest is held."),
+    Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
+        .default("10")
+        .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
 
     // The listener.
     Key::new("smtp_listen", "an address with its port, or a list of them", "0.0.0.0:587")

@@ -61,6 +61,9 @@ pub struct Settings {
     pub environment: EnvironmentSettings,
     /// The web page, API and metrics.
     pub admin: AdminSettings,
+    /// Permanent refusals of distinct messages in a row, without a success, after which the rest is
+    /// held.
+    pub breaker_bounces: usize,
     /// Who gets reports that can't be returned to their sender.
     pub postmaster: Option<String>,
     /// A filter as `tracing` understands it: `info`, `outpost=debug`.

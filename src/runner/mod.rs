@@ -6,8 +6,10 @@
 //! connection through the gate, once, at its birth; when the connection ends, so does the worker.
 //!
 //! - here: who carries what, and when
+//! - [`refusals`]: what refusals do to the mail behind them
 //! - [`settle`]: what becomes of a message behind an attempt
 
+mod refusals;
 mod settle;
 
 use std::{
@@ -34,7 +36,10 @@ use crate::{
         Agent, Forward, Message, Trouble,
         client::{Attempt, Client},
     },
-    limits::gate::{Gate, Pass},
+    limits::{
+        breaker::{Breaker, Stopped},
+        gate::{Gate, Pass},
+    },
     mail::outcome::{Evidence, Outcome, Scope, Who},
     observe::{Observer, UpstreamLabels},
     queue::{Claim, Queue, Settled, entry::Recipient},
@@ -54,6 +59,8 @@ pub struct Orders {
     pub hostname: String,
     /// Who gets reports that can't be returned.
     pub postmaster: Option<Mailbox>,
+    /// Refusals in a row after which the rest is held.
+    pub breaker_bounces: usize,
 }
 
 /// The queue runner. Clones share it.
@@ -65,6 +72,7 @@ struct Inner {
     orders: ArcSwap<Orders>,
     queue: Queue,
     gate: Gate,
+    breaker: Breaker,
     observer: Observer,
     clock: Clock,
     /// One permit for each message being carried.
@@ -81,12 +89,20 @@ type Job = (Claim, OwnedSemaphorePermit);
 
 impl Runner {
     /// A runner that empties `queue` through `gate`.
-    pub fn new(orders: Orders, queue: Queue, gate: Gate, observer: Observer, clock: Clock) -> Self {
+    pub fn new(
+        orders: Orders,
+        queue: Queue,
+        gate: Gate,
+        breaker: Breaker,
+        observer: Observer,
+        clock: Clock,
+    ) -> Self {
         let busy = Mutex::new(Arc::new(Semaphore::new(orders.agent.upstream().connections.max(1))));
         Self(Arc::new(Inner {
             orders: ArcSwap::from_pointee(orders),
             queue,
             gate,
+            breaker,
             observer,
             clock,
             busy,
@@ -108,6 +124,12 @@ impl Runner {
             self.lock(&self.0.idle).clear();
         }
         self.0.gate.reset();
+        self.resume();
+    }
+
+    /// What the breaker on refusals stops.
+    pub fn stopped(&self) -> Vec<Stopped> {
+        self.0.breaker.stopped()
     }
 
     /// The agent in use.
@@ -119,6 +141,8 @@ impl Runner {
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
         let feeding = self.0.queue.clone();
         let feeder = tokio::spawn(async move { feeding.feed().await });
+        let probing = self.clone();
+        let prober = tokio::spawn(async move { probing.probe().await });
         let mut workers = JoinSet::new();
         let told = shutdown.clone();
         loop {
@@ -134,6 +158,7 @@ impl Runner {
             }
         }
         feeder.abort();
+        prober.abort();
         self.lock(&self.0.idle).clear();
         while workers.join_next().await.is_some() {}
     }
@@ -173,6 +198,11 @@ impl Runner {
         shutdown: watch::Receiver<bool>,
     ) {
         let orders = self.0.orders.load_full();
+        let claim = match self.admit(claim) {
+            Ok(claim) => claim,
+            // A connection would be opened in vain.
+            Err(_held) => return,
+        };
         let client =
             match orders.agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
                 Ok(client) => client,
@@ -248,7 +278,8 @@ impl Runner {
     }
 
     /// One attempt at one message. `before` is the settlement of the message before it. Returns its
-    /// settlement, and whether the upstream said something that concerns all mail.
+    /// settlement, and whether the upstream said something that concerns all mail. A message that may
+    /// not be tried is held.
     async fn carry_one(
         &self,
         orders: &Orders,
@@ -256,6 +287,10 @@ impl Runner {
         claim: Claim,
         before: Option<Settled>,
     ) -> (Option<Settled>, bool) {
+        let claim = match self.admit(claim) {
+            Ok(claim) => claim,
+            Err(held) => return (Some(held), false),
+        };
         let entry = claim.entry();
         let pending: Vec<usize> = entry.pending().map(|(place, _)| place).collect();
         let message = Message {
@@ -272,6 +307,9 @@ impl Runner {
         };
         match client.attempt(&message, recorded).await {
             Attempt::Done(outcomes) => {
+                if let Some(reason) = self.judged(orders, claim.entry(), &outcomes) {
+                    return (Some(self.settle_held(claim, &pending, outcomes, &reason)), false);
+                }
                 let until = self.pause(orders, &outcomes);
                 (Some(self.settle(orders, claim, &pending, outcomes, until)), until.is_some())
             }

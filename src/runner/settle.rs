@@ -175,7 +175,7 @@ impl Runner {
     }
 
     /// Events and counters of what an attempt showed.
-    fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
+    pub(super) fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
         let metrics = self.0.observer.metrics();
         for place in pending {
             let recipient = &entry.recipients[*place];

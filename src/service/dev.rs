@@ -118,6 +118,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             relay_password: false,
         },
         admin: AdminSettings { listen: options.admin, password: None },
+        breaker_bounces: 10,
         postmaster: None,
         log_level: "info".to_owned(),
         data,

@@ -27,7 +27,7 @@ use crate::{
     config::{self, ListenTls, Loaded, Settings, Source},
     delivery::tls::TlsFault,
     environment::{self, Published},
-    limits::gate::Gate,
+    limits::{breaker::Breaker, gate::Gate, kept::Kept},
     listener::{Listener, tls::IdentityError},
     observe::Observer,
     queue::{OpenError, Queue, WriterThread},
@@ -212,7 +212,9 @@ impl Service {
         let terms = parts::terms(&settings, access, identity.as_ref());
         let listener =
             Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());
-        let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), clock.clone());
+        let breaker = Breaker::new(Kept::at(settings.data.join("breaker.json")), clock.clone());
+        let runner =
+            Runner::new(orders, queue.clone(), gate.clone(), breaker, observer.clone(), clock.clone());
         let (reload, reloads) = mpsc::channel(4);
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let published = Arc::new(ArcSwap::from_pointee(published));

@@ -107,6 +107,7 @@ pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) ->
         queue: settings.queue.clone(),
         hostname: settings.hostname.clone(),
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
+        breaker_bounces: settings.breaker_bounces,
     })
 }
 
