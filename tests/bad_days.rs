@@ -174,6 +174,21 @@ fn too_many_recipients_go_at_once_in_further_transactions() {
 }
 
 #[test]
+fn a_message_for_more_than_a_transaction_takes_goes_in_several() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream).set("smtp_relay_recipients", 4).set("smtp_relay_messages", 2);
+    let relay = Relay::start(&service.set("smtp_retry", "10m..30m"));
+    let recipients: Vec<String> = (0..10).map(|number| format!("r{number}@example.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    relay.client().send("sender@example.test", &recipients, &message_with("many")).expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("many"), Some(&3), "4, 4 and 2");
+    let asked =
+        |heard: &support::upstream::Heard| memchr::memmem::find_iter(&heard.inside, b"MAIL FROM").count();
+    assert_eq!(upstream.heard().iter().map(asked).collect::<Vec<_>>(), [2, 1], "two over each connection");
+}
+
+#[test]
 fn an_upstream_that_refuses_everything_gets_ten_bounces_and_then_nothing_more() {
     let upstream = Upstream::start(PASSWORD);
     upstream.set(|it| {

@@ -10,6 +10,7 @@ mod keys;
 mod listener;
 mod load;
 mod node;
+pub mod presets;
 mod problem;
 mod reader;
 mod replies;
@@ -168,6 +169,10 @@ pub struct Upstream {
     pub timeout: Option<Duration>,
     /// First and longest wait after a refused login.
     pub auth_retry: Waits,
+    /// Most recipients of one transaction.
+    pub recipients: Option<usize>,
+    /// Most messages over one connection.
+    pub messages: Option<u64>,
     /// The provider's preset, where it is known.
     pub provider: Option<String>,
     /// What its replies mean.

@@ -111,6 +111,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         !self.broken
     }
 
+    /// Messages that went over it, delivered or not.
+    pub fn carried(&self) -> u64 {
+        self.carried
+    }
+
     /// Reads the first reply.
     ///
     /// # Errors

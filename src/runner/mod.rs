@@ -233,13 +233,14 @@ impl Runner {
         shutdown: watch::Receiver<bool>,
     ) {
         let (mut claim, mut permit, mut settled) = (claim, permit, None);
+        let most = orders.agent.upstream().messages.unwrap_or(u64::MAX);
         loop {
             let now = self.0.orders.load_full();
             let (recorded, paused) = self.carry_one(&now, &mut client, claim, settled).await;
             settled = recorded;
             let changed = !orders.agent.is_same(&self.0.orders.load().agent);
             let stop = paused || self.0.gate.stops_all() || changed || *shutdown.borrow();
-            if !client.is_usable() || stop {
+            if !client.is_usable() || client.carried() >= most || stop {
                 break;
             }
             if let Some(next) = self.0.queue.try_claim() {
@@ -292,7 +293,9 @@ impl Runner {
             Err(held) => return (Some(held), false),
         };
         let entry = claim.entry();
-        let pending: Vec<usize> = entry.pending().map(|(place, _)| place).collect();
+        // The others follow at once, in another transaction.
+        let most = orders.agent.upstream().recipients.unwrap_or(usize::MAX);
+        let pending: Vec<usize> = entry.pending().map(|(place, _)| place).take(most).collect();
         let message = Message {
             reverse_path: &entry.reverse_path,
             recipients: pending.iter().map(|place| forward(&entry.recipients[*place])).collect(),

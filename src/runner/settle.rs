@@ -68,7 +68,10 @@ impl Runner {
                 }
             }
         }
+        // Whom the upstream would not have had in the same transaction.
+        let others = entry.pending().any(|(place, _)| !pending.contains(&place));
         let next = match waits.time() {
+            _ if others && until.is_none() => Next::Retry(now),
             None => Next::Done,
             // It waits for the gate and for nothing else, so that it goes as soon as that opens.
             Some(_) if until.is_some() => Next::Retry(now),
