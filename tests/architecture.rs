@@ -38,7 +38,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("maud", &["admin/"]),
     ("hyper", &["admin/", "cli/"]),
     ("serde_saphyr", &["config/", "environment/"]),
-    ("regex", &["config/replies.rs"]),
+    ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];

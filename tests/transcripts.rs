@@ -284,6 +284,7 @@ impl Peer {
         };
         let (shutdown, watched) = watch::channel(false);
         let surroundings = Surroundings {
+            allowances: Default::default(),
             rules: Arc::new(rules),
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             queue: queue.clone(),

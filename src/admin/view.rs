@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, people};
 use crate::{
     clock::Timestamp,
-    limits::{account::Usage, gate::Closed},
+    limits::{account::Usage, breaker::Stopped, gate::Closed},
     mail::outcome::{self, Scope, Who},
     queue::{
         Depth, Fault, Listed,
@@ -138,6 +138,10 @@ pub struct StoreStatus {
     pub writable: bool,
     pub reason: Option<String>,
 }
+
+/// What to do about refusal after refusal, where the upstream's words are all that is known.
+const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all`; a message is tried now \
+    and then, and if it passes, all go";
 
 /// What is known of the upstreams at one moment.
 pub(crate) struct Outlook {
@@ -288,8 +292,27 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
         until: None,
         connections: up.connections,
     };
-    match (&up.closed, &up.blocked) {
-        (Some(closed), _) => {
+    // Mail is held: everybody's, or only some senders'.
+    let held = |stopped: &Stopped| {
+        let evidence = &stopped.open.evidence;
+        let (state, whose) = match &stopped.sender {
+            None => ("paused", "it refuses message after message, so all mail is held".to_owned()),
+            Some(sender) if up.stopped.len() == 1 => ("up", format!("mail from {sender} is held")),
+            Some(sender) => {
+                let others = people::count(up.stopped.len() as u64 - 1, "other sender");
+                ("up", format!("mail from {sender} and {others} is held"))
+            }
+        };
+        UpstreamStatus {
+            who_must_act: Some(evidence.who().unwrap_or(Who::Operator).name().to_owned()),
+            help: Some(evidence.help().unwrap_or(HELP_STOPPED).to_owned()),
+            until: Some(stopped.open.until.to_string()),
+            ..status(state, Some(format!("{whose}: {evidence}")))
+        }
+    };
+    match (&up.closed, up.stopped.first(), &up.blocked) {
+        (None, Some(stopped), _) => held(stopped),
+        (Some(closed), ..) => {
             let evidence = &closed.evidence;
             let kept_out = matches!(evidence.scope, Scope::Credential | Scope::Account);
             UpstreamStatus {
@@ -299,12 +322,12 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
                 ..status(if kept_out { "paused" } else { "down" }, Some(evidence.to_string()))
             }
         }
-        (None, Some(blocked)) => UpstreamStatus {
+        (None, None, Some(blocked)) => UpstreamStatus {
             who_must_act: Some(Who::Nobody.name().to_owned()),
             until: blocked.until.map(|until| until.to_string()),
             ..status("paused", Some(blocked.reason.clone()))
         },
-        (None, None) => status("up", None),
+        (None, None, None) => status("up", None),
     }
 }
 
@@ -405,7 +428,14 @@ mod tests {
             .as_ref()
             .map(|closed| Blocked { reason: closed.evidence.to_string(), until: Some(closed.until) });
         let route = move |_: &_| runner::Outlook { upstream: Some("up".into()), blocked: blocked.clone() };
-        let up = UpstreamState { name: "up".into(), closed, blocked: None, connections, limits: Vec::new() };
+        let up = UpstreamState {
+            name: "up".into(),
+            closed,
+            blocked: None,
+            stopped: Vec::new(),
+            connections,
+            limits: Vec::new(),
+        };
         Outlook { upstreams: vec![up], put_off: 0, route: Box::new(route), now: NOW }
     }
 

@@ -121,10 +121,10 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 pub const KEYS: &[Key] = &[
     // The upstream.
     Key::new("smtp_relay_server", "a host name or an address", "smtp.mailgun.org")
-        .local("smtp_server").default("required")
+        .local("smtp_server").default("the preset's, else required")
         .doc("The upstream that mail is handed to."),
     Key::new("smtp_relay_port", "a port from 1 to 65535", "587")
-        .local("smtp_port").default("587")
+        .local("smtp_port").default("the preset's, else 587")
         .doc("Its port."),
     Key::new("smtp_relay_username", "a user name", "postmaster@example.com")
         .local("smtp_username")
@@ -132,7 +132,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relay_password", "a password, in one line", "'…'")
         .local("smtp_password").secret()
         .doc("Its password."),
-    Key::later("smtp_relay_provider", "A preset by name: host, port, TLS, limits."),
+    Key::new("smtp_relay_provider", "the name of a preset", "mailgun")
+        .default("told by the server's name")
+        .doc("A preset: host, port, TLS, known limits; any key set beside it wins."),
     Key::new("smtp_relay_tls", "one of starttls, implicit, opportunistic, none", "starttls")
         .local("smtp_tls").default("implicit on port 465, else starttls")
         .doc("How the connection is protected."),
@@ -151,8 +153,14 @@ pub const KEYS: &[Key] = &[
         .doc("Send credentials even where nobody verified who reads them."),
     Key::later("smtp_relay_oauth", "Tokens instead of a password."),
     Key::new("smtp_relay_connections", "a number from 1 to 1000", "10")
-        .default("10")
+        .default("the preset's, else 10")
         .doc("Most connections at once."),
+    Key::new("smtp_relay_recipients", "a number from 1 to 100000", "50")
+        .default("the preset's, else no bound")
+        .doc("Most recipients of one transaction; a message for more goes in several."),
+    Key::new("smtp_relay_messages", "a number above 0", "100")
+        .default("the preset's, else no bound")
+        .doc("Most messages over one connection."),
     Key::new("smtp_relay_timeout", "a duration", "30s")
         .default("RFC 5321 §4.5.3.2")
         .doc("Shortens the deadline of each phase to at most this."),
@@ -165,9 +173,12 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relays", "a list of upstreams, each a map", "[{name: first, server: smtp.mailgun.org}]")
         .doc("Several upstreams, instead of `smtp_relay_…`; which mail each is for."),
     Key::new("smtp_rate_limit", "a limit, or a list of them", "500 recipients/day")
+        .default("the preset's, else none")
         .doc("Most messages or recipients in any stretch of a time."),
     Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
-    Key::later("smtp_breaker_bounces", "Refusals in a row after which the rest is held."),
+    Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
+        .default("10")
+        .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
 
     // The listener.
     Key::new("smtp_listen", "an address with its port, or a list of them", "0.0.0.0:587")
@@ -290,6 +301,8 @@ pub(super) const RELAY: &[Key] = &[
     key!("smtp_relay_allow_insecure_auth").called("allow_insecure_auth"),
     key!("smtp_relay_oauth").called("oauth"),
     key!("smtp_relay_connections").called("connections"),
+    key!("smtp_relay_recipients").called("most_recipients"),
+    key!("smtp_relay_messages").called("messages"),
     key!("smtp_relay_timeout").called("timeout"),
     key!("smtp_relay_replies").called("replies"),
     key!("smtp_rate_limit").called("rate_limit"),
@@ -319,4 +332,40 @@ pub(super) const REPLY: &[Key] = &[
     Key::new("wait", "a duration, or hour for the next full hour", "10m"),
     Key::new("source", "words", "the provider's manual"),
     Key::new("date", "a day", "2026-11-23"),
+];
+
+/// What the table of presets holds.
+pub(super) const PRESETS: &[Key] = &[Key::new("presets", "a list of presets", "[]")];
+
+/// What a preset holds.
+#[rustfmt::skip] // One key, one line.
+pub(super) const PRESET: &[Key] = &[
+    Key::new("name", "a name", "mailgun"),
+    Key::new("title", "words", "Mailgun"),
+    Key::new("hosts", "a host name, or a list of them", "smtp.mailgun.org"),
+    Key::new("host_pattern", "a regular expression", "^smtp"),
+    Key::new("ports", "a port, or a list of them", "587"),
+    Key::new("implicit", "a port, or a list of them", "465"),
+    Key::new("username", "words", "the full address"),
+    Key::new("password", "words", "an app password"),
+    Key::new("recipients", "a number from 1 to 100000", "50"),
+    Key::new("size", "a size above 0", "10MB"),
+    Key::new("connections", "a number from 1 to 1000", "3"),
+    Key::new("messages", "a number above 0", "100"),
+    Key::new("limits", "limits as smtp_rate_limit takes them", "500 recipients/day"),
+    Key::new("mistakes", "a list of mistakes", "[]"),
+    Key::new("gone", "words", "it has ended"),
+    Key::new("note", "words", "it is slow"),
+    Key::new("source", "words", "its manual"),
+    Key::new("date", "a day", "2026-11-23"),
+];
+
+/// What a mistake holds.
+pub(super) const MISTAKE: &[Key] = &[
+    Key::new("user", "a regular expression", "@"),
+    Key::new("user_not", "a regular expression", "@"),
+    Key::new("password", "a regular expression", "^x"),
+    Key::new("password_not", "a regular expression", "^x"),
+    Key::new("says", "words", "this is an API key"),
+    Key::new("help", "words", "make an SMTP key"),
 ];

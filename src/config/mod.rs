@@ -11,6 +11,7 @@ mod limit;
 mod listener;
 mod load;
 mod node;
+pub mod presets;
 mod problem;
 mod reader;
 mod replies;
@@ -65,6 +66,9 @@ pub struct Settings {
     pub environment: EnvironmentSettings,
     /// The web page, API and metrics.
     pub admin: AdminSettings,
+    /// Permanent refusals of distinct messages in a row, without a success, after which the rest is
+    /// held.
+    pub breaker_bounces: usize,
     /// Who gets reports that can't be returned to their sender.
     pub postmaster: Option<String>,
     /// A filter as `tracing` understands it: `info`, `outpost=debug`.
@@ -175,6 +179,10 @@ pub struct Upstream {
     pub timeout: Option<Duration>,
     /// First and longest wait after a refused login.
     pub auth_retry: Waits,
+    /// Most recipients of one transaction.
+    pub recipients: Option<usize>,
+    /// Most messages over one connection.
+    pub messages: Option<u64>,
     /// The provider's preset, where it is known.
     pub provider: Option<String>,
     /// What its replies mean.

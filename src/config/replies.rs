@@ -270,7 +270,8 @@ fn wait(text: &str) -> Read<ReplyWait> {
     if text == "hour" { Ok(ReplyWait::NextHour) } else { value::duration(text).map(ReplyWait::For) }
 }
 
-fn pattern(text: &str) -> Read<Regex> {
+/// A regular expression, in any case.
+pub(super) fn pattern(text: &str) -> Read<Regex> {
     RegexBuilder::new(text)
         .case_insensitive(true)
         .size_limit(PATTERN_MAX)

@@ -37,6 +37,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         queue: queue(reader, data),
         environment,
         admin: admin(reader),
+        breaker_bounces: reader.one(key!("smtp_breaker_bounces"), value::number(1..=1000)).unwrap_or(10),
         postmaster: reader.one(key!("smtp_postmaster"), value::mail_address),
         log_level: reader.one(key!("smtp_log_level"), value::log_filter).unwrap_or_else(|| "info".to_owned()),
     }

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use secrecy::ExposeSecret as _;
+
 use super::{
     AuthMechanism, Login, Role, Serves, Upstream, UpstreamTls, Waits,
     keys::{self, Key, key},
-    limit::limit,
+    limit::{Limit, limit},
     node::Kind,
+    presets::{self, Preset},
     reader::{Found, Reader, Value},
     replies::replies,
     settings::MINUTE,
@@ -83,15 +86,23 @@ fn auth_retry(reader: &mut Reader<'_>) -> Waits {
 
 fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
     let server = reader.one(key!("smtp_relay_server"), value::host);
-    if !reader.is_set(key!("smtp_relay_server")) {
+    let named = reader.one(key!("smtp_relay_provider"), presets::named);
+    let by_name = named.as_ref().and_then(|(preset, name)| preset.host(name));
+    if let (Some((preset, _)), None, None) = (&named, &server, &by_name) {
+        let help = format!("write `{0}-eu-west-1` or the like, or set smtp_relay_server", preset.name);
+        reader.report(reader.place(key!("smtp_relay_provider")), "this provider has regions", Some(&help));
+    } else if !reader.is_set(key!("smtp_relay_server")) && !reader.is_set(key!("smtp_relay_provider")) {
         let name = reader.name(key!("smtp_relay_server"));
         let help = format!("say who relays the mail, for example `{name}: smtp.mailgun.org`");
         reader.report(reader.place(key!("smtp_relay_server")), format!("{name} is missing"), Some(&help));
     }
-    let server = server.unwrap_or_default();
-    let port = reader.one(key!("smtp_relay_port"), value::number(1..=u16::MAX)).unwrap_or(587);
+    let server = server.or(by_name).unwrap_or_default();
+    let preset = named.map(|(preset, _)| preset).or_else(|| presets::of_host(&server));
+    let port = reader.one(key!("smtp_relay_port"), value::number(1..=u16::MAX));
+    let port = port.or_else(|| preset?.ports.first().copied()).unwrap_or(587);
     let tls = reader.one(key!("smtp_relay_tls"), value::upstream_tls);
-    let tls = tls.unwrap_or(if port == 465 { UpstreamTls::Implicit } else { UpstreamTls::StartTls });
+    let implicit = port == 465 || preset.is_some_and(|preset| preset.implicit.contains(&port));
+    let tls = tls.unwrap_or(if implicit { UpstreamTls::Implicit } else { UpstreamTls::StartTls });
     let upstream = Upstream {
         name: server.clone(),
         server,
@@ -105,16 +116,59 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         allow_insecure_auth: reader
             .one(key!("smtp_relay_allow_insecure_auth"), value::boolean)
             .unwrap_or(false),
-        connections: reader.one(key!("smtp_relay_connections"), value::number(1..=1000)).unwrap_or(10),
+        connections: reader
+            .one(key!("smtp_relay_connections"), value::number(1..=1000))
+            .or_else(|| preset?.connections)
+            .unwrap_or(10),
         timeout: reader.one(key!("smtp_relay_timeout"), value::duration),
         auth_retry: auth_retry(reader),
-        provider: None,
+        recipients: reader
+            .one(key!("smtp_relay_recipients"), value::number(1..=100_000))
+            .or_else(|| preset?.recipients),
+        messages: reader
+            .one(key!("smtp_relay_messages"), value::number(1..=u64::MAX))
+            .or_else(|| preset?.messages),
+        provider: preset.map(|preset| preset.name.clone()),
         replies: replies(reader),
-        limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_default(),
+        limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
         serves: Serves::default(),
     };
     judge_tls(reader, &upstream);
+    if let Some(preset) = preset {
+        judge_login(reader, &upstream, preset);
+    }
     upstream
+}
+
+/// Known mistakes are named before the first mail. Hints, for a provider may have changed its mind.
+fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
+    let title = &preset.title;
+    if let Some(gone) = &preset.gone {
+        let place = reader.place(key!("smtp_relay_server"));
+        let help =
+            "mail will wait until it is given up: choose another provider (`outpost presets` lists them)";
+        reader.warn(place, gone.clone(), Some(help));
+    }
+    let port = reader.place(key!("smtp_relay_port"));
+    let ports = preset.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !preset.ports.contains(&upstream.port) {
+        let help = format!("its ports are {ports}");
+        reader.warn(port, format!("{title} does not document port {}", upstream.port), Some(&help));
+    } else if upstream.port == 25 {
+        let help = format!("{title} also has {ports}");
+        reader.warn(port, "many networks block outgoing connections to port 25", Some(&help));
+    }
+    let Some(login) = &upstream.login else { return };
+    let password = login.password.expose_secret();
+    for (mistake, about_password) in preset.mistakes(&login.username, Some(password)) {
+        let key = if about_password { key!("smtp_relay_password") } else { key!("smtp_relay_username") };
+        reader.warn(reader.place(key), mistake.says.clone(), Some(&mistake.help));
+    }
+}
+
+/// What the provider documents.
+fn known_limits(preset: Option<&Preset>) -> Vec<Limit> {
+    preset.into_iter().flat_map(|preset| &preset.limits).filter_map(|text| limit(text).ok()).collect()
 }
 
 fn login(reader: &mut Reader<'_>) -> Option<Login> {

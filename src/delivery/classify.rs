@@ -125,7 +125,7 @@ fn fits(rule: &ReplyRule, said: Said<'_>, text: &str) -> bool {
         && (rule.code.is_empty() || rule.code.iter().any(|(first, last)| (*first..=*last).contains(&code)))
         && (rule.enhanced.is_empty() || rule.enhanced.iter().any(|wanted| is_enhanced(*wanted, enhanced)))
         && (!rule.after_accepted || others_accepted)
-        && !(about_mail && !is_in_transaction(phase))
+        && (!about_mail || is_in_transaction(phase))
         && rule.text.as_ref().is_none_or(|pattern| pattern.is_match(text))
 }
 

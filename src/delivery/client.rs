@@ -5,6 +5,8 @@
 //! order; a reply too many or too few ends the connection, so that a 250 can never be counted for
 //! another recipient. Every wait has the phase's deadline, every reply its bound.
 
+mod evidence;
+
 use std::{future::Future, sync::Arc};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -16,7 +18,6 @@ use tokio::{
 use super::{
     Message,
     auth::Mechanism,
-    classify::{self, Said, Verdict},
     lost::{Lost, Why},
     phase::Phase,
     source::{Source, SourceError},
@@ -108,6 +109,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Whether another message can be carried.
     pub fn is_usable(&self) -> bool {
         !self.broken
+    }
+
+    /// Messages that went over it, delivered or not.
+    pub fn carried(&self) -> u64 {
+        self.carried
     }
 
     /// Reads the first reply.
@@ -467,50 +473,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             self.write(Phase::Content, piece).await?;
         }
         Ok(())
-    }
-
-    fn judge(&mut self, transaction: &mut Transaction<'_, '_>, phase: Phase, reply: &Reply) {
-        let verdict = self.verdict(phase, reply, false);
-        // The connection has carried what it may.
-        self.broken |= verdict.evidence().scope == Scope::Transaction;
-        for outcome in transaction.outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-            *outcome = Some(verdict.clone());
-        }
-    }
-
-    fn verdict(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Outcome {
-        self.outcome(phase, reply, self.judged(phase, reply, others_accepted))
-    }
-
-    fn judged(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Verdict {
-        let provider = self.upstream.provider.as_deref();
-        let said = Said { phase, reply, others_accepted, provider };
-        classify::judge(&self.upstream.replies, said, self.clock.now())
-    }
-
-    fn outcome(&self, phase: Phase, reply: &Reply, verdict: Verdict) -> Outcome {
-        let Verdict { permanence, scope, explanation, advice, .. } = verdict;
-        let evidence = Evidence { explanation, advice, ..self.evidence(phase, scope, Some(reply.clone())) };
-        match permanence {
-            classify::Permanence::Success => Outcome::Delivered(evidence),
-            classify::Permanence::Transient => Outcome::Deferred(evidence),
-            classify::Permanence::Permanent => Outcome::Failed(evidence),
-        }
-    }
-
-    fn evidence(&self, phase: Phase, scope: Scope, reply: Option<Reply>) -> Evidence {
-        Evidence {
-            at: self.clock.now(),
-            upstream: self.upstream.name.clone(),
-            phase: phase.name().to_owned(),
-            scope,
-            reply,
-            explanation: None,
-            status: None,
-            advice: None,
-            uncertain: false,
-            tls: self.stream.tls_version().map(str::to_owned),
-        }
     }
 
     async fn command(&mut self, phase: Phase, command: &Command) -> Result<Reply, Lost> {

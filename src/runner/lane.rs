@@ -33,6 +33,7 @@ use crate::{
     },
     limits::{
         account::{Account, Spent},
+        breaker::Breaker,
         gate::{Gate, Pass},
     },
     mail::outcome::{Evidence, Outcome, Scope, Who},
@@ -49,6 +50,7 @@ pub(super) struct Lane {
     agent: ArcSwap<Agent>,
     pub(super) gate: Gate,
     pub(super) account: Account,
+    pub(super) breaker: Breaker,
     /// One permit for each message being carried.
     busy: Mutex<Arc<Semaphore>>,
     /// Workers that wait with an open connection, the last used on top: the others can run out.
@@ -84,12 +86,13 @@ struct Carried {
 }
 
 impl Lane {
-    pub(super) fn new(agent: Agent, account: Account, clock: Clock) -> Self {
+    pub(super) fn new(agent: Agent, account: Account, breaker: Breaker, clock: Clock) -> Self {
         let busy = Mutex::new(semaphore(&agent));
         Self {
             agent: ArcSwap::from_pointee(agent),
             gate: Gate::new(clock),
             account,
+            breaker,
             busy,
             idle: Mutex::default(),
             idled: Notify::new(),
@@ -156,6 +159,8 @@ impl Runner {
     /// Runs a lane until it retires or `shutdown` turns true, and then until what is under way has had
     /// its final reply.
     pub(super) async fn run_lane(self, lane: Arc<Lane>, mut shutdown: watch::Receiver<bool>) {
+        let (prober, breaker) = (self.clone(), lane.breaker.clone());
+        let prober = tokio::spawn(async move { prober.probe(&breaker).await });
         let mut workers = JoinSet::new();
         let mut retired = lane.retired.subscribe();
         let told = shutdown.clone();
@@ -172,6 +177,7 @@ impl Runner {
                 workers.spawn(async move { runner.work(&lane, job, permit, pass, told).await });
             }
         }
+        prober.abort();
         lane.send_idle_home();
         lane.empty_tray();
         while workers.join_next().await.is_some() {}
@@ -220,6 +226,11 @@ impl Runner {
         shutdown: watch::Receiver<bool>,
     ) {
         let agent = lane.agent();
+        let job = match self.admit(lane, job) {
+            Ok(job) => job,
+            // A connection would be opened in vain.
+            Err(_held) => return,
+        };
         let client = match agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
             Ok(client) => client,
             Err(trouble) => return self.closed(lane, &agent, job, pass, *trouble),
@@ -249,12 +260,13 @@ impl Runner {
         shutdown: watch::Receiver<bool>,
     ) {
         let (mut job, mut permit, mut settled) = (job, permit, None);
+        let most = agent.upstream().messages.unwrap_or(u64::MAX);
         loop {
             let carried = self.carry_one(lane, agent, &mut client, job, settled).await;
             settled = carried.settled;
             let changed = !agent.is_same(&lane.agent.load()) || *lane.retired.borrow();
             let stop = carried.stop || lane.gate.stops_all() || changed || *shutdown.borrow();
-            if !client.is_usable() || stop {
+            if !client.is_usable() || client.carried() >= most || stop {
                 break;
             }
             let more = lane.account.blocked().is_none();
@@ -293,7 +305,8 @@ impl Runner {
         if was_there { None } else { work.recv().await }
     }
 
-    /// One attempt at one message. `before` is the settlement of the message before it.
+    /// One attempt at one message. `before` is the settlement of the message before it. A message that
+    /// may not be tried is held.
     async fn carry_one(
         &self,
         lane: &Lane,
@@ -303,6 +316,12 @@ impl Runner {
         before: Option<Settled>,
     ) -> Carried {
         let orders = self.orders();
+        job = match self.admit(lane, job) {
+            Ok(job) => job,
+            Err(held) => return Carried { settled: Some(held), stop: false },
+        };
+        // The others follow at once, in another transaction.
+        job.places.truncate(lane.agent.load().upstream().recipients.unwrap_or(usize::MAX));
         // Without leave it goes back as it was, and waits with the others.
         let Some(leave) = lane.account.take(job.places.len()).await else {
             return Carried { settled: before, stop: false };
@@ -324,6 +343,10 @@ impl Runner {
         match client.attempt(&message, recorded).await {
             Attempt::Done(outcomes) => {
                 leave.spent(spent(&outcomes));
+                if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
+                    let settled = self.settle_held(job.claim, &job.places, outcomes, &reason);
+                    return Carried { settled: Some(settled), stop: false };
+                }
                 let until = self.pause(&orders, lane, agent, &outcomes);
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, until);
                 Carried { settled: Some(settled), stop: until.is_some() }

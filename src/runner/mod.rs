@@ -6,9 +6,11 @@
 //! - here: the lanes as a whole: made of settings, run, shown
 //! - `lane`: one upstream's connections: who carries what, and when
 //! - `sort`: which lane a message goes by
+//! - `refusals`: what refusals do to the mail behind them
 //! - `settle`: what becomes of a message behind an attempt
 
 mod lane;
+mod refusals;
 mod settle;
 mod sort;
 
@@ -31,7 +33,9 @@ use crate::{
     delivery::Agent,
     limits::{
         account::{Account, Blocked, Usage},
+        breaker::{Breaker, Stopped},
         gate::Closed,
+        kept::Kept,
     },
     observe::Observer,
     queue::{Queue, QueueId},
@@ -43,14 +47,16 @@ use crate::{
 pub struct Orders {
     /// One for each upstream, their names all different.
     pub agents: Vec<Agent>,
-    /// Where it is remembered what was used of the limits.
-    pub limits: PathBuf,
+    /// Where it is remembered what was used of limits, and what breakers know.
+    pub data: PathBuf,
     /// When to try again, when to give up.
     pub queue: QueueSettings,
     /// Our name.
     pub hostname: String,
     /// Who gets reports that can't be returned.
     pub postmaster: Option<Mailbox>,
+    /// Refusals in a row after which the rest is held.
+    pub breaker_bounces: usize,
 }
 
 /// How an upstream is.
@@ -62,6 +68,8 @@ pub struct UpstreamState {
     pub closed: Option<Closed>,
     /// Which of its limits is used up, if one is.
     pub blocked: Option<Blocked>,
+    /// What its breaker on refusals stops.
+    pub stopped: Vec<Stopped>,
     /// Connections that are open.
     pub connections: usize,
     /// How much of its limits is used.
@@ -129,13 +137,7 @@ impl Runner {
         }
         self.0.queue.bring_back(&std::mem::take(&mut *lock(&self.0.unserved)));
         self.0.changed.notify_one();
-    }
-
-    /// Lets closed gates try again at once.
-    pub fn probe(&self) {
-        for lane in self.lanes().iter() {
-            lane.gate.reset();
-        }
+        self.resume();
     }
 
     /// The agents in use.
@@ -149,6 +151,7 @@ impl Runner {
             name: lane.name(),
             closed: lane.gate.closed(),
             blocked: lane.account.blocked(),
+            stopped: lane.breaker.stopped(),
             connections: lane.connections(),
             limits: lane.account.usage(),
         };
@@ -207,6 +210,8 @@ impl Runner {
 fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
     let upstream = agent.upstream();
     let of = format!("upstream {}", upstream.name);
-    let account = Account::open(&orders.limits, &of, &upstream.limits, clock.clone());
-    Arc::new(Lane::new(agent.clone(), account, clock.clone()))
+    let account = Account::open(&orders.data.join("limits"), &of, &upstream.limits, clock.clone());
+    let kept = Kept::at(orders.data.join(format!("breaker-{}.json", upstream.name)));
+    let breaker = Breaker::new(&upstream.name, kept, clock.clone());
+    Arc::new(Lane::new(agent.clone(), account, breaker, clock.clone()))
 }

@@ -173,7 +173,7 @@ impl Runner {
     }
 
     /// Events and counters of what an attempt showed.
-    fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
+    pub(super) fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
         let metrics = self.observer().metrics();
         for place in pending {
             let recipient = &entry.recipients[*place];

@@ -124,10 +124,11 @@ pub(crate) fn orders(settings: &Settings, old: &[Agent], clock: &Clock) -> Resul
     });
     Ok(Orders {
         agents: agents.collect::<Result<_, _>>()?,
-        limits: limits(settings),
+        data: settings.data.clone(),
         queue: settings.queue.clone(),
         hostname: settings.hostname.clone(),
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
+        breaker_bounces: settings.breaker_bounces,
     })
 }
 

@@ -115,3 +115,53 @@ fn without_a_file_the_environment_is_enough() {
         "{error}"
     );
 }
+
+#[test]
+fn a_preset_fills_in_what_is_not_set_and_a_key_beside_it_wins() {
+    let with = |lines: &str| format!("mailer:\n  type: smtp\n  config:\n{lines}");
+    let read = |lines: &str| read(&with(lines)).upstreams.remove(0);
+    let gmail = read("    smtp_relay_provider: gmail\n");
+    assert_eq!(
+        (gmail.server.as_str(), gmail.port, gmail.tls),
+        ("smtp.gmail.com", 587, UpstreamTls::StartTls)
+    );
+    assert_eq!((gmail.recipients, gmail.provider.as_deref()), (Some(100), Some("gmail")));
+    let own = read(
+        "    smtp_relay_provider: office365\n    smtp_relay_connections: 1\n    smtp_relay_server: a.example\n",
+    );
+    assert_eq!((own.server.as_str(), own.connections), ("a.example", 1));
+    let ses = read("    smtp_relay_provider: ses-eu-west-1\n    smtp_relay_port: 2465\n");
+    assert_eq!((ses.server.as_str(), ses.tls), ("email-smtp.eu-west-1.amazonaws.com", UpstreamTls::Implicit));
+    assert_eq!(read("    smtp_relay_server: smtp.office365.com\n").connections, 3);
+    assert_eq!(read("    smtp_relay_provider: fastmail\n").tls, UpstreamTls::Implicit);
+    let wrong = |lines: &str| read_with(&with(lines), None, &[]).expect_err("it is wrong").to_string();
+    assert!(wrong("    smtp_relay_provider: ses\n").contains("ses-eu-west-1"));
+    assert!(wrong("    smtp_relay_provider: sendgird\n").contains("did you mean sendgrid"));
+}
+
+#[test]
+fn known_mistakes_with_a_login_are_named_and_never_the_login() {
+    for (server, user, password, words) in [
+        ("smtp.gmail.com", "me@gmail.com", "my-own-password", "app password"),
+        ("smtp.gmail.com", "me", "abcd efgh ijkl mnop", "full address"),
+        ("smtp.sendgrid.net", "me@x.example", "SG.abc", "apikey"),
+        ("smtp.sendgrid.net", "apikey", "hunter-two", "SG."),
+        ("smtp.resend.com", "me@x.example", "re_1", "resend"),
+        (
+            "email-smtp.us-east-1.amazonaws.com",
+            "AKIAIOSFODNN7EXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "IAM user's secret key",
+        ),
+        ("smtp-relay.brevo.com", "me@x.example", "xkeysib-1", "SMTP key"),
+        ("smtp.critsend.com", "me", "p", "has ended its service"),
+    ] {
+        let text = format!(
+            "mailer:\n  type: smtp\n  config:\n    smtp_relay_server: {server}\n    smtp_relay_username: '{user}'\n    smtp_relay_password: '{password}'\n"
+        );
+        let warnings = read_with(&text, None, &[]).expect("it is right").warnings;
+        let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|said| said.contains(words)), "{server}: {said:?}");
+        assert!(!said.iter().any(|said| said.contains(password) && password.len() > 1), "{said:?}");
+    }
+}

@@ -26,6 +26,8 @@ fn upstream() -> Upstream {
         connections: 1,
         timeout: Some(Duration::from_secs(5)),
         auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
+        recipients: None,
+        messages: None,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

@@ -69,8 +69,18 @@ pub struct Behaviour {
     pub password: String,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// What it says first instead of its greeting, and hangs up.
+    pub greeting: Option<String>,
+    /// What it says to a login, whatever the password.
+    pub login: Option<String>,
+    /// Replies to MAIL by address; 250 for all others.
+    pub senders: HashMap<String, String>,
     /// Replies to RCPT by address; 250 for all others.
     pub recipients: HashMap<String, String>,
+    /// So many recipients are accepted in one transaction; 452 4.5.3 for the rest.
+    pub most_recipients: usize,
+    /// What it says behind the dot instead of taking the message.
+    pub refusal: Option<String>,
     /// How long it thinks before the final reply.
     pub final_delay: Duration,
     pub ending: Ending,
@@ -139,7 +149,12 @@ impl Upstream {
             starttls: StartTls::Offered,
             password: password.to_owned(),
             mechanisms: "PLAIN LOGIN",
+            greeting: None,
+            login: None,
+            senders: HashMap::new(),
             recipients: HashMap::new(),
+            most_recipients: usize::MAX,
+            refusal: None,
             final_delay: Duration::ZERO,
             ending: Ending::Reply,
         };
