@@ -208,6 +208,34 @@ fn mail_for_a_closed_upstream_is_in_nobodys_way_and_goes_when_it_opens() {
 }
 
 #[test]
+fn recipients_of_one_message_go_by_their_own_upstreams_each_at_its_own_pace() {
+    let (slow, quick) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let busy = "450 4.2.0 greylisted, says the test".to_owned();
+    slow.set(|behaviour| drop(behaviour.recipients.insert("a@slow.test".to_owned(), busy)));
+    let relay = Relay::start(
+        &several(&[
+            ("slow", &slow, ", recipients: slow.test"),
+            ("quick", &quick, ", recipients: quick.test"),
+        ])
+        .set("smtp_retry", "3s..4s"),
+    );
+    let to = ["a@slow.test", "b@quick.test", "c@quick.test"];
+    relay.client().send("a@example.test", &to, &message_with("both")).expect("it is taken");
+    wait::until_true("the quick ones are reached", || quick.arrived() == 1);
+    assert_eq!(quick.arrivals()[0].recipients, 2, "in one transaction");
+    wait::until_true("the slow one was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    let item = relay.queue().remove(0);
+    assert_eq!(item["recipients"][0]["attempts"], 1, "it waits, though the others were due: {item}");
+    assert_eq!((&item["upstream"], &item["state"]), (&"slow".into(), &"deferred".into()));
+    slow.set(|behaviour| behaviour.recipients.clear());
+    // An operator's word brings it at once.
+    relay.told(&["queue", "retry", "--all"]);
+    relay.wait_for_empty_queue();
+    assert_eq!((slow.arrivals().len(), quick.arrivals().len()), (1, 1));
+}
+
+#[test]
 fn after_a_lost_final_reply_a_message_is_not_given_to_another_upstream() {
     let (mut first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
     first.set(|behaviour| behaviour.ending = Ending::DropBeforeReply);

@@ -113,6 +113,35 @@ x: *shared
 }
 
 #[test]
+fn several_upstreams_each_have_their_keys_and_what_they_serve() {
+    let text = "mailer:
+  type: smtp
+  config:
+    smtp_auth_retry: 1s..2s
+    smtp_users: {shop: {password: x, rate_limit: [5/second, 9 recipients/hour]}}
+    smtp_relays:
+      - {name: first, server: a.example, port: 465, username: u, password: p, rate_limit: 14/second}
+      - server: smtp.office365.com
+        priority: 2
+        weight: 3
+        senders: [shop.example, .shop.example]
+        recipients: vip@b.example
+        users: shop
+";
+    let settings = read(text);
+    let [first, second] = &settings.upstreams[..] else { panic!("two") };
+    assert_eq!((first.name.as_str(), first.tls), ("first", UpstreamTls::Implicit));
+    assert_eq!(first.limits, [parse_limit("14/second").expect("a limit")]);
+    assert_eq!(first.auth_retry.longest, Duration::from_secs(2));
+    assert_eq!((second.name.as_str(), second.connections), ("smtp.office365.com", 3));
+    let shown: Vec<_> = second.limits.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["30 messages/minute", "10000 recipients/day"], "what the provider documents");
+    let Serves { priority, weight, senders, recipients, users } = &second.serves;
+    assert_eq!((*priority, *weight, senders.len(), recipients.len(), users.len()), (2, 3, 2, 1, 1));
+    assert_eq!(settings.access.users[1].limits.len(), 2);
+}
+
+#[test]
 fn every_option_of_the_upstream_exists_for_a_local_mta_too() {
     let text =
         format!("{LOCAL}    smtp_tls: implicit\n    smtp_relay_tls_ca: ca.pem\n    smtp_relay_auth: plain\n");
