@@ -10,7 +10,7 @@ use super::{Admin, people};
 use crate::{
     clock::Timestamp,
     limits::{breaker::Stopped, gate::Closed},
-    mail::outcome::{self, Scope, Who},
+    mail::outcome::{self, Evidence, Scope, Who},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
@@ -68,7 +68,19 @@ pub struct Recipient {
     pub attempts: u32,
     pub last_reply: Option<String>,
     pub reason: Option<String>,
+    /// `operator`, `the upstream`, `the sender`, `nobody`.
+    pub who_must_act: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
     pub next_attempt: Option<String>,
+}
+
+impl Recipient {
+    /// What keeps it, in the words that status and log have.
+    pub fn sentence(&self) -> Option<String> {
+        let (who, help) = (self.who_must_act.as_deref(), self.help.as_deref());
+        Some(outcome::sentence(self.reason.as_deref()?, who, help, self.next_attempt.as_deref()))
+    }
 }
 
 /// A page of a list.
@@ -254,6 +266,7 @@ impl Outlook {
                 RecipientState::Expired => Err("expired"),
             };
             let last = recipient.last.as_ref();
+            let told = last.or(blocked.map(|closed| &closed.evidence)).filter(|_| pending.is_ok());
             Recipient {
                 address: recipient.address.to_string(),
                 state: pending.unwrap_or_else(|done| done).to_owned(),
@@ -263,6 +276,8 @@ impl Outlook {
                     Ok(_) => last.map(ToString::to_string).or_else(|| reason.clone()),
                     Err(_) => last.map(ToString::to_string),
                 },
+                who_must_act: told.and_then(Evidence::who).map(|who| who.name().to_owned()),
+                help: told.and_then(Evidence::help).map(str::to_owned),
                 next_attempt: pending.ok().and(next).map(|next| next.to_string()),
             }
         };
