@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use secrecy::ExposeSecret as _;
 
 use super::{
-    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits,
+    AuthMechanism, ListenerTls, Login, Role, Upstream, UpstreamTls, Waits,
     keys::key,
     presets::{self, Preset},
     reader::Reader,
@@ -39,6 +39,7 @@ pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstre
         port,
         tls,
         ca: reader.path(key!("smtp_relay_tls_ca")),
+        identity: identity(reader),
         fingerprint: reader.one(key!("smtp_relay_tls_fingerprint"), value::fingerprint),
         // A relay of its own is reached under a name that its certificate can be verified against.
         published: if reader.around.role == Role::LocalMta { published.to_owned() } else { Vec::new() },
@@ -94,6 +95,19 @@ fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
         let key = if about_password { key!("smtp_relay_password") } else { key!("smtp_relay_username") };
         reader.warn(reader.place(key), mistake.says.clone(), Some(&mistake.help));
     }
+}
+
+/// Our own certificate, where the upstream asks for one.
+fn identity(reader: &mut Reader<'_>) -> Option<ListenerTls> {
+    let (cert_key, key_key) = (key!("smtp_relay_tls_cert"), key!("smtp_relay_tls_key"));
+    let (cert, key) = (reader.path(cert_key), reader.path(key_key));
+    for (there, missing) in [(cert_key, key_key), (key_key, cert_key)] {
+        if reader.is_set(there) && !reader.is_set(missing) {
+            let message = format!("{} without {}", there.name, missing.name);
+            reader.report(reader.place(there), message, Some("set both, or neither"));
+        }
+    }
+    Some(ListenerTls { cert: cert?, key: key? })
 }
 
 fn login(reader: &mut Reader<'_>) -> Option<Login> {

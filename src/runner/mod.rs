@@ -203,6 +203,7 @@ impl Runner {
             // A connection would be opened in vain.
             Err(_held) => return,
         };
+        pass.begin();
         let client =
             match orders.agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
                 Ok(client) => client,

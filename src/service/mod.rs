@@ -208,7 +208,7 @@ impl Service {
 
         let published = parts::published(&settings, bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
-        let gate = Gate::new(clock.clone());
+        let gate = Gate::remembering(parts::login_memory(&settings), clock.clone());
         let terms = parts::terms(&settings, access, identity.as_ref());
         let listener =
             Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());

@@ -18,6 +18,7 @@ use crate::{
     config::{ListenTls, Settings},
     delivery::Agent,
     environment::Published,
+    limits::{gate::Memory, kept::Kept},
     listener::{
         Terms,
         auth::Credentials,
@@ -109,6 +110,14 @@ pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) ->
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
         breaker_bounces: settings.breaker_bounces,
     })
+}
+
+/// What the gate remembers of refused logins.
+pub(crate) fn login_memory(settings: &Settings) -> Memory {
+    let upstream = &settings.upstream;
+    // Without a login there is nothing that could be locked.
+    let kept = upstream.login.as_ref().map(|_| Kept::at(settings.data.join("logins.json")));
+    Memory { kept: kept.unwrap_or_default(), mark: upstream.login_mark(), first: upstream.auth_retry.first }
 }
 
 /// What apps are told.
