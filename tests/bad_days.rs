@@ -144,6 +144,89 @@ fn a_small_host_s_seconds_are_taken_at_their_word() {
     a_day("small", bad, &["Try again in 92 seconds"], "nobody", 85..95);
 }
 
+/// One message waits for as long as the upstream is like this, and arrives once when it is not.
+fn is_kept(name: &str, bad: impl FnOnce(&mut Behaviour), state: &str) {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(bad);
+    let relay = Relay::start(&mailer(&upstream).set("smtp_retry", "10m..30m"));
+    send(&relay, "sender@example.test", [name.to_owned()]);
+    wait::until_true(&format!("{name}: it was tried"), || {
+        let queue = relay.queue();
+        queue.len() == 1 && queue[0]["state"] != "active" && !queue[0]["reason"].is_null()
+    });
+    assert_eq!(upstream_status(&relay)["state"], state, "{name}");
+    assert_eq!(bounces(&relay), 0, "{name}");
+    let id = relay.queue()[0]["id"].as_str().expect("an id").to_owned();
+    let shown = relay.told(&["queue", "show", &id]);
+    assert!(shown.contains("what now:") && shown.contains("Next try at"), "{name}: {shown}");
+
+    upstream.set(|behaviour| {
+        behaviour.greeting = None;
+        behaviour.login = None;
+        behaviour.refusal = None;
+        behaviour.senders.clear();
+        behaviour.recipients.clear();
+    });
+    relay.told(&["queue", "retry", "--all"]);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger(), HashMap::from([(name.to_owned(), 1)]), "{name}");
+}
+
+#[test]
+fn what_is_said_at_the_door_keeps_the_mail() {
+    for reply in ["554 5.7.1 we do not know you", "521 no mail here", "421 4.3.2 closing", "777 what?"] {
+        is_kept(reply, |it| it.greeting = Some(reply.into()), "down");
+    }
+}
+
+#[test]
+fn what_is_said_of_the_login_keeps_the_mail() {
+    for reply in [
+        "535 5.7.8 no",
+        "534 5.7.9 Application-specific password required",
+        "454 4.7.0 Temporary authentication failure",
+        "432 4.7.12 a password transition is needed",
+        "504 5.5.4 no such mechanism",
+        "550 5.7.30 Basic authentication is not supported",
+    ] {
+        is_kept(reply, |it| it.login = Some(reply.into()), "paused");
+    }
+}
+
+#[test]
+fn what_is_said_behind_mail_rcpt_and_the_dot_for_now_keeps_the_mail() {
+    let mail = |reply: &'static str| {
+        move |it: &mut Behaviour| drop(it.senders.insert("sender@example.test".into(), reply.into()))
+    };
+    let rcpt = |reply: &'static str| {
+        move |it: &mut Behaviour| drop(it.recipients.insert("someone@example.test".into(), reply.into()))
+    };
+    let dot = |reply: &'static str| move |it: &mut Behaviour| it.refusal = Some(reply.into());
+    is_kept("mail-530", mail("530 5.7.0 Authentication required"), "paused");
+    is_kept("mail-452", mail("452 4.3.1 no space"), "down");
+    is_kept("mail-451", mail("451 4.7.1 later"), "up");
+    is_kept("rcpt-450", rcpt("450 4.2.0 greylisted"), "up");
+    is_kept("rcpt-545", rcpt("550 5.4.5 whatever"), "paused");
+    is_kept("dot-451", dot("451 4.3.0 later"), "up");
+    is_kept("dot-421", dot("421 4.3.0 closing"), "up");
+    is_kept("dot-432", dot("432 4.3.2 Concurrent connections limit exceeded"), "down");
+}
+
+#[test]
+fn only_the_refused_recipient_bounces() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.recipients.insert("gone@example.test".into(), "550 5.1.1 no such user".into());
+        it.recipients.insert("full@example.test".into(), "552 5.2.2 mailbox full".into());
+    });
+    let relay = Relay::start(&mailer(&upstream));
+    let recipients = ["a@example.test", "gone@example.test", "full@example.test", "b@example.test"];
+    relay.client().send("sender@example.test", &recipients, &message_with("one")).expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&1));
+    assert_eq!(bounces(&relay), 2);
+}
+
 #[test]
 fn ses_s_rate_is_kept_to_within_seconds_without_anybody() {
     let upstream = Upstream::start(PASSWORD);

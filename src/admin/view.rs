@@ -10,7 +10,7 @@ use super::{Admin, people};
 use crate::{
     clock::Timestamp,
     limits::{account::Usage, breaker::Stopped, gate::Closed},
-    mail::outcome::{self, Scope, Who},
+    mail::outcome::{self, Evidence, Scope, Who},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
@@ -69,7 +69,19 @@ pub struct Recipient {
     pub attempts: u32,
     pub last_reply: Option<String>,
     pub reason: Option<String>,
+    /// `operator`, `the upstream`, `the sender`, `nobody`.
+    pub who_must_act: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
     pub next_attempt: Option<String>,
+}
+
+impl Recipient {
+    /// What keeps it, in the words that status and log have.
+    pub fn sentence(&self) -> Option<String> {
+        let (who, help) = (self.who_must_act.as_deref(), self.help.as_deref());
+        Some(outcome::sentence(self.reason.as_deref()?, who, help, self.next_attempt.as_deref()))
+    }
 }
 
 /// A page of a list.
@@ -235,6 +247,8 @@ impl Outlook {
                 RecipientState::Expired => Err("expired"),
             };
             let last = recipient.last.as_ref();
+            let seen = || blocked.and_then(|blocked| blocked.evidence.as_ref());
+            let told = last.or_else(seen).filter(|_| pending.is_ok());
             Recipient {
                 address: recipient.address.to_string(),
                 state: pending.unwrap_or_else(|done| done).to_owned(),
@@ -244,6 +258,8 @@ impl Outlook {
                     Ok(_) => last.map(ToString::to_string).or_else(|| reason.clone()),
                     Err(_) => last.map(ToString::to_string),
                 },
+                who_must_act: told.and_then(Evidence::who).map(|who| who.name().to_owned()),
+                help: told.and_then(Evidence::help).map(str::to_owned),
                 next_attempt: pending.ok().and(next).map(|next| next.to_string()),
             }
         };
@@ -411,7 +427,7 @@ mod tests {
         admin::tests::{entry, evidence, listed},
         clock::Clock,
         config::Waits,
-        limits::{account::Blocked, gate::Gate},
+        limits::gate::Gate,
     };
     use std::time::Duration;
 
@@ -424,9 +440,11 @@ mod tests {
             gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"));
         }
         let closed = gate.closed();
-        let blocked = closed
-            .as_ref()
-            .map(|closed| Blocked { reason: closed.evidence.to_string(), until: Some(closed.until) });
+        let blocked = closed.as_ref().map(|closed| runner::Obstacle {
+            reason: closed.evidence.to_string(),
+            until: Some(closed.until),
+            evidence: Some(closed.evidence.clone()),
+        });
         let route = move |_: &_| runner::Outlook { upstream: Some("up".into()), blocked: blocked.clone() };
         let up = UpstreamState {
             name: "up".into(),

@@ -143,8 +143,10 @@ pub const KEYS: &[Key] = &[
         .doc("Authorities to trust instead of the system's."),
     Key::new("smtp_relay_tls_fingerprint", "a SHA-256 fingerprint of 64 hexadecimal digits", "'3a:5f:…'")
         .doc("The only certificate to accept, whatever its name and age."),
-    Key::later("smtp_relay_tls_cert", "A client certificate."),
-    Key::later("smtp_relay_tls_key", "The client certificate's key."),
+    Key::new("smtp_relay_tls_cert", "the path of a PEM file", "/etc/outpost/client.pem")
+        .doc("Our own certificate, where the upstream asks for one, with its chain."),
+    Key::new("smtp_relay_tls_key", "the path of a PEM file", "/etc/outpost/client.key")
+        .doc("Its private key."),
     Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5", "auto")
         .default("auto")
         .doc("The mechanism to log in with; auto: the strongest that both sides have."),

@@ -104,7 +104,7 @@ pub enum ListenTls {
     Implicit,
 }
 
-/// The listener's own certificate.
+/// A certificate of our own, in files.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
     /// PEM file with the chain, the leaf first.
@@ -164,6 +164,8 @@ pub struct Upstream {
     pub tls: UpstreamTls,
     /// PEM file of authorities to trust instead of the system's.
     pub ca: Option<PathBuf>,
+    /// Our own certificate, where the upstream asks for one.
+    pub identity: Option<ListenerTls>,
     /// SHA-256 of the only certificate to accept, whatever its name.
     pub fingerprint: Option<[u8; 32]>,
     /// Files of the application's environment.json kind, where another relay of the same
@@ -209,6 +211,16 @@ pub struct Serves {
 }
 
 impl Upstream {
+    /// Tells one login from another, after a restart too. So short that it gives nothing away.
+    pub fn login_mark(&self) -> u16 {
+        use sha2::Digest as _;
+        let login = self.login.as_ref();
+        let (user, password) =
+            login.map_or(("", ""), |login| (&login.username, login.password.expose_secret()));
+        let sum = sha2::Sha256::digest(format!("{}\0{}\0{user}\0{password}", self.server, self.port));
+        u16::from_be_bytes([sum[0], sum[1]])
+    }
+
     /// Whether a connection to the one is as good as one to the other.
     pub fn is_same(&self, other: &Self) -> bool {
         let login = |upstream: &Self| {
@@ -223,7 +235,7 @@ impl Upstream {
             ..upstream.clone()
         };
         // What lies in a file may have changed without its name.
-        let in_files = self.ca.is_some();
+        let in_files = self.ca.is_some() || self.identity.is_some();
         // Without the login its debug form holds every field and no secret.
         !in_files
             && login(self) == login(other)

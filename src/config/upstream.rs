@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use secrecy::ExposeSecret as _;
 
 use super::{
-    AuthMechanism, Login, Role, Serves, Upstream, UpstreamTls, Waits,
+    AuthMechanism, ListenerTls, Login, Role, Serves, Upstream, UpstreamTls, Waits,
     keys::{self, Key, key},
     limit::{Limit, limit},
     node::Kind,
@@ -109,6 +109,7 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         port,
         tls,
         ca: reader.path(key!("smtp_relay_tls_ca")),
+        identity: identity(reader),
         fingerprint: reader.one(key!("smtp_relay_tls_fingerprint"), value::fingerprint),
         // A relay of its own is reached under a name that its certificate can be verified against.
         published: if reader.around.role == Role::LocalMta { published.to_owned() } else { Vec::new() },
@@ -169,6 +170,19 @@ fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
 /// What the provider documents.
 fn known_limits(preset: Option<&Preset>) -> Vec<Limit> {
     preset.into_iter().flat_map(|preset| &preset.limits).filter_map(|text| limit(text).ok()).collect()
+}
+
+/// Our own certificate, where the upstream asks for one.
+fn identity(reader: &mut Reader<'_>) -> Option<ListenerTls> {
+    let (cert_key, key_key) = (key!("smtp_relay_tls_cert"), key!("smtp_relay_tls_key"));
+    let (cert, key) = (reader.path(cert_key), reader.path(key_key));
+    for (there, missing) in [(cert_key, key_key), (key_key, cert_key)] {
+        if reader.is_set(there) && !reader.is_set(missing) {
+            let message = format!("{} without {}", reader.name(there), reader.name(missing));
+            reader.report(reader.place(there), message, Some("set both, or neither"));
+        }
+    }
+    Some(ListenerTls { cert: cert?, key: key? })
 }
 
 fn login(reader: &mut Reader<'_>) -> Option<Login> {

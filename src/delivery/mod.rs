@@ -16,19 +16,21 @@ pub mod auth;
 pub mod check;
 pub mod classify;
 pub mod client;
+mod dial;
 mod lost;
 pub mod phase;
 pub mod route;
 mod source;
 pub mod tls;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{net::TcpStream, time::timeout};
 
 use self::{
     classify::Said,
     client::Client,
+    dial::dial,
     lost::Lost,
     phase::Phase,
     tls::{Connector, TlsFault},
@@ -183,20 +185,14 @@ impl Agent {
                 return Err(fail(format!("no answer about the host name {}", upstream.server), HELP_NAME));
             }
         };
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-        // All addresses share the one deadline, so that a dead family can't eat it alone.
-        let share = (limit / found.len().max(1) as u32).max(Duration::from_secs(3)).min(limit);
-        for address in found {
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    // Envelope and content are written as they are complete; Nagle would hold them.
-                    let _ = stream.set_nodelay(true);
-                    return Ok((stream, address));
-                }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+        let last = match dial(found, limit).await {
+            Ok((stream, address)) => {
+                // Envelope and content are written as they are complete; Nagle would hold them.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, address));
             }
-        }
+            Err(error) => error,
+        };
         let words = match last.kind() {
             io::ErrorKind::ConnectionRefused => format!("{place} refuses connections"),
             io::ErrorKind::TimedOut => format!("{place} does not answer"),

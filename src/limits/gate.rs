@@ -5,24 +5,52 @@
 //! one at a time until one has succeeded, then two at a time; none while it is closed after a
 //! failure. It opens again by itself after a growing, jittered wait to let one probe through, or at
 //! once when the operator says so. Connections already open go on working meanwhile.
+//!
+//! Refused logins survive a restart, so that restarts in a loop do not lock the account either.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 
+use super::kept::Kept;
 use crate::{
     clock::{Clock, Timestamp},
     config::Waits,
-    mail::outcome::Evidence,
+    mail::outcome::{Evidence, Scope},
     queue::retry,
 };
 
 /// Connections being opened at once, once one has succeeded. Together with one probe after the first
 /// wait this bounds a wrong password to three attempts in the first minute and a half.
 const OPENING_MAX: usize = 2;
+
+/// Logins of which nothing good is known, within one and a half of the first wait: 90 s by default.
+const LOGINS_MAX: usize = 3;
+
+/// What a gate remembers of logins over a restart, and for which login that holds.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Where.
+    pub kept: Kept,
+    /// Tells one login from another; a changed one is tried at once.
+    pub mark: u16,
+    /// The first wait after a refused login.
+    pub first: Duration,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Remembered {
+    mark: u16,
+    /// Logins since the last that succeeded: those under way, and those refused.
+    logins: Vec<Timestamp>,
+    failures: u32,
+    /// The last refusal, and when a probe may be let through.
+    refused: Option<(Evidence, Timestamp)>,
+}
 
 /// The gate. Clones share it.
 #[derive(Clone, Debug)]
@@ -31,6 +59,7 @@ pub struct Gate(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
+    memory: Memory,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -44,6 +73,8 @@ struct State {
     /// Failures in a row.
     failures: u32,
     closed: Option<Closed>,
+    /// Logins since the last that succeeded, at most the last few.
+    logins: Vec<Timestamp>,
     /// Counts resets, so that what began before one can't close the gate after it.
     epoch: u64,
 }
@@ -70,7 +101,29 @@ pub struct Pass {
 impl Gate {
     /// An open gate before an upstream of which nothing is known yet.
     pub fn new(clock: Clock) -> Self {
-        Self(Arc::new(Inner { clock, state: Mutex::default(), changed: Notify::new() }))
+        Self::remembering(Memory::default(), clock)
+    }
+
+    /// A gate that keeps refused logins in `memory`, and begins with what is there.
+    pub fn remembering(memory: Memory, clock: Clock) -> Self {
+        let Remembered { mark, logins, failures, refused } = memory.kept.read();
+        let mut state = State::default();
+        if mark == memory.mark {
+            let now = clock.now();
+            state.logins = logins;
+            state.failures = failures;
+            state.closed = refused.filter(|(_, until)| *until > now).map(|(evidence, until)| {
+                // A clock that was set back must not keep it closed for longer than it was meant.
+                let wait = until.since(now).min(until.since(evidence.at));
+                Closed {
+                    evidence,
+                    until: now.after(wait),
+                    deadline: Instant::now() + wait,
+                    everything: false,
+                }
+            });
+        }
+        Self(Arc::new(Inner { clock, memory, state: Mutex::new(state), changed: Notify::new() }))
     }
 
     /// Waits until a connection may be opened.
@@ -82,10 +135,13 @@ impl Gate {
                 let most = if state.proven { OPENING_MAX } else { 1 };
                 match &state.closed {
                     Some(closed) if closed.deadline > Instant::now() => Some(closed.deadline),
-                    _ if state.opening < most => {
-                        state.opening += 1;
-                        return Pass { gate: self.clone(), epoch: state.epoch };
-                    }
+                    _ if state.opening < most => match self.too_many_logins(&state) {
+                        Some(deadline) => Some(deadline),
+                        None => {
+                            state.opening += 1;
+                            return Pass { gate: self.clone(), epoch: state.epoch };
+                        }
+                    },
                     _ => None,
                 }
             };
@@ -96,6 +152,25 @@ impl Gate {
                 None => changed.await,
             }
         }
+    }
+
+    /// Until when no login may be tried, whatever became of those before: a relay that dies with each
+    /// never hears that it was refused.
+    fn too_many_logins(&self, state: &State) -> Option<Instant> {
+        let first = state.logins.len().checked_sub(LOGINS_MAX)?;
+        let window = self.0.memory.first.mul_f64(1.5);
+        let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
+        Some(Instant::now() + left + Duration::from_millis(1))
+    }
+
+    fn remember(&self, state: &State) {
+        let refused = state.closed.as_ref().filter(|closed| closed.evidence.scope == Scope::Credential);
+        self.0.memory.kept.write(&Remembered {
+            mark: self.0.memory.mark,
+            logins: state.logins.clone(),
+            failures: if refused.is_some() { state.failures } else { 0 },
+            refused: refused.map(|closed| (closed.evidence.clone(), closed.until)),
+        });
     }
 
     /// Why it is closed, if it is.
@@ -140,7 +215,12 @@ impl Gate {
         let wait =
             retry::wait(waits, state.failures, fastrand::f64()).max(told).max(Duration::from_millis(100));
         let until = now.after(wait);
+        if evidence.scope != Scope::Credential {
+            // It did not come to a login, or that was not refused.
+            state.logins.pop();
+        }
         state.closed = Some(Closed { evidence, until, deadline: Instant::now() + wait, everything });
+        self.remember(&state);
         until
     }
 
@@ -149,6 +229,7 @@ impl Gate {
         let mut state = self.state();
         let epoch = state.epoch + 1;
         *state = State { opening: state.opening, epoch, ..State::default() };
+        self.remember(&state);
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -159,6 +240,20 @@ impl Gate {
 }
 
 impl Pass {
+    /// It is made use of now. A login of which nothing good is known yet is written down before it is
+    /// tried, so that no death can make it unknown.
+    pub fn begin(&self) {
+        let mut state = self.gate.state();
+        if state.proven || state.epoch != self.epoch {
+            return;
+        }
+        if state.logins.len() >= LOGINS_MAX {
+            state.logins.remove(0);
+        }
+        state.logins.push(self.gate.0.clock.now());
+        self.gate.remember(&state);
+    }
+
     /// The connection stands: the gate is open. Returns whether it had been closed.
     pub fn succeeded(self) -> bool {
         let mut state = self.gate.state();
@@ -167,7 +262,12 @@ impl Pass {
         }
         state.proven = true;
         state.failures = 0;
-        state.closed.take().is_some()
+        let was_closed = state.closed.take().is_some();
+        if was_closed || !state.logins.is_empty() {
+            state.logins.clear();
+            self.gate.remember(&state);
+        }
+        was_closed
     }
 
     /// It failed: the gate closes for a while that grows with each failure in a row.
@@ -274,6 +374,38 @@ mod tests {
         assert!(gate.stops_all() && is_open(&gate).await.is_none());
         assert!(gate.pass().await.succeeded());
         assert!(!gate.stops_all());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn restarts_in_a_loop_try_a_login_no_more_often() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000_000));
+        let memory = |mark| {
+            let kept = Kept::at(home.path().join("gate.json"));
+            Memory { kept, mark, first: Duration::from_secs(60) }
+        };
+        // Dead before it is known what became of each.
+        let mut tried = 0;
+        for _ in 0..20 {
+            let gate = Gate::remembering(memory(7), clock.clone());
+            if let Some(pass) = is_open(&gate).await {
+                pass.begin();
+                tried += 1;
+            }
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
+        assert_eq!(tried, LOGINS_MAX);
+        // Another login is another matter.
+        assert!(is_open(&Gate::remembering(memory(8), clock.clone())).await.is_some());
+
+        let gate = Gate::remembering(memory(9), clock.clone());
+        gate.pass().await.failed(WAITS, evidence());
+        let again = Gate::remembering(memory(9), clock.clone());
+        assert!(again.closed().is_some_and(|closed| closed.until > clock.now()));
+        assert!(is_open(&again).await.is_none());
+        again.reset();
+        let again = Gate::remembering(memory(9), clock);
+        assert!(again.pass().await.succeeded() || again.closed().is_none());
     }
 
     #[tokio::test(start_paused = true)]

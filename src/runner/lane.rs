@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{Orders, Runner, settle::is_over};
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Timestamp,
     config::Waits,
     delivery::{
         Agent, Forward, Message, Trouble,
@@ -86,11 +86,11 @@ struct Carried {
 }
 
 impl Lane {
-    pub(super) fn new(agent: Agent, account: Account, breaker: Breaker, clock: Clock) -> Self {
+    pub(super) fn new(agent: Agent, gate: Gate, account: Account, breaker: Breaker) -> Self {
         let busy = Mutex::new(semaphore(&agent));
         Self {
             agent: ArcSwap::from_pointee(agent),
-            gate: Gate::new(clock),
+            gate,
             account,
             breaker,
             busy,
@@ -231,6 +231,7 @@ impl Runner {
             // A connection would be opened in vain.
             Err(_held) => return,
         };
+        pass.begin();
         let client = match agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
             Ok(client) => client,
             Err(trouble) => return self.closed(lane, &agent, job, pass, *trouble),

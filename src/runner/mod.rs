@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::lane::{Lane, lock};
-pub use self::sort::Outlook;
+pub use self::sort::{Obstacle, Outlook};
 use crate::{
     clock::Clock,
     config::QueueSettings,
@@ -34,7 +34,7 @@ use crate::{
     limits::{
         account::{Account, Blocked, Usage},
         breaker::{Breaker, Stopped},
-        gate::Closed,
+        gate::{Closed, Gate, Memory},
         kept::Kept,
     },
     observe::Observer,
@@ -211,7 +211,14 @@ fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
     let upstream = agent.upstream();
     let of = format!("upstream {}", upstream.name);
     let account = Account::open(&orders.data.join("limits"), &of, &upstream.limits, clock.clone());
-    let kept = Kept::at(orders.data.join(format!("breaker-{}.json", upstream.name)));
-    let breaker = Breaker::new(&upstream.name, kept, clock.clone());
-    Arc::new(Lane::new(agent.clone(), account, breaker, clock.clone()))
+    let kept = |what: &str| Kept::at(orders.data.join(format!("{what}-{}.json", upstream.name)));
+    let breaker = Breaker::new(&upstream.name, kept("breaker"), clock.clone());
+    let memory = Memory {
+        // Without a login there is nothing that could be locked.
+        kept: upstream.login.as_ref().map(|_| kept("logins")).unwrap_or_default(),
+        mark: upstream.login_mark(),
+        first: upstream.auth_retry.first,
+    };
+    let gate = Gate::remembering(memory, clock.clone());
+    Arc::new(Lane::new(agent.clone(), gate, account, breaker))
 }

@@ -17,6 +17,7 @@ use crate::{
     config::Serves,
     delivery::{Agent, route},
     limits::account::Blocked,
+    mail::outcome::Evidence,
     queue::{Claim, Next, Report, entry::Entry},
 };
 
@@ -40,7 +41,18 @@ pub struct Outlook {
     /// The upstream that it goes by, or would.
     pub upstream: Option<String>,
     /// Why it doesn't go now.
-    pub blocked: Option<Blocked>,
+    pub blocked: Option<Obstacle>,
+}
+
+/// Why a message doesn't go now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// In words.
+    pub reason: String,
+    /// Until when, as far as that is known.
+    pub until: Option<Timestamp>,
+    /// What was seen, where it was an upstream's doing.
+    pub evidence: Option<Evidence>,
 }
 
 impl Runner {
@@ -99,14 +111,17 @@ impl Runner {
         let name = |lane: &usize| all.agents[*lane].upstream().name.clone();
         let Some(first) = order.first() else {
             let reason = "no upstream of smtp_relays serves this sender, recipient and login".to_owned();
-            return Outlook { upstream: None, blocked: Some(Blocked { reason, until: None }) };
+            return Outlook {
+                upstream: None,
+                blocked: Some(Obstacle { reason, until: None, evidence: None }),
+            };
         };
         let obstacle = |lane: &usize| obstacle(&all.lanes[*lane], now);
         let goes = order.iter().find(|lane| obstacle(lane).is_none());
         let until = order.iter().filter_map(|lane| obstacle(lane)?.until).min();
         Outlook {
             upstream: Some(name(goes.unwrap_or(first))),
-            blocked: obstacle(first).filter(|_| goes.is_none()).map(|first| Blocked { until, ..first }),
+            blocked: obstacle(first).filter(|_| goes.is_none()).map(|first| Obstacle { until, ..first }),
         }
     }
 
@@ -252,9 +267,11 @@ fn is_for_all(serves: &Serves) -> bool {
 }
 
 /// Why nothing goes by a lane now. While a probe is due, something may.
-fn obstacle(lane: &Lane, now: Timestamp) -> Option<Blocked> {
-    match lane.gate.closed().filter(|closed| closed.until > now) {
-        Some(closed) => Some(Blocked { reason: closed.evidence.to_string(), until: Some(closed.until) }),
-        None => lane.account.blocked(),
+fn obstacle(lane: &Lane, now: Timestamp) -> Option<Obstacle> {
+    if let Some(closed) = lane.gate.closed().filter(|closed| closed.until > now) {
+        let reason = closed.evidence.to_string();
+        return Some(Obstacle { reason, until: Some(closed.until), evidence: Some(closed.evidence) });
     }
+    let Blocked { reason, until } = lane.account.blocked()?;
+    Some(Obstacle { reason, until, evidence: None })
 }

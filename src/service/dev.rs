@@ -177,6 +177,7 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         connections: 10,
         timeout: None,
         auth_retry: Waits { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
+        identity: None,
         recipients: None,
         messages: None,
         provider: None,

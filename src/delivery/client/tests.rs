@@ -26,6 +26,7 @@ fn upstream() -> Upstream {
         connections: 1,
         timeout: Some(Duration::from_secs(5)),
         auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
+        identity: None,
         recipients: None,
         messages: None,
         provider: None,

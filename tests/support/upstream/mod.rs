@@ -34,6 +34,8 @@ pub enum Shows {
     WrongName,
     /// One by an authority that nobody knows.
     UnknownAuthority,
+    /// The right one, and it asks for the client's, by the same CA.
+    GoodAndAsks,
 }
 
 /// What it makes of STARTTLS.
@@ -140,10 +142,15 @@ impl Upstream {
         let config = |identity: Identity| Arc::new(identity.server_config());
         let configs = HashMap::from([
             (Shows::Good, config(known.identity(&here))),
+            (Shows::GoodAndAsks, Arc::new(known.identity(&here).server_config_that_asks(&known))),
             (Shows::Expired, config(known.expired_identity(&here))),
             (Shows::WrongName, config(known.identity(&["other.example"]))),
             (Shows::UnknownAuthority, config(unknown.identity(&here))),
         ]);
+        let client = known.identity(&["client.test"]);
+        for (name, pem) in [("client.pem", &client.cert_pem), ("client.key", &client.key_pem)] {
+            std::fs::write(dir.path().join(name), pem).expect("the client's identity can be written");
+        }
         let behaviour = Behaviour {
             shows: Shows::Good,
             starttls: StartTls::Offered,
@@ -204,6 +211,11 @@ impl Upstream {
     /// The authority behind its good certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// A file of the client's identity that it takes: `client.pem` or `client.key`.
+    pub fn client_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The relay's keys for this upstream, by name, so that the name counts.
