@@ -22,7 +22,7 @@ use outpost::{
     listener::{
         auth::Credentials,
         connection::{self, Surroundings},
-        policy::{Client, Rules},
+        policy::{Client, Rules, Senders},
         tls,
     },
     mail::{content::Content, envelope::Handling},
@@ -331,6 +331,10 @@ impl Peer {
             recipients: setting.recipients,
             binary: setting.binary,
             hold: Duration::from_secs(432_000),
+            senders: Senders {
+                of_all: setting.senders.clone(),
+                of_users: setting.user_senders.iter().map(|l| ("dotcloud".to_owned(), l.clone())).collect(),
+            },
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);

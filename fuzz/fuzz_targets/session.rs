@@ -10,7 +10,7 @@ use outpost::{
     clock::Timestamp,
     listener::{
         auth::Credentials,
-        policy::{Client, Rules},
+        policy::{Client, Rules, Senders},
         session::{Next, Session},
     },
     smtp::{
@@ -29,6 +29,7 @@ fn session(stranger: bool, tls: bool) -> Session {
         recipients: 3,
         binary: true,
         hold: std::time::Duration::from_secs(1_000),
+        senders: Senders::default(),
         trace: true,
     };
     let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();

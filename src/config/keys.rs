@@ -174,7 +174,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_networks", "a network, or a list of them", "10.0.0.0/8")
         .default("127.0.0.0/8 and ::1/128")
         .doc("Who may relay without a login."),
-    Key::later("smtp_senders", "The senders that may be used."),
+    Key::new("smtp_senders", "a domain or a mail address, or a list of them", "[example.com, ceo@example.org]")
+        .default("any")
+        .doc("The senders that may be used."),
     Key::new("smtp_tls_cert", "the path of a PEM file", "/etc/outpost/cert.pem")
         .default("self-signed, made once")
         .doc("The listener's certificate, with its chain."),
@@ -251,6 +253,6 @@ pub(super) const LISTENER: &[Key] = &[
 /// What a login holds.
 pub(super) const USER: &[Key] = &[
     Key::new("password", "a password, in one line", "'…'").secret(),
-    Key::later("senders", "The senders that it may use."),
+    Key::new("senders", "a domain or a mail address, or a list of them", "shop.example.com"),
     Key::later("rate_limit", "Most messages in a time."),
 ];

@@ -7,6 +7,7 @@ use super::{
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
     value,
 };
+use crate::smtp::pattern::AddressPattern;
 
 pub(super) fn listen(reader: &mut Reader<'_>) -> Vec<Listen> {
     let default = match reader.around.role {
@@ -62,7 +63,8 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
     let relay = reader.around.role == Role::Relay;
     let name = relay.then(|| reader.one(key!("smtp_username"), value::text)).flatten();
     let password = relay.then(|| reader.secret(key!("smtp_password"))).flatten();
-    let mut users = vec![User { name: name.unwrap_or_else(|| "dotcloud".to_owned()), password }];
+    let mut users =
+        vec![User { name: name.unwrap_or_else(|| "dotcloud".to_owned()), password, senders: None }];
 
     let key = key!("smtp_users");
     let Some(found) = reader.items(key).and_then(|items| items.into_iter().next()) else {
@@ -97,7 +99,8 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
             let help = "for example `shop: {password: '…'}`";
             inner.report(Place::File(entry.at), "this login has no password", Some(help));
         }
-        users.push(User { name: entry.key.to_owned(), password: inner.secret(password) });
+        let senders = inner.many(key!(keys::USER, "senders"), value::sender);
+        users.push(User { name: entry.key.to_owned(), password: inner.secret(password), senders });
         reader.absorb(inner);
     }
     users
@@ -106,6 +109,10 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
 pub(super) fn networks(reader: &mut Reader<'_>) -> Vec<ipnet::IpNet> {
     let loopback = || ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
     reader.many(key!("smtp_networks"), value::network).unwrap_or_else(loopback)
+}
+
+pub(super) fn senders(reader: &mut Reader<'_>) -> Option<Vec<AddressPattern>> {
+    reader.many(key!("smtp_senders"), value::sender)
 }
 
 pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {

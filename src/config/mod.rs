@@ -26,6 +26,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::smtp::pattern::AddressPattern;
+
 pub use self::{
     keys::{KEYS, Key},
     load::{Loaded, Source, load, parse},
@@ -110,6 +112,8 @@ pub struct Access {
     pub users: Vec<User>,
     /// Networks that may relay without AUTH.
     pub networks: Vec<IpNet>,
+    /// The senders that may be used at all; `None`: any.
+    pub senders: Option<Vec<AddressPattern>>,
 }
 
 /// One login for apps.
@@ -120,6 +124,8 @@ pub struct User {
     /// In clear, because CRAM-MD5 needs it (RFC 2195).
     /// `None`: generated at first start and kept in the data directory.
     pub password: Option<SecretString>,
+    /// The senders that it may use; `None`: any.
+    pub senders: Option<Vec<AddressPattern>>,
 }
 
 /// The most that a client may ask of us.

@@ -27,7 +27,11 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         data: data.to_owned(),
         listen: listener::listen(reader),
         tls: listener::listener_tls(reader),
-        access: Access { users: listener::users(reader), networks: listener::networks(reader) },
+        access: Access {
+            users: listener::users(reader),
+            networks: listener::networks(reader),
+            senders: listener::senders(reader),
+        },
         bounds: listener::bounds(reader),
         upstream: upstream(reader, &environment.files),
         queue: queue(reader, data),

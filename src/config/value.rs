@@ -14,6 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{AuthMechanism, ListenTls, UpstreamTls, Waits};
+use crate::smtp::pattern::AddressPattern;
 
 /// Why a text isn't what its key wants.
 #[derive(Debug, PartialEq, Eq)]
@@ -186,6 +187,16 @@ pub(super) fn network(text: &str) -> Read<IpNet> {
         (Ok(net), _) => Ok(net.trunc()),
         (_, Ok(address)) => Ok(IpNet::from(address)),
         _ => Err(Wrong::Plain),
+    }
+}
+
+/// `user@example.com`, `example.com`, `.example.com`.
+pub(super) fn sender(text: &str) -> Read<AddressPattern> {
+    match AddressPattern::parse(text) {
+        Some(pattern) => Ok(pattern),
+        None => {
+            help("write `user@example.com`, `example.com` for a domain, `.example.com` for its subdomains")
+        }
     }
 }
 

@@ -1,11 +1,15 @@
 //! Who may do what here: facts about the client in, verdict out.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
 use super::auth::Credentials;
-use crate::smtp::reply::Reply;
+use crate::smtp::{
+    address::{Mailbox, ReversePath},
+    pattern::AddressPattern,
+    reply::Reply,
+};
 
 /// What a listener holds its clients to. Replaced as a whole when the configuration is read again.
 #[derive(Debug)]
@@ -16,6 +20,8 @@ pub struct Rules {
     pub credentials: Credentials,
     /// Who may relay without.
     pub networks: Vec<IpNet>,
+    /// Which senders may be used.
+    pub senders: Senders,
     /// Octets of content.
     pub message_size: u64,
     /// Recipients of one message.
@@ -26,6 +32,27 @@ pub struct Rules {
     pub hold: Duration,
     /// Our Received field is put on top.
     pub trace: bool,
+}
+
+/// Which addresses MAIL may name. A sender must be in each list that concerns it.
+#[derive(Debug, Default)]
+pub struct Senders {
+    /// `smtp_senders`, for everybody; `None`: any.
+    pub of_all: Option<Vec<AddressPattern>>,
+    /// `smtp_users.NAME.senders`, for those who logged in by that name.
+    pub of_users: HashMap<String, Vec<AddressPattern>>,
+}
+
+impl Senders {
+    fn check(&self, user: Option<&str>, sender: &Mailbox) -> Result<(), Reply> {
+        let own =
+            user.and_then(|user| Some((format!("smtp_users.{user}.senders"), self.of_users.get(user)?)));
+        let all = self.of_all.as_ref().map(|list| ("smtp_senders".to_owned(), list));
+        match all.into_iter().chain(own).find(|(_, list)| !list.iter().any(|one| one.matches(sender))) {
+            Some((key, _)) => Err(Reply::sender_not_allowed(sender, &key)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A client, as far as it matters for what it may do. STARTTLS replaces it wholesale.
@@ -67,11 +94,19 @@ impl Client {
 #[derive(Clone, Debug)]
 pub struct RelayPermitted(());
 
-/// Whether this client's mail is relayed.
+/// Whether this client's mail is relayed with this sender.
+///
+/// RFC 5321 §4.5.5: whoever may relay may use the null sender, because reports of a local MTA have it.
 ///
 /// # Errors
 /// The refusal to say.
-pub fn may_relay(rules: &Rules, client: &Client) -> Result<RelayPermitted, Reply> {
+pub fn may_relay(rules: &Rules, client: &Client, sender: &ReversePath) -> Result<RelayPermitted, Reply> {
     let trusted = || rules.networks.iter().any(|network| network.contains(&client.address));
-    if client.user.is_some() || trusted() { Ok(RelayPermitted(())) } else { Err(Reply::auth_required()) }
+    if client.user.is_none() && !trusted() {
+        return Err(Reply::auth_required());
+    }
+    if let Some(mailbox) = sender.mailbox() {
+        rules.senders.check(client.user.as_ref().map(|user| user.user()), mailbox)?;
+    }
+    Ok(RelayPermitted(()))
 }

@@ -331,7 +331,7 @@ impl Session {
     }
 
     fn mail(&mut self, reverse_path: ReversePath, asked: MailParameters, now: Timestamp) -> Step {
-        let permitted = match policy::may_relay(&self.rules, &self.client) {
+        let permitted = match policy::may_relay(&self.rules, &self.client, &reverse_path) {
             Ok(permitted) => permitted,
             Err(refusal) => return say(refusal),
         };

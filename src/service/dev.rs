@@ -24,7 +24,12 @@ use crate::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
         Login, QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
     },
-    listener::{Listener, Terms, auth::Credentials, policy::Rules, tls},
+    listener::{
+        Listener, Terms,
+        auth::Credentials,
+        policy::{Rules, Senders},
+        tls,
+    },
     queue::{Action, Queue},
 };
 
@@ -101,7 +106,8 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         listen: vec![Listen { address: options.smtp.to_string(), tls: ListenTls::StartTls }],
         tls: None,
         access: Access {
-            users: vec![User { name: "dotcloud".to_owned(), password: None }],
+            users: vec![User { name: "dotcloud".to_owned(), password: None, senders: None }],
+            senders: None,
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },
         bounds: Bounds {
@@ -185,6 +191,7 @@ fn listener(
         recipients: 1_000,
         binary: true,
         hold: Duration::ZERO,
+        senders: Senders::default(),
         trace: false,
     };
     let identity = tls::load(Some(files), directory, "localhost")?;

@@ -15,13 +15,13 @@ use tracing_subscriber::EnvFilter;
 use super::StartError;
 use crate::{
     clock::Clock,
-    config::{ListenTls, Settings},
+    config::{Access, ListenTls, Settings},
     delivery::Agent,
     environment::Published,
     listener::{
         Terms,
         auth::Credentials,
-        policy::Rules,
+        policy::{Rules, Senders},
         tls::{self, Identity},
     },
     runner::Orders,
@@ -84,6 +84,7 @@ pub(crate) fn terms(
         hostname: settings.hostname.clone(),
         credentials: Credentials::new(access),
         networks: settings.access.networks.clone(),
+        senders: senders(&settings.access),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
         binary: bounds.binary,
@@ -97,6 +98,11 @@ pub(crate) fn terms(
         connections: bounds.connections,
         connections_per_client: bounds.connections_per_client,
     }
+}
+
+fn senders(access: &Access) -> Senders {
+    let of_users = access.users.iter().filter_map(|user| Some((user.name.clone(), user.senders.clone()?)));
+    Senders { of_all: access.senders.clone(), of_users: of_users.collect() }
 }
 
 /// What the runner goes by. An agent is kept where the upstream is the same.

@@ -277,6 +277,9 @@ impl Reply {
     pub fn sender_ok() -> Self {
         Self::say(250, (2, 1, 0), "sender ok")
     }
+    pub fn sender_not_allowed(sender: impl fmt::Display, key: &str) -> Self {
+        Self::say(550, (5, 7, 1), format!("sender {sender} is not among {key}"))
+    }
     pub fn recipient_ok() -> Self {
         Self::say(250, (2, 1, 5), "recipient ok")
     }

@@ -25,7 +25,7 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use outpost::smtp::sasl;
+use outpost::smtp::{pattern::AddressPattern, sasl};
 
 /// Where a dialog happens.
 #[derive(Clone, Debug)]
@@ -40,6 +40,10 @@ pub struct Setting {
     pub users: bool,
     /// BINARYMIME is offered.
     pub binary: bool,
+    /// `smtp_senders`.
+    pub senders: Option<Vec<AddressPattern>>,
+    /// The senders that `dotcloud` may use.
+    pub user_senders: Option<Vec<AddressPattern>>,
     /// Octets of content.
     pub message_size: u64,
     /// Recipients of one message.
@@ -99,6 +103,8 @@ impl Script {
                 starttls: true,
                 users: true,
                 binary: false,
+                senders: None,
+                user_senders: None,
                 message_size: 100_000,
                 recipients: 100,
                 full: false,
@@ -212,6 +218,8 @@ impl Setting {
             ("tls", _) => self.tls = yes?,
             ("starttls", _) => self.starttls = yes?,
             ("users", _) => self.users = yes?,
+            ("senders", _) => self.senders = patterns(value),
+            ("user-senders", _) => self.user_senders = patterns(value),
             ("message-size", _) => self.message_size = value.parse().ok()?,
             ("recipients", _) => self.recipients = value.parse().ok()?,
             ("queue", "full") => self.full = true,
@@ -225,6 +233,10 @@ impl Setting {
         }
         Some(())
     }
+}
+
+fn patterns(list: &str) -> Option<Vec<AddressPattern>> {
+    list.split(' ').map(AddressPattern::parse).collect()
 }
 
 /// The octets that a client's words stand for. `challenges` are those heard, in base64.

@@ -136,7 +136,8 @@ smtp_hostname: mailer.example.com
 smtp_username: app
 smtp_password: 0123
 smtp_users:
-  shop: {password: 1e3}
+  shop: {password: 1e3, senders: shop.example}
+smtp_senders: [example.com, '@example.org', .example.net, a@example.edu]
 smtp_networks: [10.0.0.0/8, 192.168.1.1, 'fd00::/8']
 smtp_tls_cert: cert.pem
 smtp_tls_key: /k.pem
@@ -166,6 +167,14 @@ smtp_log_level: warn,outpost::queue=debug",
         |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
     assert_eq!((secret(0), secret(1)), ("0123".into(), "1e3".into()), "numbers keep their text");
     assert_eq!(settings.access.networks[1].to_string(), "192.168.1.1/32");
+    let shown = |list: &Option<Vec<AddressPattern>>| {
+        list.iter().flatten().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&settings.access.users[1].senders), ["shop.example"]);
+    assert_eq!(
+        shown(&settings.access.senders),
+        ["example.com", "example.org", ".example.net", "a@example.edu"]
+    );
     assert_eq!(settings.tls.expect("set").cert, Path::new("/etc/app/cert.pem"));
     assert_eq!(settings.bounds.message_size, 10 << 20);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use secrecy::SecretString;
 
-use super::{super::auth::Credentials, *};
+use super::{
+    super::{auth::Credentials, policy::Senders},
+    *,
+};
 use crate::smtp::sasl;
 
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
@@ -21,6 +24,7 @@ fn session(address: IpAddr, tls: bool) -> Session {
         recipients: 2,
         binary: true,
         hold: Duration::from_secs(1_000),
+        senders: Senders::default(),
         trace: true,
     };
     Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
