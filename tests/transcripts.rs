@@ -22,6 +22,7 @@ use outpost::{
     listener::{
         auth::Credentials,
         connection::{self, Surroundings},
+        penalty::Penalties,
         policy::{Client, Rules, Senders},
         tls,
     },
@@ -345,11 +346,13 @@ impl Peer {
             observer: None,
             // Always the same, so that a dialog can say when.
             clock: Clock::Test { start: NOW, origin: None },
+            penalties: Penalties::default(),
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.
         let (client, server) = tokio::io::duplex(4 * 1024 * 1024);
         let (config, implicit, address) = (Arc::clone(&tls.server), setting.tls, setting.client);
+        let login_required = setting.login_required;
         let server = tokio::spawn(async move {
             let stream = if implicit {
                 let handshake = tokio_rustls::TlsAcceptor::from(config).accept(server);
@@ -357,7 +360,8 @@ impl Peer {
             } else {
                 Stream::Plain(server)
             };
-            let client = Client::new(address, stream.is_tls());
+            let binding = stream.channel_binding();
+            let client = Client { binding, login_required, ..Client::new(address, stream.is_tls()) };
             connection::serve(stream, client, surroundings).await
         });
         let mut peer = Self {

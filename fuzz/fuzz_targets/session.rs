@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
             Next::StartTls => {
                 assert!(!tls, "TLS within TLS");
                 assert_eq!(reply.expect("one reply").code(), 220);
-                session.tls_started();
+                session.tls_started(None);
                 (tls, lines) = (true, LineReader::default());
             }
             Next::Receive => {

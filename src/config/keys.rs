@@ -156,7 +156,7 @@ pub const KEYS: &[Key] = &[
     Key::later("smtp_breaker_bounces", "Refusals in a row after which the rest is held."),
 
     // The listener.
-    Key::new("smtp_listen", "an address with its port, or a list of them", "0.0.0.0:587")
+    Key::new("smtp_listen", "an address with its port, or `unix:` and a path, or a list of them", "0.0.0.0:587")
         .default("0.0.0.0:587; 127.0.0.1:25 for a local MTA")
         .doc("Where apps hand in mail."),
     Key::new("smtp_hostname", "a domain name", "mailer.example.com")
@@ -244,10 +244,10 @@ pub const KEYS: &[Key] = &[
 
 /// What a listener holds when it is written as a map.
 pub(super) const LISTENER: &[Key] = &[
-    Key::new("address", "an address with its port", "0.0.0.0:465"),
+    Key::new("address", "an address with its port, or `unix:` and a path", "0.0.0.0:465"),
     Key::new("tls", "one of none, starttls, implicit", "implicit"),
-    Key::later("auth", "Whether a login is required here."),
-    Key::later("proxy_protocol", "Whether a load balancer names the client."),
+    Key::new("auth", "optional or required", "required"),
+    Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5"),
 ];
 
 /// What a login holds.

@@ -5,28 +5,29 @@ use super::{
     keys::{self, key},
     node::Kind,
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
-    value,
+    value::{self, Proxies},
 };
+use ipnet::IpNet;
+
 use crate::smtp::pattern::AddressPattern;
 
-pub(super) fn listen(reader: &mut Reader<'_>) -> Vec<Listen> {
+pub(super) fn listen(reader: &mut Reader<'_>, trusted: &[IpNet]) -> Vec<Listen> {
     let default = match reader.around.role {
         Role::Relay => "0.0.0.0:587",
         Role::LocalMta => "127.0.0.1:25",
     };
-    let default = || vec![Listen { address: default.to_owned(), tls: ListenTls::StartTls }];
     let Some(items) = reader.items(key!("smtp_listen")) else {
-        return default();
+        return vec![Listen::at(default)];
     };
-    items.iter().filter_map(|item| listener(reader, item)).collect()
+    items.iter().filter_map(|item| listener(reader, item, trusted)).collect()
 }
 
-fn listener(reader: &mut Reader<'_>, item: &Found) -> Option<Listen> {
+fn listener(reader: &mut Reader<'_>, item: &Found, trusted: &[IpNet]) -> Option<Listen> {
     let map = match item.value {
         Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
         _ => {
             let address = reader.read(key!("smtp_listen"), item, &value::listen_address)?;
-            return Some(Listen { address, tls: ListenTls::StartTls });
+            return Some(Listen::at(address));
         }
     };
     let mut inner = reader.inside(map, keys::LISTENER, "a listener");
@@ -40,8 +41,17 @@ fn listener(reader: &mut Reader<'_>, item: &Found) -> Option<Listen> {
     }
     let address = inner.one(address, value::listen_address);
     let tls = inner.one(key!(keys::LISTENER, "tls"), value::listen_tls).unwrap_or(ListenTls::StartTls);
+    let login_required = inner.one(key!(keys::LISTENER, "auth"), value::listen_auth).unwrap_or(false);
+    let proxies = inner.many(key!(keys::LISTENER, "proxy_protocol"), value::proxies).unwrap_or_default();
+    let proxies = proxies.into_iter().flat_map(|named| match named {
+        Proxies::Nobody => Vec::new(),
+        // Whoever may relay without a login gains nothing by claiming to be somebody else.
+        Proxies::Trusted => trusted.to_vec(),
+        Proxies::Network(network) => vec![network],
+    });
+    let proxies = proxies.collect();
     reader.absorb(inner);
-    Some(Listen { address: address?, tls })
+    Some(Listen { address: address?, tls, login_required, proxies })
 }
 
 pub(super) fn listener_tls(reader: &mut Reader<'_>) -> Option<ListenerTls> {

@@ -79,10 +79,26 @@ pub enum Role {
 /// One address that takes mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Host and port as written; resolved when it is bound.
+    /// Host and port as written, resolved when it is bound; or `unix:` and a path.
     pub address: String,
     /// Whether the connection starts in TLS, may change to it, or neither.
     pub tls: ListenTls,
+    /// Everybody must log in, trusted networks too.
+    pub login_required: bool,
+    /// Whose connections begin with a PROXY header that names the client.
+    pub proxies: Vec<IpNet>,
+}
+
+impl Listen {
+    /// An address that offers STARTTLS and asks for nothing special.
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), tls: ListenTls::StartTls, login_required: false, proxies: Vec::new() }
+    }
+
+    /// Whether it is a Unix socket, which only this machine can reach.
+    pub fn is_unix(&self) -> bool {
+        self.address.starts_with("unix:")
+    }
 }
 
 /// TLS on a listener.

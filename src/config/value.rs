@@ -160,10 +160,17 @@ fn labels(text: &str, underscores: bool) -> bool {
         && !name.bytes().all(|c| c.is_ascii_digit() || c == b'.')
 }
 
-/// `host:port` to listen on; port 0 lets the system choose.
+/// `host:port` to listen on, where port 0 lets the system choose; or `unix:/path`.
 pub(super) fn listen_address(text: &str) -> Read<String> {
     if text.parse::<SocketAddr>().is_ok() {
         return Ok(text.to_owned());
+    }
+    if let Some(path) = text.strip_prefix("unix:") {
+        // unix(7): 107 octets, and we need a few for the name that it has until it is ready.
+        return match path.len() {
+            2..=100 if path.starts_with('/') => Ok(text.to_owned()),
+            _ => help("a socket's path begins with / and has at most 100 characters"),
+        };
     }
     let Some((name, port)) = text.rsplit_once(':') else {
         return help("it takes a host and a port, such as `0.0.0.0:587`");
@@ -298,6 +305,37 @@ pub(super) fn listen_tls(text: &str) -> Read<ListenTls> {
     match text.to_ascii_lowercase().as_str() {
         "no" | "off" | "false" => help("for no TLS at all, write none"),
         _ => word(text, &words),
+    }
+}
+
+/// `auth` of a listener: whether a login is required.
+pub(super) fn listen_auth(text: &str) -> Read<bool> {
+    match text {
+        "true" | "yes" | "on" => help("write required, so that trusted networks must log in too"),
+        "false" | "no" | "off" | "none" => {
+            help("write optional: who may relay without is said by smtp_networks")
+        }
+        _ => word(text, &[("optional", false), ("required", true)]),
+    }
+}
+
+/// Whose PROXY header is believed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Proxies {
+    /// No one's.
+    Nobody,
+    /// That of `smtp_networks`.
+    Trusted,
+    /// That of this network.
+    Network(IpNet),
+}
+
+/// `proxy_protocol` of a listener.
+pub(super) fn proxies(text: &str) -> Read<Proxies> {
+    match text {
+        "true" => Ok(Proxies::Trusted),
+        "false" => Ok(Proxies::Nobody),
+        _ => network(text).map(Proxies::Network),
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    penalty::Penalties,
     policy::{Client, Rules},
     session::{Next, Session},
 };
@@ -44,8 +45,6 @@ const CONTENT_TIMEOUT: Duration = Duration::from_secs(300);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client with a wrong password waits for the answer.
-const PENALTY: Duration = Duration::from_secs(1);
 /// What is read at once: little while commands come one by one, much while content streams.
 const READ_COMMANDS: usize = 4 * 1024;
 const READ_CONTENT: usize = 64 * 1024;
@@ -63,6 +62,8 @@ pub struct Surroundings {
     pub queue: Queue,
     /// Who is told of it; nobody where mail is only captured.
     pub observer: Option<Observer>,
+    /// Who is slowed down for wrong passwords.
+    pub penalties: Penalties,
     /// The time.
     pub clock: Clock,
     /// Turns true when the process is about to end.
@@ -136,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             self.input.advance(used);
             match next {
-                Some(Next::Penalty) => tokio::time::sleep(PENALTY).await,
+                Some(Next::Penalty | Next::LastPenalty) => self.penalty().await,
                 Some(Next::Skip(octets)) => self.skip(octets).await?,
                 _ => {}
             }
@@ -163,12 +164,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(Next::StartTls) => self.start_tls().await?,
                 Some(Next::Receive) => self.receive().await?,
                 Some(Next::Chunk(size, last)) => self.receive_chunk(size, last).await?,
-                Some(Next::Close) => {
+                Some(Next::Close | Next::LastPenalty) => {
                     self.flush().await?;
                     return self.close().await;
                 }
             }
         }
+    }
+
+    /// Lets a client with a wrong password wait for its answer, but never the process for its end.
+    async fn penalty(&mut self) {
+        let wait = self.around.penalties.miss(self.session.client().address);
+        let mut shutdown = self.around.shutdown.clone();
+        let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
     /// Writes what is due and reads more; false if the conversation is over.
@@ -209,9 +217,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let handshake = TlsAcceptor::from(config).accept(stream);
         let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(io::Error::from)??;
-        self.stream = Some(Stream::Tls(Box::new(stream.into())));
+        let stream = Stream::Tls(Box::new(stream.into()));
+        self.session.tls_started(stream.channel_binding());
+        self.stream = Some(stream);
         self.lines = LineReader::default();
-        self.session.tls_started();
         Ok(())
     }
 

@@ -18,7 +18,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    auth::{Exchange, Progress},
+    auth::{Channel, Exchange, Progress},
     policy::{self, Client, Hello, RelayPermitted, Rules},
 };
 use crate::{
@@ -95,8 +95,10 @@ pub enum Next {
     Chunk(u64, bool),
     /// As `Continue`, but so many octets come first that are nobody's content, and no commands.
     Skip(u64),
-    /// As `Continue`, but let the client wait before it hears the reply.
+    /// As `Continue`, but let the client wait before it hears the reply: its password was wrong.
     Penalty,
+    /// The same, then close.
+    LastPenalty,
     /// Close.
     Close,
 }
@@ -155,6 +157,9 @@ impl Session {
             (Line::TooLong, _) => say(Reply::line_too_long()),
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
+            (Line::Whole(line), State::Connected) if is_proxy_header(line) => {
+                (Some(Reply::no_proxy_header_here()), Next::Close)
+            }
             (Line::Whole(line), _) => match Command::parse(line) {
                 Ok(command) => self.command(command, now),
                 Err(reply) => say(reply),
@@ -163,9 +168,9 @@ impl Session {
         self.bounded(step)
     }
 
-    /// TLS stands: all that was known is forgotten (RFC 3207 §4.2).
-    pub fn tls_started(&mut self) {
-        self.client = Client::new(self.client.address, true);
+    /// TLS stands, with that channel binding: all that was known is forgotten (RFC 3207 §4.2).
+    pub fn tls_started(&mut self, binding: Option<[u8; 32]>) {
+        self.client = self.client.over_tls(binding);
         self.state = State::Connected;
     }
 
@@ -245,6 +250,10 @@ impl Session {
             (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
                 rcpt(transaction, mailbox, asked, self.rules.recipients)
             }
+            // Who may not open a transaction hears why, and not that one is missing.
+            (State::Ready, Command::Rcpt(..)) if !policy::is_known(&self.rules, &self.client) => {
+                say(Reply::relaying_denied())
+            }
             (_, Command::Rcpt(..)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
@@ -271,6 +280,7 @@ impl Session {
             starttls: self.starttls && !self.client.tls,
             auth,
             auth_clear: auth && self.client.is_private(),
+            auth_bound: auth && self.client.binding.is_some(),
         };
         let keywords = if extended { offer.keywords() } else { Vec::new() };
         say(Reply::hello(&self.rules.hostname, &keywords))
@@ -293,8 +303,8 @@ impl Session {
         self.challenges += 1;
         // RFC 2195 §2: a challenge is never used twice.
         let challenge = || format!("<{}.{}@{}>", self.challenges, self.nonce, self.rules.hostname);
-        let private = self.client.is_private();
-        let progress = Exchange::begin(mechanism, initial, private, challenge, &self.rules.credentials);
+        let channel = Channel { private: self.client.is_private(), binding: self.client.binding };
+        let progress = Exchange::begin(mechanism, initial, channel, challenge, &self.rules.credentials);
         self.progress(progress)
     }
 
@@ -325,7 +335,7 @@ impl Session {
                     return (Some(Reply::wrong_credentials()), Next::Penalty);
                 }
                 self.state = State::Closed;
-                (Some(Reply::too_many_failed_logins()), Next::Close)
+                (Some(Reply::too_many_failed_logins()), Next::LastPenalty)
             }
         }
     }
@@ -466,6 +476,12 @@ fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, asked: RcptParameters, 
 fn is_http(line: &[u8]) -> bool {
     let verb = line.split(|b| *b == b' ').next().unwrap_or_default();
     [&b"GET"[..], b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"].contains(&verb)
+}
+
+/// A load balancer's header that this listener was not told to expect, or that somebody forged. Of the
+/// binary form, which begins with two empty lines, the third line is the first that tells.
+fn is_proxy_header(line: &[u8]) -> bool {
+    line.starts_with(b"PROXY ") || line == b"\0"
 }
 
 /// As Postfix' hard limit: after so many refusals nothing good is to be expected.

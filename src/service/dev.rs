@@ -21,8 +21,8 @@ use super::{Embedded, StartError, parts, run};
 use crate::{
     clock::Clock,
     config::{
-        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
-        Login, QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
+        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenerTls, Login,
+        QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -103,7 +103,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         service: "dev".to_owned(),
         role: Role::Relay,
         hostname: "localhost".to_owned(),
-        listen: vec![Listen { address: options.smtp.to_string(), tls: ListenTls::StartTls }],
+        listen: vec![Listen::at(options.smtp.to_string())],
         tls: None,
         access: Access {
             users: vec![User { name: "dotcloud".to_owned(), password: None, senders: None }],

@@ -28,7 +28,7 @@ use crate::{
     delivery::tls::TlsFault,
     environment::{self, Published},
     limits::gate::Gate,
-    listener::{Listener, tls::IdentityError},
+    listener::{Listener, socket::Socket, tls::IdentityError},
     observe::Observer,
     queue::{OpenError, Queue, WriterThread},
     runner::Runner,
@@ -198,14 +198,25 @@ impl Service {
         let orders = parts::orders(&settings, None, &clock)?;
         let mut sockets = Vec::new();
         for listen in &settings.listen {
-            sockets.push((bind(&listen.address).await?, listen.tls));
+            let socket = Socket::bind(&listen.address).await;
+            let socket =
+                socket.map_err(|error| StartError::Bind { address: listen.address.clone(), error })?;
+            sockets.push((socket, listen));
         }
         let admin_socket = bind(&settings.admin.listen.to_string()).await?;
         let bound = sockets
-            .first()
-            .and_then(|(socket, _)| socket.local_addr().ok())
+            .iter()
+            .find_map(|(socket, _)| socket.tcp_address())
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
 
+        let entrances: Vec<_> = sockets
+            .into_iter()
+            .map(|(socket, listen)| {
+                let address = socket.tcp_address().map_or(listen.address.clone(), |bound| bound.to_string());
+                tracing::info!(address, tls = ?listen.tls, "taking mail");
+                (socket, parts::entrance(listen))
+            })
+            .collect();
         let published = parts::published(&settings, bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
         let gate = Gate::new(clock.clone());
@@ -236,17 +247,15 @@ impl Service {
         if let Some(embedded) = embedded {
             let socket = TcpListener::from_std(embedded.socket)
                 .map_err(|error| StartError::Bind { address: "the embedded upstream".to_owned(), error })?;
+            let socket = Socket::Tcp(socket);
             tokio::spawn(async move { embedded.listener.accept(socket, ListenTls::StartTls).await });
             tokio::spawn(dev::bound_captured(embedded.captured));
             writers.push(embedded.writer);
             capture_shutdown = Some(embedded.shutdown);
         }
-        for (socket, tls) in sockets {
-            if let Ok(address) = socket.local_addr() {
-                tracing::info!(%address, ?tls, "taking mail");
-            }
+        for (socket, entrance) in entrances {
             let listener = listener.clone();
-            tokio::spawn(async move { listener.accept(socket, tls).await });
+            tokio::spawn(async move { listener.accept(socket, entrance).await });
         }
         let (running, until) = (runner.clone(), told);
         let running = tokio::spawn(async move { running.run(until).await });

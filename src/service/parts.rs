@@ -15,11 +15,11 @@ use tracing_subscriber::EnvFilter;
 use super::StartError;
 use crate::{
     clock::Clock,
-    config::{Access, ListenTls, Settings},
+    config::{Access, Listen, ListenTls, Settings},
     delivery::Agent,
     environment::Published,
     listener::{
-        Terms,
+        Entrance, Terms,
         auth::Credentials,
         policy::{Rules, Senders},
         tls::{self, Identity},
@@ -105,6 +105,11 @@ fn senders(access: &Access) -> Senders {
     Senders { of_all: access.senders.clone(), of_users: of_users.collect() }
 }
 
+/// What holds for the clients of one address.
+pub(crate) fn entrance(listen: &Listen) -> Entrance {
+    Entrance { tls: listen.tls, login_required: listen.login_required, proxies: listen.proxies.clone() }
+}
+
 /// What the runner goes by. An agent is kept where the upstream is the same.
 pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) -> Result<Orders, StartError> {
     let agent = match kept {
@@ -128,7 +133,8 @@ pub(crate) fn published(
 ) -> Published {
     let upstream = &settings.upstream;
     let first = access.first().cloned().unwrap_or_else(|| (String::new(), SecretString::from("")));
-    let tls = match settings.listen.first().map(|listen| listen.tls) {
+    // Apps elsewhere can't reach a Unix socket.
+    let tls = match settings.listen.iter().find(|listen| !listen.is_unix()).map(|listen| listen.tls) {
         Some(ListenTls::StartTls) => "starttls",
         Some(ListenTls::Implicit) => "implicit",
         Some(ListenTls::None) | None => "none",

@@ -12,6 +12,7 @@
 //! - [`extension`]: the EHLO keywords offered and understood
 //! - [`framing`]: bytes to lines, bytes to content and back
 //! - [`sasl`]: the bytes of PLAIN, LOGIN and CRAM-MD5
+//! - [`scram`]: the messages of SCRAM-SHA-256
 
 pub mod address;
 pub mod command;
@@ -22,3 +23,4 @@ pub mod parameter;
 pub mod pattern;
 pub mod reply;
 pub mod sasl;
+pub mod scram;

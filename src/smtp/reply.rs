@@ -166,6 +166,12 @@ impl Reply {
     pub fn too_many_errors() -> Self {
         Self::say(421, (4, 7, 0), "too many errors; closing")
     }
+    pub fn no_proxy_header_here() -> Self {
+        Self::say(550, (5, 7, 1), "a PROXY header is not taken from your address; closing")
+    }
+    pub fn proxy_header_expected() -> Self {
+        Self::say(421, (4, 7, 0), "a PROXY header was expected from your address (proxy_protocol); closing")
+    }
     pub fn not_http() -> Self {
         Self::say(421, (4, 7, 0), "this is a mail server; closing")
     }
@@ -276,6 +282,9 @@ impl Reply {
     // MAIL and RCPT.
     pub fn sender_ok() -> Self {
         Self::say(250, (2, 1, 0), "sender ok")
+    }
+    pub fn relaying_denied() -> Self {
+        Self::say(550, (5, 7, 1), "relaying is for this network's own applications (smtp_networks)")
     }
     pub fn sender_not_allowed(sender: impl fmt::Display, key: &str) -> Self {
         Self::say(550, (5, 7, 1), format!("sender {sender} is not among {key}"))

@@ -18,6 +18,7 @@
 //! ```
 //!
 //! In client lines `<x*300>` is 300 times `x`, `<plain USER PASSWORD>` and `<base64 TEXT>` are base64, and
+//! `<scram-first USER>` and `<scram-final USER PASSWORD>` are SCRAM-SHA-256's, and
 //! `<cram-md5 USER PASSWORD>` answers the last challenge, `<cram-md5 USER PASSWORD 1>` the first.
 
 // A test program's module has nobody else to be public for.
@@ -25,7 +26,10 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use outpost::smtp::{pattern::AddressPattern, sasl};
+use outpost::smtp::{pattern::AddressPattern, sasl, scram};
+
+/// The client's share of the nonce of SCRAM.
+const NONCE: &str = "client-nonce";
 
 /// Where a dialog happens.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct Setting {
     pub users: bool,
     /// BINARYMIME is offered.
     pub binary: bool,
+    /// `auth: required`.
+    pub login_required: bool,
     /// `smtp_senders`.
     pub senders: Option<Vec<AddressPattern>>,
     /// The senders that `dotcloud` may use.
@@ -103,6 +109,7 @@ impl Script {
                 starttls: true,
                 users: true,
                 binary: false,
+                login_required: false,
                 senders: None,
                 user_senders: None,
                 message_size: 100_000,
@@ -218,6 +225,7 @@ impl Setting {
             ("tls", _) => self.tls = yes?,
             ("starttls", _) => self.starttls = yes?,
             ("users", _) => self.users = yes?,
+            ("auth", "required") => self.login_required = true,
             ("senders", _) => self.senders = patterns(value),
             ("user-senders", _) => self.user_senders = patterns(value),
             ("message-size", _) => self.message_size = value.parse().ok()?,
@@ -284,6 +292,13 @@ fn computed(inner: &str, challenges: &[String]) -> Option<Vec<u8>> {
             let challenge = sasl::decode(&challenges[which]).expect("a challenge in base64");
             Some(sasl::encode(sasl::cram_md5(user, password, &challenge)).into())
         }
+        ("scram-first", Some(user), _) => Some(sasl::encode(scram::Client::new(user, NONCE, None).1).into()),
+        ("scram-final", Some(user), Some(password)) => {
+            let first = sasl::decode(challenges.last()?).expect("a challenge in base64");
+            let first = String::from_utf8(first).expect("a challenge is text");
+            let (last, _) = scram::Client::new(user, NONCE, None).0.respond(password, &first)?;
+            Some(sasl::encode(last).into())
+        }
         ("base64", Some(_), _) => Some(sasl::encode(octets(&inner["base64 ".len()..], &[])).into()),
         _ => {
             let (text, times) = inner.rsplit_once('*')?;
@@ -348,7 +363,8 @@ pub fn leave_out_keywords(lines: &mut Vec<String>) {
 
 /// What came, with placeholders for what varies.
 pub fn masked(got: &str) -> String {
-    if got.starts_with("334 PD") {
+    // Of CRAM-MD5 (`<`) and SCRAM (`r=`, `v=`).
+    if ["334 PD", "334 cj", "334 dj"].iter().any(|start| got.starts_with(start)) {
         return "334 <challenge>".to_owned();
     }
     let date = got.strip_prefix("|\\t").is_some_and(|date| date.ends_with(" +0000"));

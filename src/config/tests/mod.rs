@@ -63,7 +63,7 @@ fn the_relay_of_the_mission_reads_as_it_stands() {
     let login = upstream.login.as_ref().expect("a login");
     assert_eq!(login.username, "postmaster@yourmailgundomain.com");
     assert_eq!(login.password.expose_secret(), "YourMailgunPassword");
-    assert_eq!(settings.listen, [Listen { address: "0.0.0.0:587".into(), tls: ListenTls::StartTls }]);
+    assert_eq!(settings.listen, [Listen::at("0.0.0.0:587")]);
     assert_eq!(settings.access.users[0].name, "dotcloud");
     assert!(settings.access.users[0].password.is_none());
     assert_eq!(settings.queue.directory, Path::new("/data/queue"));
@@ -131,7 +131,8 @@ smtp_relay_timeout: 1m30s
 smtp_auth_retry: 2s..4s
 smtp_listen:
   - 127.0.0.1:2525
-  - {address: '[::]:465', tls: implicit}
+  - {address: '[::]:465', tls: implicit, auth: required, proxy_protocol: [10.0.0.5, 10.1.0.0/16]}
+  - {address: 'unix:/run/outpost/smtp', proxy_protocol: true}
 smtp_hostname: mailer.example.com
 smtp_username: app
 smtp_password: 0123
@@ -162,7 +163,12 @@ smtp_log_level: warn,outpost::queue=debug",
     assert_eq!(settings.upstream.fingerprint.expect("set")[..2], [0xab, 0]);
     assert_eq!(settings.upstream.timeout, Some(Duration::from_secs(90)));
     assert_eq!(settings.upstream.auth_retry.longest, Duration::from_secs(4));
-    assert_eq!(settings.listen[1], Listen { address: "[::]:465".into(), tls: ListenTls::Implicit });
+    let proxies = vec!["10.0.0.5/32".parse().expect("a network"), "10.1.0.0/16".parse().expect("a network")];
+    let implicit =
+        Listen { tls: ListenTls::Implicit, login_required: true, proxies, ..Listen::at("[::]:465") };
+    assert_eq!(settings.listen[1], implicit);
+    assert!(settings.listen[2].is_unix() && !settings.listen[2].login_required);
+    assert_eq!(settings.listen[2].proxies, settings.access.networks);
     let secret =
         |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
     assert_eq!((secret(0), secret(1)), ("0123".into(), "1e3".into()), "numbers keep their text");

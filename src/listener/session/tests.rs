@@ -50,7 +50,7 @@ fn in_state(state: &str) -> Session {
         "chunking" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "BDAT 5"],
         "with recipient" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"],
         "in TLS" => {
-            session.tls_started();
+            session.tls_started(None);
             &["EHLO a"]
         }
         other => panic!("{other}"),
@@ -96,6 +96,45 @@ fn the_grid_of_states_and_commands_is_as_it_was_meant() {
 }
 
 #[test]
+fn scram_proves_the_password_and_with_plus_the_connection_too() {
+    use crate::smtp::scram;
+    let (ours, other) = ([7_u8; 32], [8_u8; 32]);
+    let play = |mechanism: &str, claim: Option<&[u8]>, password: &str| {
+        let mut session = session(OUTSIDE, false);
+        session.tls_started(Some(ours));
+        say(&mut session, "EHLO a");
+        let (client, first) = scram::Client::new("dotcloud", "nonce", claim);
+        let (reply, _) =
+            session.line(Line::Whole(format!("AUTH {mechanism} {}", sasl::encode(first)).as_bytes()), NOW);
+        let reply = reply.unwrap();
+        if reply.code() != 334 {
+            return reply.code();
+        }
+        let server_first = sasl::decode(reply.lines().next().unwrap()).unwrap();
+        let (last, expected) = client.respond(password, std::str::from_utf8(&server_first).unwrap()).unwrap();
+        let (reply, _) = session.line(Line::Whole(sasl::encode(last).as_bytes()), NOW);
+        let reply = reply.unwrap();
+        if reply.code() != 334 {
+            return reply.code();
+        }
+        assert_eq!(reply.lines().next(), Some(&*sasl::encode(expected)), "we prove ourselves as well");
+        say(&mut session, "").0
+    };
+    assert_eq!(play("SCRAM-SHA-256", None, "secret"), 235);
+    assert_eq!(play("SCRAM-SHA-256", None, "wrong"), 535);
+    assert_eq!(play("SCRAM-SHA-256-PLUS", Some(&ours), "secret"), 235);
+    assert_eq!(play("SCRAM-SHA-256-PLUS", Some(&other), "secret"), 535, "somebody in between");
+    assert_eq!(play("SCRAM-SHA-256-PLUS", None, "secret"), 501);
+    assert_eq!(play("SCRAM-SHA-256", Some(&ours), "secret"), 501);
+    let mut session = session(OUTSIDE, false);
+    session.tls_started(Some(ours));
+    let offered = session.line(Line::Whole(b"EHLO a"), NOW).0.unwrap();
+    assert!(offered.lines().any(|line| line.ends_with(" SCRAM-SHA-256 SCRAM-SHA-256-PLUS")), "{offered}");
+    let downgraded = format!("AUTH SCRAM-SHA-256 {}", sasl::encode("y,,n=dotcloud,r=nonce"));
+    assert_eq!(say(&mut session, &downgraded).0, 535, "PLUS was taken out of our offer on the way");
+}
+
+#[test]
 fn only_loopback_relays_without_logging_in() {
     for (address, code) in [(LOOPBACK, 250), ("::ffff:127.0.0.1".parse().unwrap(), 250), (OUTSIDE, 530)] {
         let mut session = session(address, false);
@@ -111,7 +150,7 @@ fn a_password_is_never_asked_for_where_others_can_listen() {
     let mut session = session(OUTSIDE, false);
     let (reply, _) = session.line(Line::Whole(b"EHLO a"), NOW);
     let offered: Vec<String> = reply.unwrap().lines().map(str::to_owned).collect();
-    assert!(offered.contains(&"AUTH CRAM-MD5".to_owned()), "{offered:?}");
+    assert!(offered.contains(&"AUTH CRAM-MD5 SCRAM-SHA-256".to_owned()), "{offered:?}");
     assert!(offered.contains(&"STARTTLS".to_owned()));
     assert_eq!(codes(&mut session, &["AUTH PLAIN", "AUTH LOGIN", "AUTH CRAM-MD5"]), [538, 538, 334]);
 }
@@ -149,7 +188,7 @@ fn auth_abuse_ends_in_the_right_codes() {
     let mut session = in_state("ready");
     assert_eq!(say(&mut session, &wrong), (535, Next::Penalty));
     assert_eq!(say(&mut session, &nobody), (535, Next::Penalty));
-    assert_eq!(say(&mut session, &wrong), (421, Next::Close));
+    assert_eq!(say(&mut session, &wrong), (421, Next::LastPenalty));
     let mut session = in_state("ready");
     say(&mut session, "AUTH PLAIN");
     assert_eq!(session.line(Line::TooLong, NOW).0.unwrap().code(), 500);
@@ -160,7 +199,7 @@ fn auth_abuse_ends_in_the_right_codes() {
 fn what_tls_protects_does_not_remember_what_was_said_before() {
     let mut session = in_state("authenticated");
     assert_eq!(say(&mut session, "STARTTLS"), (220, Next::StartTls));
-    session.tls_started();
+    session.tls_started(None);
     assert_eq!(codes(&mut session, &["MAIL FROM:<a@b.example>", "EHLO a", "AUTH PLAIN"]), [503, 250, 334]);
 }
 
@@ -276,10 +315,10 @@ proptest! {
                 }
                 Next::StartTls => {
                     prop_assert_eq!(reply.expect("one reply").code(), 220);
-                    session.tls_started();
+                    session.tls_started(None);
                 }
-                Next::Close => {
-                    prop_assert!(matches!(reply.expect("one reply").code(), 221 | 421));
+                Next::Close | Next::LastPenalty => {
+                    prop_assert!(matches!(reply.expect("one reply").code(), 221 | 421 | 550));
                     break;
                 }
                 Next::Continue | Next::Penalty => {
