@@ -98,3 +98,63 @@ fn msmtp_logs_in_by_scram() {
     assert!(!refused.status.success());
     assert!(support::programs::shown(&refused).contains("535"), "{}", support::programs::shown(&refused));
 }
+
+/// What `openssl s_client` sees of the relay's STARTTLS.
+fn s_client(port: u16, args: &[&str]) -> (bool, String) {
+    let output = std::process::Command::new("openssl")
+        .args(["s_client", "-starttls", "smtp", "-connect", &format!("127.0.0.1:{port}"), "-brief"])
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("openssl runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// SHA-256 of the certificate that the relay shows.
+fn shown_fingerprint(port: u16) -> String {
+    let script = format!(
+        "openssl s_client -starttls smtp -connect 127.0.0.1:{port} </dev/null 2>/dev/null \
+         | openssl x509 -noout -fingerprint -sha256"
+    );
+    let output = support::programs::run(std::process::Command::new("sh").args(["-c", &script]));
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_lowercase().replace(':', "");
+    text.rsplit_once('=').expect("a fingerprint").1.to_owned()
+}
+
+#[test]
+fn only_tls_1_2_and_1_3_are_spoken() {
+    let relay = Relay::start(&mailer());
+    for (version, expected) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
+        let (ok, said) = s_client(relay.smtp, &[version]);
+        assert!(ok && said.contains(&format!("Protocol version: {expected}")), "{version}: {said}");
+    }
+    for version in ["-tls1_1", "-tls1"] {
+        // The client's own policy would refuse them as well.
+        let (ok, said) = s_client(relay.smtp, &[version, "-cipher", "DEFAULT:@SECLEVEL=0"]);
+        assert!(!ok && said.contains(" alert "), "{version}: {said}");
+    }
+}
+
+#[test]
+fn a_changed_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let relay = Relay::start(&mailer());
+    let published = |relay: &Relay| {
+        let fingerprint = &relay.environment()["DOTCLOUD_MAILER_SMTP_TLS_FINGERPRINT"];
+        fingerprint.as_str().expect("a fingerprint").to_owned()
+    };
+    let first = shown_fingerprint(relay.smtp);
+    assert!(!relay.log().contains("was taken up"), "nothing has changed yet");
+    assert_eq!(published(&relay), first);
+    let cert = relay.environment_file().with_file_name("tls").join("cert.pem");
+    let key = cert.with_file_name("key.pem");
+
+    // The certificate alone: it no longer matches its key.
+    let identity = support::certs::Authority::new("test CA").identity(&["localhost"]);
+    std::fs::write(&cert, &identity.cert_pem).expect("it can be written");
+    support::wait::until_true("the broken pair is noticed", || relay.log().contains("the one in use stays"));
+    assert_eq!((shown_fingerprint(relay.smtp), published(&relay)), (first.clone(), first.clone()));
+
+    std::fs::write(&key, &identity.key_pem).expect("it can be written");
+    support::wait::until_true("the new pair is shown", || shown_fingerprint(relay.smtp) != first);
+    support::wait::until_true("and published", || published(&relay) == shown_fingerprint(relay.smtp));
+}

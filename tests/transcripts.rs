@@ -21,6 +21,7 @@ use outpost::{
     config::{QueueSettings, Waits},
     listener::{
         auth::Credentials,
+        budget::Budget,
         connection::{self, Surroundings},
         penalty::Penalties,
         policy::{Client, Rules, Senders},
@@ -336,6 +337,7 @@ impl Peer {
                 of_all: setting.senders.clone(),
                 of_users: setting.user_senders.iter().map(|l| ("dotcloud".to_owned(), l.clone())).collect(),
             },
+            bounds: setting.bounds,
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
@@ -347,6 +349,9 @@ impl Peer {
             // Always the same, so that a dialog can say when.
             clock: Clock::Test { start: NOW, origin: None },
             penalties: Penalties::default(),
+            budget: Budget::default(),
+            buffered: setting.buffered,
+            crowded: watch::channel(setting.crowded).1,
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.

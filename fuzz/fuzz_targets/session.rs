@@ -8,6 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 use libfuzzer_sys::fuzz_target;
 use outpost::{
     clock::Timestamp,
+    config::SessionBounds,
     listener::{
         auth::Credentials,
         policy::{Client, Rules, Senders},
@@ -30,6 +31,7 @@ fn session(stranger: bool, tls: bool) -> Session {
         binary: true,
         hold: std::time::Duration::from_secs(1_000),
         senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: true,
     };
     let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();

@@ -1,7 +1,7 @@
 //! The listener's settings: where, for whom, how much.
 
 use super::{
-    Bounds, Listen, ListenTls, ListenerTls, Role, User,
+    Bounds, Listen, ListenTls, ListenerTls, Role, SessionBounds, User,
     keys::{self, key},
     node::Kind,
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
@@ -126,12 +126,38 @@ pub(super) fn senders(reader: &mut Reader<'_>) -> Option<Vec<AddressPattern>> {
 }
 
 pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
-    let mut number = |key, default| reader.one(key, value::number(1..=100_000)).unwrap_or(default);
+    let mut number = |key, least, default| reader.one(key, value::number(least..=100_000)).unwrap_or(default);
+    let default = SessionBounds::default();
+    let (recipients, connections) =
+        (number(key!("smtp_max_recipients"), 1, 1000), number(key!("smtp_max_connections"), 1, 1000));
+    let connections_per_client = number(key!("smtp_max_connections_per_client"), 1, 200);
+    let errors = number(key!("smtp_max_errors"), 1, default.errors);
+    let commands = number(key!("smtp_max_commands"), 10, default.commands);
+    let commands_before_auth =
+        number(key!("smtp_max_commands_before_auth"), 10, default.commands_before_auth);
+    let command_line = reader.one(key!("smtp_max_command_line"), value::number(512..=32_768));
+    let header = reader.one(key!("smtp_max_header_size"), value::header_size);
+    let hops = reader.one(key!("smtp_max_hops"), value::number(1..=1000));
+    let timeout = reader.one(key!("smtp_timeout"), value::duration);
+    let transaction_timeout = reader.one(key!("smtp_transaction_timeout"), value::duration);
+    let buffered = reader.one(key!("smtp_max_buffered"), value::positive_size).unwrap_or(64_000_000);
     Bounds {
-        recipients: number(key!("smtp_max_recipients"), 1000),
-        connections: number(key!("smtp_max_connections"), 1000),
-        connections_per_client: number(key!("smtp_max_connections_per_client"), 200),
         binary: reader.one(key!("smtp_binarymime"), value::boolean).unwrap_or(false),
+        recipients,
+        connections,
+        connections_per_client,
         message_size: reader.one(key!("smtp_max_message_size"), value::positive_size).unwrap_or(25_000_000),
+        buffered: usize::try_from(buffered).unwrap_or(usize::MAX),
+        session: SessionBounds {
+            command_line: command_line.unwrap_or(default.command_line),
+            header: header.unwrap_or(default.header),
+            hops: hops.unwrap_or(default.hops),
+            errors,
+            commands,
+            commands_before_auth,
+            timeout: timeout.unwrap_or(default.timeout),
+            transaction_timeout: transaction_timeout.unwrap_or(default.transaction_timeout),
+            min_rate: reader.one(key!("smtp_min_rate"), value::size).unwrap_or(default.min_rate),
+        },
     }
 }

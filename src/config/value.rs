@@ -79,6 +79,14 @@ pub(super) fn positive_size(text: &str) -> Read<u64> {
     size(text).and_then(|size| if size > 0 { Ok(size) } else { Err(Wrong::Plain) })
 }
 
+/// A size that a header section may have: the start of a message that is looked at is no longer.
+pub(super) fn header_size(text: &str) -> Read<usize> {
+    match size(text)? {
+        size @ 1_000..=262_144 => Ok(size as usize),
+        _ => Err(Wrong::Plain),
+    }
+}
+
 /// `30s`, `5d`, `1h30m`: more than nothing, at most ten years.
 pub(super) fn duration(text: &str) -> Read<Duration> {
     const UNITS: &str = "every number takes a unit: ms, s, m, h, d or w";

@@ -11,11 +11,13 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    budget::{Budget, Share},
+    pace::Pace,
     penalty::Penalties,
     policy::{Client, Rules},
     session::{Next, Session},
@@ -29,7 +31,7 @@ use crate::{
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
-    queue::{Fault, Incoming, Queue, QueueId, Receipt},
+    queue::{Fault, Incoming, Queue, QueueId, Receipt, incoming::INLINE_MAX},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
@@ -37,10 +39,6 @@ use crate::{
     },
 };
 
-/// RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
-/// RFC 5321 §4.5.3.2.5: three minutes for each block of content; five, to be on the sender's side.
-const CONTENT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A client that doesn't take its replies is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
@@ -64,6 +62,12 @@ pub struct Surroundings {
     pub observer: Option<Observer>,
     /// Who is slowed down for wrong passwords.
     pub penalties: Penalties,
+    /// The content that all connections hold in memory.
+    pub budget: Budget,
+    /// The most octets that it may be.
+    pub buffered: usize,
+    /// True while others find no place.
+    pub crowded: watch::Receiver<bool>,
     /// The time.
     pub clock: Clock,
     /// Turns true when the process is about to end.
@@ -85,6 +89,8 @@ where
         input: BytesMut::new(),
         output: Vec::new(),
         lines: LineReader::default(),
+        pace: Pace::new(surroundings.rules.bounds),
+        share: surroundings.budget.share(),
         session,
         partial: None,
         around: surroundings,
@@ -117,6 +123,9 @@ struct Connection<S> {
     input: BytesMut,
     output: Vec<u8>,
     lines: LineReader,
+    pace: Pace,
+    /// What the message under way takes of the memory for content.
+    share: Share,
     session: Session,
     /// What came of a message so far, between two chunks of it.
     partial: Option<Box<Partial>>,
@@ -149,6 +158,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             if !self.session.is_receiving() {
                 self.partial = None;
+                self.share.give_back();
+            }
+            if next.is_some() {
+                self.pace.line(self.session.in_transaction());
             }
             match next {
                 None => {
@@ -188,14 +201,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input.reserve(READ_COMMANDS);
         let mut shutdown = self.around.shutdown.clone();
+        let (deadline, hurried) = (self.pace.deadline(), self.pace.deadline_in_a_crowd());
+        let crowded = in_a_crowd(self.around.crowded.clone(), hurried);
         let hostname = Arc::clone(&self.around.rules);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let farewell = tokio::select! {
             biased;
-            read = timeout(COMMAND_TIMEOUT, stream.read_buf(&mut self.input)) => match read {
+            read = timeout_at(deadline, stream.read_buf(&mut self.input)) => match read {
                 Ok(read) => return Ok(read? > 0),
                 Err(_) => Reply::idle_too_long(&hostname.hostname),
             },
+            () = crowded => Reply::idle_too_long(&hostname.hostname),
             _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(&hostname.hostname),
         };
         self.say(&farewell);
@@ -310,6 +326,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
             Err(refusal) => Err(refusal.clone()),
         };
+        self.share.give_back();
+        self.pace.line(false);
         let reply = self.session.received(result.map(|(receipt, _)| receipt));
         self.say(&reply);
         // The client doesn't wait for what only we want to know; nor does it matter if it has left.
@@ -323,6 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads content to its end, whatever becomes of it.
     async fn read_content(&mut self, incoming: &mut Incoming) -> io::Result<(ContentReader, Option<Fault>)> {
+        self.pace.octets(0);
         let mut reader = ContentReader::new(self.around.rules.message_size);
         let mut fault = None;
         loop {
@@ -333,8 +352,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             });
             self.input.advance(used);
-            if keep && let Err(error) = incoming.flush().await {
-                fault = Some(error);
+            if keep {
+                fault = self.hold(reader.size()).err().or(incoming.flush().await.err());
             }
             if reader.is_done() {
                 return Ok((reader, fault));
@@ -345,13 +364,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads a chunk to its end, whatever becomes of it.
     async fn read_chunk(&mut self, partial: &mut Partial, size: u64) -> io::Result<Option<Fault>> {
+        self.pace.octets(0);
         let (mut left, mut fault) = (size, None);
         loop {
             let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.input.len());
             let octets = &self.input[..here];
             if partial.reader.read(octets) && fault.is_none() {
                 partial.incoming.push(octets);
-                fault = partial.incoming.flush().await.err();
+                fault = self.hold(partial.reader.size()).err().or(partial.incoming.flush().await.err());
             }
             self.input.advance(here);
             left -= here as u64;
@@ -361,6 +381,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.flush().await?;
             self.read_more().await?;
         }
+    }
+
+    /// Counts content of that size so far; what is beyond the inline store lies in a file.
+    fn hold(&mut self, size: u64) -> Result<(), Fault> {
+        let octets = size.min(INLINE_MAX as u64) as usize;
+        if self.share.grow_to(octets, self.around.buffered) { Ok(()) } else { Err(Fault::Full) }
     }
 
     /// Reads octets that are nobody's.
@@ -382,8 +408,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn read_more(&mut self) -> io::Result<()> {
         self.input.reserve(READ_CONTENT);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
-        let read =
-            timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input)).await.map_err(io::Error::from)??;
+        let Ok(read) = timeout_at(self.pace.deadline(), stream.read_buf(&mut self.input)).await else {
+            self.say(&Reply::too_slow());
+            self.flush().await?;
+            self.close().await?;
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        let read = read?;
+        self.pace.octets(read);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
@@ -404,9 +436,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(fault) = fault {
             return Err(refusal(&fault));
         }
-        let facts = incoming.facts().map_err(|_| Reply::header_too_large(content::HEADER_MAX))?;
-        if facts.hops > content::HOPS_MAX {
-            return Err(Reply::too_many_hops(content::HOPS_MAX));
+        let bounds = &self.around.rules.bounds;
+        let facts = incoming.facts().ok().filter(|facts| facts.header <= bounds.header);
+        let facts = facts.ok_or_else(|| Reply::header_too_large(bounds.header))?;
+        if facts.hops > bounds.hops {
+            return Err(Reply::too_many_hops(bounds.hops));
         }
         if facts.passes > content::PASSES_MAX {
             return Err(Reply::passed_too_often(&self.around.rules.hostname));
@@ -487,6 +521,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)?
     }
+}
+
+/// Returns when others find no place and this client has had its shorter time.
+async fn in_a_crowd(mut crowded: watch::Receiver<bool>, deadline: Instant) {
+    if crowded.wait_for(|crowded| *crowded).await.is_err() {
+        return std::future::pending().await;
+    }
+    sleep_until(deadline).await;
 }
 
 /// Recipients as an event shows them; a long list is cut, for a log line is not an archive.

@@ -5,6 +5,7 @@
 //! - [`session`]: the conversation, as a pure state machine
 //! - [`auth`]: SASL exchanges
 //! - [`policy`]: who may do what
+//! - [`pace`], [`budget`]: how long a client may take, and how much memory all of them
 //! - [`penalty`]: how long a wrong password waits
 //! - [`socket`], [`proxy`]: where clients come in, and what a load balancer says of them
 //! - [`tls`]: our certificate
@@ -12,7 +13,9 @@
 //! The listener knows the queue's accepting half and nothing of delivery.
 
 pub mod auth;
+pub mod budget;
 pub mod connection;
+pub mod pace;
 pub mod penalty;
 pub mod policy;
 pub mod proxy;
@@ -41,6 +44,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::{
+    budget::Budget,
     connection::Surroundings,
     penalty::Penalties,
     policy::{Client, Rules},
@@ -70,6 +74,8 @@ pub struct Terms {
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_client: usize,
+    /// Octets of content that all connections together may hold in memory.
+    pub buffered: usize,
 }
 
 /// What holds for the clients of one address.
@@ -103,6 +109,9 @@ struct Inner {
     open: AtomicUsize,
     per_client: Mutex<HashMap<IpAddr, usize>>,
     penalties: Penalties,
+    budget: Budget,
+    /// True from when nine of ten places are taken until three of ten are free.
+    crowded: watch::Sender<bool>,
 }
 
 impl Listener {
@@ -123,6 +132,8 @@ impl Listener {
             open: AtomicUsize::new(0),
             per_client: Mutex::default(),
             penalties: Penalties::default(),
+            budget: Budget::default(),
+            crowded: watch::Sender::new(false),
         }))
     }
 
@@ -140,6 +151,7 @@ impl Listener {
     pub async fn accept(&self, socket: Socket, entrance: impl Into<Entrance>) {
         let entrance = Arc::new(entrance.into());
         let mut shutdown = self.0.shutdown.clone();
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
@@ -147,6 +159,7 @@ impl Listener {
             };
             match accepted {
                 Ok(accepted) => {
+                    failing = false;
                     let address = accepted.address();
                     match accepted {
                         Accepted::Tcp(stream, _) => self.admit(stream, address, &entrance),
@@ -154,7 +167,10 @@ impl Listener {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept a connection");
+                    // Once, for it may go on for long: descriptors are short, most likely.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "can't accept connections; trying on");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -228,6 +244,9 @@ impl Listener {
             queue: self.0.queue.clone(),
             observer: self.0.observer.clone(),
             penalties: self.0.penalties.clone(),
+            budget: self.0.budget.clone(),
+            buffered: terms.buffered,
+            crowded: self.0.crowded.subscribe(),
             clock: self.0.clock.clone(),
             shutdown: self.0.shutdown.clone(),
         };
@@ -253,14 +272,16 @@ struct Place {
     inner: Arc<Inner>,
     /// Whose it is, once that is known.
     client: Option<IpAddr>,
+    /// How many places there are.
+    all: usize,
 }
 
 impl Place {
     fn take(inner: &Arc<Inner>, terms: &Terms) -> Option<Self> {
         let free = |open: usize| (open < terms.connections).then_some(open + 1);
         let before = inner.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
-        inner.show(before + 1);
-        Some(Self { inner: Arc::clone(inner), client: None })
+        inner.show(before + 1, terms.connections);
+        Some(Self { inner: Arc::clone(inner), client: None, all: terms.connections })
     }
 
     /// The same, counted as this client's; given back if it has as many as it may.
@@ -288,12 +309,20 @@ impl Drop for Place {
             }
         }
         let open = self.inner.open.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.inner.show(open);
+        self.inner.show(open, self.all);
     }
 }
 
 impl Inner {
-    fn show(&self, open: usize) {
+    fn show(&self, open: usize, all: usize) {
+        // Two marks, so that one client's coming and going doesn't turn it on and off.
+        let crowded = |was: &mut bool| {
+            let is = if *was { open * 10 > all * 7 } else { open * 10 >= all * 9 };
+            std::mem::replace(was, is) != is
+        };
+        if self.crowded.send_if_modified(crowded) {
+            tracing::info!(open, crowded = *self.crowded.borrow(), "places for clients");
+        }
         if let Some(observer) = &self.observer {
             observer.metrics().listener_connections.set(open as i64);
         }

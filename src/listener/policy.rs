@@ -5,6 +5,7 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 
 use super::auth::Credentials;
+use crate::config::SessionBounds;
 use crate::smtp::{
     address::{Mailbox, ReversePath},
     pattern::AddressPattern,
@@ -30,6 +31,8 @@ pub struct Rules {
     pub binary: bool,
     /// How long a message can be held by FUTURERELEASE (RFC 4865); zero: not at all.
     pub hold: Duration,
+    /// What one session may ask of us.
+    pub bounds: SessionBounds,
     /// Our Received field is put on top.
     pub trace: bool,
 }

@@ -30,7 +30,7 @@ use crate::{
         command::Command,
         esmtp::{MailParameters, RcptParameters},
         extension::Offer,
-        framing::{COMMAND_LINE_MAX, Line},
+        framing::Line,
         parameter::{Body, Hold},
         reply::{Reply, Severity},
         sasl,
@@ -138,12 +138,13 @@ impl Session {
             State::Authenticating(_) => sasl::LINE_MAX,
             // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
             State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
-            _ => COMMAND_LINE_MAX,
+            _ => self.rules.bounds.command_line,
         }
     }
 
     /// Takes one line that came at `now`.
     pub fn line(&mut self, line: Line<'_>, now: Timestamp) -> Step {
+        let recipients = self.recipients();
         let step = match (line, &self.state) {
             (Line::Whole(line), State::Authenticating(_)) => self.exchange(line),
             (Line::TooLong, State::Authenticating(_)) => {
@@ -165,6 +166,8 @@ impl Session {
                 Err(reply) => say(reply),
             },
         };
+        // Naming recipients brings a message forward; all else could go on for ever.
+        self.idle_commands += usize::from(self.recipients() <= recipients);
         self.bounded(step)
     }
 
@@ -172,6 +175,15 @@ impl Session {
     pub fn tls_started(&mut self, binding: Option<[u8; 32]>) {
         self.client = self.client.over_tls(binding);
         self.state = State::Connected;
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        matches!(self.state, State::Open(_) | State::Receiving(_) | State::Chunking(_))
+    }
+
+    fn recipients(&self) -> usize {
+        if let State::Open(transaction) = &self.state { transaction.recipients.len() } else { 0 }
     }
 
     /// The envelope and origin of the content to receive.
@@ -440,12 +452,14 @@ impl Session {
 
     /// Ends conversations that lead nowhere.
     fn bounded(&mut self, step: Step) -> Step {
-        self.idle_commands += 1;
         if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
             self.errors += 1;
         }
         let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
-        if goes_on && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX) {
+        let bounds = &self.rules.bounds;
+        let known = policy::is_known(&self.rules, &self.client);
+        let commands = if known { bounds.commands } else { bounds.commands_before_auth };
+        if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);
         }
@@ -484,10 +498,6 @@ fn is_proxy_header(line: &[u8]) -> bool {
     line.starts_with(b"PROXY ") || line == b"\0"
 }
 
-/// As Postfix' hard limit: after so many refusals nothing good is to be expected.
-const ERRORS_MAX: usize = 20;
-/// A mail library's connection pool may say NOOP now and then; more than this is no mail client.
-const IDLE_COMMANDS_MAX: usize = 2_000;
 /// Then the connection ends, so that guessing costs a new one each time.
 const FAILED_LOGINS_MAX: u32 = 3;
 

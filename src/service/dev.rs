@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     config::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenerTls, Login,
-        QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
+        QueueSettings, Role, SessionBounds, Settings, Upstream, UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -116,6 +116,8 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             recipients: 1_000,
             connections: 1_000,
             connections_per_client: 200,
+            buffered: 64_000_000,
+            session: SessionBounds::default(),
         },
         upstream,
         queue: queue_settings(data.join("queue")),
@@ -192,6 +194,7 @@ fn listener(
         binary: true,
         hold: Duration::ZERO,
         senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: false,
     };
     let identity = tls::load(Some(files), directory, "localhost")?;
@@ -200,6 +203,7 @@ fn listener(
         tls: Some(identity.config),
         connections: 50,
         connections_per_client: 50,
+        buffered: 64_000_000,
     };
     let (shutdown, told) = watch::channel(false);
     Ok((Listener::new(terms, captured.clone(), None, clock, told), shutdown))

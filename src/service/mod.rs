@@ -14,11 +14,12 @@ pub mod parts;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use secrecy::SecretString;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, MissedTickBehavior, timeout_at},
 };
 
 use crate::{
@@ -28,12 +29,18 @@ use crate::{
     delivery::tls::TlsFault,
     environment::{self, Published},
     limits::gate::Gate,
-    listener::{Listener, socket::Socket, tls::IdentityError},
+    listener::{
+        Listener,
+        socket::Socket,
+        tls::{self, Identity, IdentityError},
+    },
     observe::Observer,
     queue::{OpenError, Queue, WriterThread},
     runner::Runner,
 };
 
+/// How often the listener's certificate is looked at: soon enough for whoever waits, cheap enough to forget.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 /// SIGTERM to exit: container runtimes wait ten seconds before they kill.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -178,6 +185,7 @@ struct Service {
     reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
     writers: Vec<WriterThread>,
     capture_shutdown: Option<watch::Sender<bool>>,
+    certificate: tls::Stamp,
     clock: Clock,
 }
 
@@ -193,7 +201,12 @@ impl Service {
 
         parts::make_data_directory(&settings)?;
         let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
+        // Looked at before it is read, so that no change falls in between.
+        let mut certificate = parts::certificate_stamp(&settings);
         let identity = parts::identity(&settings)?;
+        if !certificate.is_complete() {
+            certificate = parts::certificate_stamp(&settings);
+        }
         let access = parts::access(&settings)?;
         let orders = parts::orders(&settings, None, &clock)?;
         let mut sockets = Vec::new();
@@ -273,6 +286,7 @@ impl Service {
             reloads,
             writers,
             capture_shutdown,
+            certificate,
             clock,
         })
     }
@@ -280,6 +294,8 @@ impl Service {
     /// Serves signals and reloads; then drains.
     async fn until_stopped(mut self, signals: Signals) -> Vec<WriterThread> {
         let Signals { mut terminate, mut interrupt, mut hangup } = signals;
+        let mut look = tokio::time::interval(CERTIFICATE_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -289,6 +305,7 @@ impl Service {
                         tracing::error!("not reloaded, the settings in force stay: {problem}");
                     }
                 }
+                _ = look.tick() => self.look_at_certificate().await,
                 Some(answer) = self.reloads.recv() => {
                     let result = self.reload().await;
                     let _ = answer.send(result);
@@ -319,6 +336,43 @@ impl Service {
         self.writers
     }
 
+    /// Takes the certificate up again if its files have changed. One that can't be used changes nothing.
+    async fn look_at_certificate(&mut self) {
+        let settings = self.settings.load_full();
+        let looked = {
+            let settings = Arc::clone(&settings);
+            tokio::task::spawn_blocking(move || parts::certificate_stamp(&settings)).await
+        };
+        let Ok(stamp) = looked else { return };
+        if stamp == self.certificate {
+            return;
+        }
+        self.certificate = stamp;
+        match (parts::identity(&settings), parts::access(&settings)) {
+            (Ok(identity), Ok(access)) => {
+                self.change_listener(&settings, identity.as_ref(), access).await;
+                let fingerprint = identity.map(|identity| identity.fingerprint);
+                tracing::info!(fingerprint, "the listener's certificate has changed and was taken up");
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!("the listener's certificate has changed, but the one in use stays: {error}");
+            }
+        }
+    }
+
+    /// Holds clients to these settings, and tells apps.
+    async fn change_listener(
+        &self,
+        settings: &Settings,
+        identity: Option<&Identity>,
+        access: Vec<(String, SecretString)>,
+    ) {
+        let published = parts::published(settings, self.bound, identity, &access);
+        publish(settings, &published).await;
+        self.listener.change(parts::terms(settings, access, identity));
+        self.published.store(Arc::new(published));
+    }
+
     /// Reads the configuration again and goes by it. Queue, connections and counters stay.
     async fn reload(&self) -> Result<String, String> {
         let old = self.settings.load_full();
@@ -339,12 +393,9 @@ impl Service {
         let same = old.upstream.is_same(&settings.upstream) && old.hostname == settings.hostname;
         let kept = same.then(|| self.runner.agent());
         let orders = parts::orders(&settings, kept, &self.clock).map_err(|error| error.to_string())?;
-        let published = parts::published(&settings, self.bound, identity.as_ref(), &access);
-        publish(&settings, &published).await;
-        self.listener.change(parts::terms(&settings, access, identity.as_ref()));
+        self.change_listener(&settings, identity.as_ref(), access).await;
         self.runner.change(orders);
         let unchanged = parts::needs_restart(&old, &settings);
-        self.published.store(Arc::new(published));
         self.settings.store(Arc::new(settings));
         let said = if unchanged.is_empty() {
             "configuration read again".to_owned()

@@ -60,6 +60,11 @@ pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, StartErr
     Ok(Some(tls::load(settings.tls.as_ref(), &settings.data.join("tls"), &settings.hostname)?))
 }
 
+/// What our certificate's files look like now.
+pub(crate) fn certificate_stamp(settings: &Settings) -> tls::Stamp {
+    tls::stamp(settings.tls.as_ref(), &settings.data.join("tls"))
+}
+
 /// Logins of apps, each with its password; the first is the one that is published.
 pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>, StartError> {
     let mut logins = Vec::new();
@@ -88,6 +93,7 @@ pub(crate) fn terms(
         message_size: bounds.message_size,
         recipients: bounds.recipients,
         binary: bounds.binary,
+        bounds: bounds.session,
         // The other half of a message's life is for bringing it to its upstream.
         hold: settings.queue.lifetime / 2,
         trace: true,
@@ -95,9 +101,24 @@ pub(crate) fn terms(
     Terms {
         rules: Arc::new(rules),
         tls: identity.map(|identity| Arc::clone(&identity.config)),
-        connections: bounds.connections,
+        connections: within_descriptors(bounds.connections, settings.upstream.connections),
         connections_per_client: bounds.connections_per_client,
+        buffered: bounds.buffered,
     }
+}
+
+/// As many clients as leave descriptors for deliveries, the queue's files and the web page.
+fn within_descriptors(wanted: usize, upstream: usize) -> usize {
+    const KEPT: usize = 64;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let most = limit.saturating_sub(KEPT + upstream).max(1);
+    if most < wanted {
+        tracing::warn!(
+            "the limit of {limit} open files leaves room for {most} clients, not for {wanted} (smtp_max_connections)"
+        );
+    }
+    wanted.min(most)
 }
 
 fn senders(access: &Access) -> Senders {

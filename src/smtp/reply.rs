@@ -163,6 +163,9 @@ impl Reply {
     pub fn idle_too_long(hostname: &str) -> Self {
         Self::say(421, (4, 4, 2), format!("{hostname} waited too long for you; closing"))
     }
+    pub fn too_slow() -> Self {
+        Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
+    }
     pub fn too_many_errors() -> Self {
         Self::say(421, (4, 7, 0), "too many errors; closing")
     }

@@ -26,6 +26,7 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
+use outpost::config::SessionBounds;
 use outpost::smtp::{pattern::AddressPattern, sasl, scram};
 
 /// The client's share of the nonce of SCRAM.
@@ -44,6 +45,12 @@ pub struct Setting {
     pub users: bool,
     /// BINARYMIME is offered.
     pub binary: bool,
+    /// The bounds of a session.
+    pub bounds: SessionBounds,
+    /// Octets that may be held in memory.
+    pub buffered: usize,
+    /// Others find no place.
+    pub crowded: bool,
     /// `auth: required`.
     pub login_required: bool,
     /// `smtp_senders`.
@@ -109,6 +116,9 @@ impl Script {
                 starttls: true,
                 users: true,
                 binary: false,
+                bounds: SessionBounds::default(),
+                buffered: 1_000_000,
+                crowded: false,
                 login_required: false,
                 senders: None,
                 user_senders: None,
@@ -225,6 +235,14 @@ impl Setting {
             ("tls", _) => self.tls = yes?,
             ("starttls", _) => self.starttls = yes?,
             ("users", _) => self.users = yes?,
+            ("buffered", _) => self.buffered = value.parse().ok()?,
+            ("crowded", _) => self.crowded = yes?,
+            ("command-line", _) => self.bounds.command_line = value.parse().ok()?,
+            ("header-size", _) => self.bounds.header = value.parse().ok()?,
+            ("hops", _) => self.bounds.hops = value.parse().ok()?,
+            ("errors", _) => self.bounds.errors = value.parse().ok()?,
+            ("commands", _) => self.bounds.commands = value.parse().ok()?,
+            ("commands-before-auth", _) => self.bounds.commands_before_auth = value.parse().ok()?,
             ("auth", "required") => self.login_required = true,
             ("senders", _) => self.senders = patterns(value),
             ("user-senders", _) => self.user_senders = patterns(value),

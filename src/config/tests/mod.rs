@@ -146,6 +146,16 @@ smtp_max_message_size: 10MiB
 smtp_max_recipients: 5
 smtp_max_connections: 6
 smtp_max_connections_per_client: 7
+smtp_max_buffered: 1MB
+smtp_max_command_line: 1000
+smtp_max_header_size: 100KB
+smtp_max_hops: 9
+smtp_max_errors: 8
+smtp_max_commands: 70
+smtp_max_commands_before_auth: 60
+smtp_timeout: 1m
+smtp_transaction_timeout: 2m
+smtp_min_rate: \"0\"
 smtp_queue: spool
 smtp_queue_lifetime: 2d
 smtp_retry: 1s..2s
@@ -183,6 +193,11 @@ smtp_log_level: warn,outpost::queue=debug",
     );
     assert_eq!(settings.tls.expect("set").cert, Path::new("/etc/app/cert.pem"));
     assert_eq!(settings.bounds.message_size, 10 << 20);
+    let bounds = settings.bounds.session;
+    assert_eq!((bounds.command_line, bounds.header, bounds.hops, bounds.errors), (1000, 100_000, 9, 8));
+    assert_eq!((bounds.commands, bounds.commands_before_auth, bounds.min_rate), (70, 60, 0));
+    assert_eq!((bounds.timeout.as_secs(), bounds.transaction_timeout.as_secs()), (60, 120));
+    assert_eq!(settings.bounds.buffered, 1_000_000);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
     assert_eq!(settings.queue.min_free, 0);
     assert_eq!(settings.environment.files, [PathBuf::from("/etc/app/a.json"), "/b.env".into()]);
