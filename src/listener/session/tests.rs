@@ -9,7 +9,7 @@ use super::{
     super::{auth::Credentials, policy::Senders},
     *,
 };
-use crate::{config::SessionBounds, smtp::sasl};
+use crate::{config::SessionBounds, mail::trace, smtp::sasl};
 
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
 const NOW: Timestamp = Timestamp(1_340_000_000_000);
@@ -330,6 +330,27 @@ proptest! {
             // What has begun with BDAT goes on until it is done or dropped.
             chunking &= session.is_receiving();
             prop_assert_eq!(session.is_receiving(), chunking);
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_client_says_breaks_out_of_the_received_field(
+        hello in proptest::collection::vec(any::<u8>(), 0..40),
+        to in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut session = session(LOOPBACK, false);
+        let (hello, quoted) = ([b"EHLO a", &hello[..]].concat(), [b"RCPT TO:<\"", &to[..], b"\"@d.example>"].concat());
+        let plain = [b"RCPT TO:<", &to[..], b"@d.example>"].concat();
+        for line in [&hello[..], b"EHLO (a\tb)", b"MAIL FROM:<a@b.example>", &quoted, &plain, b"RCPT TO:<c@d.example>", b"DATA"] {
+            session.line(Line::Whole(line), NOW);
+        }
+        let (envelope, origin) = session.envelope().expect("content is received");
+        for to in &envelope.recipients {
+            let field = trace::received(&origin, "relay.example", "ID", Some(&to.mailbox), true, NOW);
+            let lines: Vec<&str> = field.split_terminator("\r\n").collect();
+            prop_assert!(lines[0].starts_with("Received: from ") && lines.len() <= 4, "{field:?}");
+            prop_assert!(lines[1..].iter().all(|line| line.starts_with('\t')), "{field:?}");
+            prop_assert!(!field.replace("\r\n\t", "").trim_end().contains(char::is_control), "{field:?}");
         }
     }
 }
