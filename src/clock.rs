@@ -22,6 +22,11 @@ impl Timestamp {
         Self(self.0.saturating_add(wait.as_millis() as u64))
     }
 
+    /// The time this much earlier.
+    pub fn before(self, wait: Duration) -> Self {
+        Self(self.0.saturating_sub(wait.as_millis() as u64))
+    }
+
     /// How long ago `earlier` was; zero if it lies ahead, as after a clock was set back.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

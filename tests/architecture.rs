@@ -30,6 +30,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rustls", &["net.rs", "listener/", "delivery/"]),
     ("tokio_rustls", &["net.rs", "listener/", "delivery/"]),
     ("rustls_platform_verifier", &["delivery/"]),
+    ("proxy_header", &["listener/proxy.rs"]),
+    ("stringprep", &["smtp/scram.rs"]),
+    ("pbkdf2", &["smtp/scram.rs"]),
     ("rcgen", &["listener/tls.rs", "service/dev.rs"]),
     ("mail_parser", &["mail/", "dsn/", "admin/"]),
     // The filter of a list is one type, whether a query string or a command line says it.

@@ -202,7 +202,8 @@ fn one_refused_recipient_of_three_comes_back_as_a_report_in_the_upstreams_own_wo
     let postfix = Postfix::start(&["one", "two", "sender"]);
     let relay = Relay::start(&mailer(&postfix));
     let content = "From: sender@example.test\r\nTo: one@example.test, two@example.test\r\n\
-                   Subject: three recipients\r\nMessage-ID: <three@app.test>\r\n\r\nHello.\r\n";
+                   Subject: three recipients\r\nDate: Mon, 06 Jan 2025 10:11:12 +0100\r\n\
+                   Message-ID: <three@app.test>\r\n\r\nHello.\r\n";
     let recipients = ["one@example.test", REFUSED, "two@example.test"];
     relay.client().send("sender@example.test", &recipients, content).expect("it is taken");
 

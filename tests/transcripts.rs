@@ -17,18 +17,20 @@ use std::{
 };
 
 use outpost::{
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::{QueueSettings, Waits},
     listener::{
         auth::Credentials,
+        budget::Budget,
         connection::{self, Surroundings},
+        penalty::Penalties,
         policy::{Client, Rules, Senders},
         tls,
     },
-    mail::content::Content,
+    mail::{content::Content, envelope::Handling},
     net::Stream,
-    queue::{Action, Queue},
-    smtp::parameter::Body,
+    queue::{Action, Queue, entry::Recipient},
+    smtp::esmtp::{MailParameters, RcptParameters},
 };
 use script::{Script, Setting, Step};
 use tokio::{
@@ -37,6 +39,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// When every dialog takes place, as far as the connection knows.
+const NOW: Timestamp = Timestamp(1_340_000_000_000);
 /// How often a dialog is cut in two at most; longer ones are cut at as many places, evenly.
 const CUTS_MAX: usize = 250;
 /// No reply takes so long; on the paused clock it is longer than any wait of the server.
@@ -159,6 +163,7 @@ async fn play(script: &Script, queue: &Queue, tls: &Tls, cut: Cut) -> Result<usi
     for (line, step) in &script.steps {
         let wrong = |what: String| format!("{line}: {what}");
         match step {
+            Step::Hear(expected) if expected == script::KEYWORDS => peer.skip_reply().await.map_err(wrong)?,
             Step::Hear(expected) => match peer.hear(peer.patience).await {
                 Heard::Line(got) if script::matches(expected, &got) => peer.check_time().map_err(wrong)?,
                 got => return Err(wrong(format!("\n    expected {expected}\n    got      {got}"))),
@@ -199,6 +204,9 @@ async fn bless(script: &Script, queue: &Queue, tls: &Tls) -> String {
         heard[i] = peer.hear_all(silence).await;
     }
     peer.finish().await;
+    if !script.setting.keywords {
+        heard.iter_mut().for_each(script::leave_out_keywords);
+    }
     let queue = queued(queue, script.setting.received)
         .await
         .iter()
@@ -212,9 +220,9 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
     let mut lines = Vec::new();
     for listed in queue.list(None, 100).await.expect("the queue can be read") {
         let entry = listed.entry.expect("a sound entry");
-        let to: Vec<String> = entry.recipients.iter().map(|r| format!("<{}>", r.address)).collect();
-        let flag = if entry.handling.body == Body::EightBit { " 8BITMIME" } else { "" };
-        lines.push(format!("from <{}> to {}{flag}", entry.reverse_path.as_str(), to.join(" ")));
+        let to: Vec<String> = entry.recipients.iter().map(recipient).collect();
+        let asked = asked(&entry.handling);
+        lines.push(format!("from <{}> to {}{asked}", entry.reverse_path.as_str(), to.join(" ")));
         let content = match queue.content(entry.id).await.expect("it can be read").expect("it is whole") {
             Content::Memory(octets) => octets.to_vec(),
             Content::File { path, .. } => std::fs::read(path).expect("it can be read"),
@@ -223,7 +231,7 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
         let end = content.windows(8).position(|w| w == b" +0000\r\n").map_or(0, |at| at + 8);
         let (field, rest) = content.split_at(end);
         assert!(field.starts_with(b"Received: from "), "our Received field is not on top");
-        let content = if received { &content } else { rest };
+        let content = if received { &content } else { without_our_fields(rest) };
         let mut pieces: Vec<&[u8]> = content.split_inclusive(|b| *b == b'\n').collect();
         for piece in pieces.drain(..) {
             match piece.strip_suffix(b"\r\n") {
@@ -234,6 +242,53 @@ async fn queued(queue: &Queue, received: bool) -> Vec<String> {
         queue.act(entry.id, Action::Delete, "").await.expect("it can be removed");
     }
     if lines.is_empty() { vec!["nothing".to_owned()] } else { lines }
+}
+
+/// Content without the Date and Message-ID that we added.
+fn without_our_fields(mut content: &[u8]) -> &[u8] {
+    for (begin, end) in [(&b"Date: "[..], &b" +0000"[..]), (b"Message-ID: <", b"@relay.example>")] {
+        let line = content.split(|b| *b == b'\r').next().unwrap_or_default();
+        if line.starts_with(begin) && line.ends_with(end) {
+            content = &content[line.len() + 2..];
+        }
+    }
+    content
+}
+
+/// What was asked for a recipient stands behind it in parentheses.
+fn recipient(recipient: &Recipient) -> String {
+    let (notify, original) = (recipient.notify, recipient.original.as_ref());
+    let asked = RcptParameters { notify, original: original.cloned() };
+    let mut text = String::new();
+    asked.write_to(&mut text);
+    let text = if text.is_empty() { text } else { format!(" ({})", text.trim_start()) };
+    format!("<{}>{text}", recipient.address)
+}
+
+/// What is kept of MAIL's parameters, as they would be said again; times as seconds from the dialog's.
+fn asked(handling: &Handling) -> String {
+    let Handling { body, utf8, ref ret, ref envid, require_tls, priority, hold_until, deliver_by, .. } =
+        *handling;
+    let mut text = String::new();
+    let mut seconds = |name: &str, time: Timestamp| {
+        let seconds = (time.0 as i64 - NOW.0 as i64) / 1_000;
+        text.push_str(&format!(" {name}={seconds}"));
+    };
+    hold_until.iter().for_each(|time| seconds("HOLDFOR", *time));
+    if let Some(by) = deliver_by {
+        seconds("BY", by.time);
+        text.push_str(if by.or_return { ";R" } else { ";N" });
+        text.push_str(if by.trace { "T" } else { "" });
+    }
+    let mut said = String::new();
+    let priority = Some(priority).filter(|priority| *priority != 0);
+    let (ret, envid) = (*ret, envid.clone());
+    MailParameters { body, utf8, ret, envid, require_tls, priority, ..MailParameters::default() }
+        .write_to(&mut said);
+    if handling.utf8_header {
+        said.push_str(" (UTF-8 in the header)");
+    }
+    said.replace(" BODY=", " ") + &text
 }
 
 /// What the client heard.
@@ -276,10 +331,13 @@ impl Peer {
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            binary: setting.binary,
+            hold: Duration::from_secs(432_000),
             senders: Senders {
                 of_all: setting.senders.clone(),
                 of_users: setting.user_senders.iter().map(|l| ("dotcloud".to_owned(), l.clone())).collect(),
             },
+            bounds: setting.bounds,
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
@@ -289,12 +347,18 @@ impl Peer {
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             queue: queue.clone(),
             observer: None,
-            clock: Clock::System,
+            // Always the same, so that a dialog can say when.
+            clock: Clock::Test { start: NOW, origin: None },
+            penalties: Penalties::default(),
+            budget: Budget::default(),
+            buffered: setting.buffered,
+            crowded: watch::channel(setting.crowded).1,
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.
         let (client, server) = tokio::io::duplex(4 * 1024 * 1024);
         let (config, implicit, address) = (Arc::clone(&tls.server), setting.tls, setting.client);
+        let login_required = setting.login_required;
         let server = tokio::spawn(async move {
             let stream = if implicit {
                 let handshake = tokio_rustls::TlsAcceptor::from(config).accept(server);
@@ -302,7 +366,8 @@ impl Peer {
             } else {
                 Stream::Plain(server)
             };
-            let client = Client::new(address, stream.is_tls());
+            let binding = stream.channel_binding();
+            let client = Client { binding, login_required, ..Client::new(address, stream.is_tls()) };
             connection::serve(stream, client, surroundings).await
         });
         let mut peer = Self {
@@ -388,6 +453,17 @@ impl Peer {
                     return Heard::Eof;
                 }
                 Ok(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Hears the rest of a reply, whatever it says.
+    async fn skip_reply(&mut self) -> Result<(), String> {
+        loop {
+            match self.hear(self.patience).await {
+                Heard::Line(line) if line.starts_with("250 ") => return Ok(()),
+                Heard::Line(line) if line.starts_with("250-") => {}
+                got => return Err(format!("expected keywords\n    got {got}")),
             }
         }
     }

@@ -7,6 +7,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use libfuzzer_sys::fuzz_target;
 use outpost::{
+    clock::Timestamp,
+    config::SessionBounds,
     listener::{
         auth::Credentials,
         policy::{Client, Rules, Senders},
@@ -26,7 +28,10 @@ fn session(stranger: bool, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().expect("a network")],
         message_size: 1_000,
         recipients: 3,
+        binary: true,
+        hold: std::time::Duration::from_secs(1_000),
         senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: true,
     };
     let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();
@@ -40,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
     let mut lines = LineReader::default();
     while let Ok((line, used)) = lines.next(input, session.line_max()) {
         let Some(line) = line else { return };
-        let (reply, next) = session.line(line);
+        let (reply, next) = session.line(line, Timestamp(1_340_000_000_000));
         input = &input[used..];
         if let Some(reply) = &reply {
             let mut written = Vec::new();
@@ -57,7 +62,7 @@ fuzz_target!(|data: &[u8]| {
             Next::StartTls => {
                 assert!(!tls, "TLS within TLS");
                 assert_eq!(reply.expect("one reply").code(), 220);
-                session.tls_started();
+                session.tls_started(None);
                 (tls, lines) = (true, LineReader::default());
             }
             Next::Receive => {

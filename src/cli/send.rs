@@ -25,7 +25,8 @@ use crate::{
     config,
     smtp::{
         address::{Mailbox, ReversePath},
-        command::{Command, MailParameters},
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
         extension::Capabilities,
         framing::ContentWriter,
         reply::{Reply, ReplyReader},
@@ -105,9 +106,11 @@ fn submit(info: &Info, from: &Mailbox, to: &[Mailbox], content: &[u8]) -> Result
         let initial = sasl::encode(sasl::plain(&info.login, password));
         session.say(&Command::Auth("PLAIN".to_owned(), Some(initial)))?;
     }
-    session.say(&Command::Mail(ReversePath::from(from.clone()), MailParameters::default()))?;
+    let utf8 = !from.is_ascii() || to.iter().any(|to| !to.is_ascii());
+    let asked = MailParameters { utf8, ..MailParameters::default() };
+    session.say(&Command::Mail(ReversePath::from(from.clone()), asked))?;
     for to in to {
-        session.say(&Command::Rcpt(to.clone()))?;
+        session.say(&Command::Rcpt(to.clone(), RcptParameters::default()))?;
     }
     session.say(&Command::Data)?;
     let mut stuffed = Vec::with_capacity(content.len() + 64);
@@ -132,9 +135,13 @@ struct Session {
 impl Session {
     fn open(info: &Info) -> Result<Self, Failure> {
         let failed = |words: String| Failure::new(Exit::UNAVAILABLE, words);
-        let listen = info.listen.iter().find(|listen| listen.tls != "implicit");
-        let listen =
-            listen.ok_or_else(|| failed("the relay takes mail over implicit TLS only".to_owned()))?;
+        let listen = info
+            .listen
+            .iter()
+            .find(|listen| listen.tls != "implicit" && !listen.address.starts_with("unix:"));
+        let listen = listen.ok_or_else(|| {
+            failed("the relay takes mail over implicit TLS or Unix sockets only".to_owned())
+        })?;
         let opened = || {
             let mut address = listen.address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
             if address.ip().is_unspecified() {

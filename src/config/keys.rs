@@ -183,7 +183,7 @@ pub const KEYS: &[Key] = &[
         .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
 
     // The listener.
-    Key::new("smtp_listen", "an address with its port, or a list of them", "0.0.0.0:587")
+    Key::new("smtp_listen", "an address with its port, or `unix:` and a path, or a list of them", "0.0.0.0:587")
         .default("0.0.0.0:587; 127.0.0.1:25 for a local MTA")
         .doc("Where apps hand in mail."),
     Key::new("smtp_hostname", "a domain name", "mailer.example.com")
@@ -212,6 +212,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_message_size", "a size above 0", "25MB")
         .default("25MB")
         .doc("The largest message."),
+    Key::new("smtp_binarymime", "true or false", "true")
+        .default("false")
+        .doc("Take binary messages (BINARYMIME); only where the upstream takes them too."),
     Key::new("smtp_max_recipients", "a number from 1 to 100000", "1000")
         .default("1000")
         .doc("Most recipients of one message."),
@@ -221,6 +224,36 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_connections_per_client", "a number from 1 to 100000", "200")
         .default("200")
         .doc("Most connections at once from one address."),
+    Key::new("smtp_max_buffered", "a size above 0", "64MB")
+        .default("64MB")
+        .doc("Content that all connections together may hold in memory; more is answered 452."),
+    Key::new("smtp_max_command_line", "a number from 512 to 32768", "2048")
+        .default("2048")
+        .doc("Octets of a command line; a longer one is answered 500."),
+    Key::new("smtp_max_header_size", "a size from 1KB to 256KiB", "256KiB")
+        .default("256KiB")
+        .doc("The largest header section; a larger one is answered 552."),
+    Key::new("smtp_max_hops", "a number from 1 to 1000", "50")
+        .default("50")
+        .doc("Most Received fields; more are a mail loop, 554."),
+    Key::new("smtp_max_errors", "a number from 1 to 100000", "20")
+        .default("20")
+        .doc("Refused commands after which a connection ends."),
+    Key::new("smtp_max_commands", "a number from 10 to 100000", "1000")
+        .default("1000")
+        .doc("Commands without a message in between after which a connection ends."),
+    Key::new("smtp_max_commands_before_auth", "a number from 10 to 100000", "100")
+        .default("100")
+        .doc("The same for a client that may not relay yet."),
+    Key::new("smtp_timeout", "a duration", "5m")
+        .default("5m")
+        .doc("How long a client may take for a whole command, or be silent in its content."),
+    Key::new("smtp_transaction_timeout", "a duration", "1h")
+        .default("1h")
+        .doc("How long a client may take from MAIL to the end of its content."),
+    Key::new("smtp_min_rate", "a size", "500")
+        .default("500")
+        .doc("Octets of content a second, on average beyond the first minute; 0 turns the check off."),
 
     // The queue.
     Key::new("smtp_queue", "the path of a directory", "/var/lib/outpost/queue")
@@ -268,10 +301,10 @@ pub const KEYS: &[Key] = &[
 
 /// What a listener holds when it is written as a map.
 pub(super) const LISTENER: &[Key] = &[
-    Key::new("address", "an address with its port", "0.0.0.0:465"),
+    Key::new("address", "an address with its port, or `unix:` and a path", "0.0.0.0:465"),
     Key::new("tls", "one of none, starttls, implicit", "implicit"),
-    Key::later("auth", "Whether a login is required here."),
-    Key::later("proxy_protocol", "Whether a load balancer names the client."),
+    Key::new("auth", "optional or required", "required"),
+    Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5"),
 ];
 
 /// What a login holds.

@@ -29,7 +29,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::smtp::pattern::AddressPattern;
+use crate::smtp::{framing::COMMAND_LINE_MAX, pattern::AddressPattern};
 
 pub use self::{
     keys::{KEYS, Key},
@@ -87,10 +87,26 @@ pub enum Role {
 /// One address that takes mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Host and port as written; resolved when it is bound.
+    /// Host and port as written, resolved when it is bound; or `unix:` and a path.
     pub address: String,
     /// Whether the connection starts in TLS, may change to it, or neither.
     pub tls: ListenTls,
+    /// Everybody must log in, trusted networks too.
+    pub login_required: bool,
+    /// Whose connections begin with a PROXY header that names the client.
+    pub proxies: Vec<IpNet>,
+}
+
+impl Listen {
+    /// An address that offers STARTTLS and asks for nothing special.
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), tls: ListenTls::StartTls, login_required: false, proxies: Vec::new() }
+    }
+
+    /// Whether it is a Unix socket, which only this machine can reach.
+    pub fn is_unix(&self) -> bool {
+        self.address.starts_with("unix:")
+    }
 }
 
 /// TLS on a listener.
@@ -143,12 +159,64 @@ pub struct User {
 pub struct Bounds {
     /// Octets of one message's content.
     pub message_size: u64,
+    /// Whether that content may be binary (RFC 3030 §3).
+    pub binary: bool,
     /// Recipients of one message.
     pub recipients: usize,
     /// Connections at once.
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_client: usize,
+    /// Octets of content that all connections together may hold in memory.
+    pub buffered: usize,
+    /// The bounds of a single session.
+    pub session: SessionBounds,
+}
+
+/// The most that a client may ask of us in one session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionBounds {
+    /// Octets of a command line.
+    pub command_line: usize,
+    /// Octets of a message's header section.
+    pub header: usize,
+    /// Received fields of a message.
+    pub hops: usize,
+    /// Refused commands.
+    pub errors: usize,
+    /// Commands that bring no message forward, since the last message.
+    pub commands: usize,
+    /// The same of a client that may not relay yet.
+    pub commands_before_auth: usize,
+    /// A wait for a whole command, or for more content.
+    pub timeout: Duration,
+    /// From MAIL to the end of content.
+    pub transaction_timeout: Duration,
+    /// Octets of content a second, on average; 0: any.
+    pub min_rate: u64,
+}
+
+impl Default for SessionBounds {
+    fn default() -> Self {
+        Self {
+            command_line: COMMAND_LINE_MAX,
+            // More is an attack or a mistake, and every next hop would have to bear it.
+            header: 256 * 1024,
+            // RFC 5321 §6.3 suggests at least 100; mail that passed 50 relays is going round in circles.
+            hops: 50,
+            // Postfix's hard limit.
+            errors: 20,
+            // A mail library's pool may say NOOP now and then; more than this is no mail client.
+            commands: 1000,
+            // Postfix's junk command limit.
+            commands_before_auth: 100,
+            // RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
+            timeout: Duration::from_secs(300),
+            transaction_timeout: Duration::from_secs(3600),
+            // As Postfix's smtpd_min_data_rate.
+            min_rate: 500,
+        }
+    }
 }
 
 /// Where mail goes: one smarthost and how to talk to it.

@@ -20,18 +20,15 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 /// Reads every key. Worth nothing when the reader has problems afterwards.
 pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -> Settings {
     let environment = environment(reader, data);
+    let networks = listener::networks(reader);
     Settings {
         service: service.name.clone(),
         role: service.role,
         hostname: reader.one(key!("smtp_hostname"), value::domain).unwrap_or_else(system_name),
         data: data.to_owned(),
-        listen: listener::listen(reader),
+        listen: listener::listen(reader, &networks),
         tls: listener::listener_tls(reader),
-        access: Access {
-            users: listener::users(reader),
-            networks: listener::networks(reader),
-            senders: listener::senders(reader),
-        },
+        access: Access { users: listener::users(reader), networks, senders: listener::senders(reader) },
         bounds: listener::bounds(reader),
         upstreams: upstreams(reader, &environment.files),
         queue: queue(reader, data),

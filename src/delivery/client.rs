@@ -1,7 +1,7 @@
 //! The conversation on one connection: commands out, replies in, an outcome per recipient.
 //!
 //! MAIL, every RCPT and DATA leave in one packet where the upstream can take it (RFC 2920), and the
-//! content with its final dot in another: two round trips a message. Replies are matched strictly in
+//! content with its final dot in another: two round trips a message. Only what is binary goes by BDAT. Replies are matched strictly in
 //! order; a reply too many or too few ends the connection, so that a 250 can never be counted for
 //! another recipient. Every wait has the phase's deadline, every reply its bound.
 
@@ -19,20 +19,22 @@ use super::{
     Message,
     auth::Mechanism,
     lost::{Lost, Why},
+    needs::{self, Lack},
     phase::Phase,
     source::{Source, SourceError},
+    transaction::Transaction,
 };
 use crate::{
     clock::Clock,
-    config::{Login, Upstream},
+    config::{Login, Upstream, UpstreamTls},
     mail::outcome::{Evidence, Outcome, Scope},
     net::Stream,
     smtp::{
-        command::{Command, MailParameters},
+        command::Command,
         extension::Capabilities,
         framing::ContentWriter,
         parameter::Body,
-        reply::{Enhanced, Reply, ReplyReader, Severity},
+        reply::{Reply, ReplyReader, Severity},
         sasl,
     },
 };
@@ -191,8 +193,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         message: &Message<'_>,
         before_content: impl Future<Output = ()>,
     ) -> Attempt {
-        if let Some(refusal) = self.refuse_unsent(message) {
-            return Attempt::Done(vec![refusal; message.recipients.len()]);
+        if let Some(lack) = needs::of_message(message, &self.capabilities, self.is_verified()) {
+            return Attempt::Done(vec![self.lacking(lack); message.recipients.len()]);
+        }
+        let mut transaction = Transaction::new(message);
+        transaction.outcomes.extend(message.recipients.iter().enumerate().map(|(place, to)| {
+            let lack = needs::of_recipient(place, to.mailbox, &self.capabilities);
+            lack.map(|lack| self.lacking(lack))
+        }));
+        if transaction.open().next().is_none() {
+            return Attempt::Done(transaction.outcomes.into_iter().flatten().collect());
         }
         let source = match Source::open(message.content).await {
             Ok(source) => source,
@@ -206,7 +216,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             }
         };
         let stale_allowed = self.carried > 0;
-        let mut transaction = Transaction { message, outcomes: vec![None; message.recipients.len()] };
         let result = self.transact(&mut transaction, source, before_content).await;
         self.carried += 1;
         let lost = match result {
@@ -266,27 +275,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let _ = timeout(std::time::Duration::from_secs(1), self.stream.shutdown()).await;
     }
 
-    /// What the upstream said in advance that it will not take.
-    fn refuse_unsent(&self, message: &Message<'_>) -> Option<Outcome> {
-        // RFC 1870 §6.1.
-        if let Some(Some(max)) = self.capabilities.size
-            && message.content.size() > max
-        {
-            let words = format!("the upstream takes no message larger than {max} octets");
-            return Some(self.refusal(Enhanced(5, 3, 4), words));
-        }
-        // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.
-        if message.handling.body == Body::EightBit && !self.capabilities.eight_bit_mime {
-            let words = "the message holds 8-bit text, which the upstream does not take (no 8BITMIME)";
-            return Some(self.refusal(Enhanced(5, 6, 3), words.to_owned()));
-        }
-        None
+    /// What the upstream said in advance that it will not take, or not at once.
+    fn lacking(&self, lack: Lack) -> Outcome {
+        let Lack { status, words, scope } = lack;
+        let evidence = self.evidence(Phase::Mail, scope, None);
+        let evidence = Evidence { status: Some(status), explanation: Some(words), ..evidence };
+        if status.0 == 4 { Outcome::Deferred(evidence) } else { Outcome::Failed(evidence) }
     }
 
-    /// Ours, not the upstream's: it said so in advance.
-    fn refusal(&self, status: Enhanced, words: String) -> Outcome {
-        let evidence = self.evidence(Phase::Mail, Scope::Message, None);
-        Outcome::Failed(Evidence { status: Some(status), explanation: Some(words), ..evidence })
+    /// TLS with whom we were told to talk to, and nobody else.
+    fn is_verified(&self) -> bool {
+        let verified = !matches!(self.upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
+        self.is_tls() && verified
     }
 
     async fn transact(
@@ -298,9 +298,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if self.has_more() {
             return Err(Lost::new(Phase::Mail, Why::Closed));
         }
-        let data = self.envelope(transaction).await?;
-        let accepted = transaction.outcomes.iter().filter(|outcome| outcome.is_none()).count();
-        if data.code() != 354 {
+        let binary = transaction.message.handling.body == Body::Binary;
+        let data = self.envelope(transaction, !binary).await?;
+        let accepted = transaction.open().count();
+        if let Some(data) = data.filter(|data| data.code() != 354) {
             // A yes to DATA says nothing about content that was never sent: replies and commands are
             // out of step, and whatever comes next would be counted for the wrong thing.
             if !matches!(data.severity(), Severity::Transient | Severity::Permanent) {
@@ -312,6 +313,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             self.reset = true;
             self.broken |= self.has_more();
             self.judge(transaction, Phase::Data, &data);
+            return Ok(Carried::Judged);
+        }
+        if binary && accepted == 0 {
+            self.reset = true;
             return Ok(Carried::Judged);
         }
         // RFC 5321 §4.3.2: behind 354 the server has nothing to say until the dot.
@@ -327,7 +332,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             return Ok(Carried::Judged);
         }
         before_content.await;
-        if !self.content(source).await? {
+        let form = if binary {
+            Command::Bdat(transaction.message.content.size(), true).write_to(&mut self.output);
+            Form::Chunk
+        } else {
+            Form::Lines(ContentWriter::default())
+        };
+        if !self.content(source, form).await? {
             return Ok(Carried::Damaged);
         }
         let reply = self.read(Phase::FinalReply).await?;
@@ -340,33 +351,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Ok(Carried::Judged)
     }
 
-    /// MAIL, RCPT…, DATA. Notes the outcome of every recipient that is not accepted, and returns
-    /// DATA's reply, or the one that took its place.
-    async fn envelope(&mut self, transaction: &mut Transaction<'_, '_>) -> Result<Reply, Lost> {
+    /// MAIL, RCPT…, and DATA where it is wanted. Notes the outcome of every recipient that is not
+    /// accepted, and returns DATA's reply, or the one that took its place.
+    async fn envelope(
+        &mut self,
+        transaction: &mut Transaction<'_, '_>,
+        data: bool,
+    ) -> Result<Option<Reply>, Lost> {
         let message = transaction.message;
-        let parameters = MailParameters {
-            size: self.capabilities.size.map(|_| message.content.size()),
-            eight_bit: message.handling.body == Body::EightBit,
-        };
+        let places: Vec<usize> = transaction.open().collect();
         let mut first = Vec::new();
         if self.reset {
             first.push((Phase::Mail, Command::Rset));
         }
-        first.push((Phase::Mail, Command::Mail(message.reverse_path.clone(), parameters)));
+        first.push((Phase::Mail, needs::mail(message, &self.capabilities)));
         let mut refused_sender = None;
-        let groups = message.recipients.len().div_ceil(GROUP_MAX);
         let mut pending = first;
-        for group in 0..groups {
-            let begin = group * GROUP_MAX;
-            let end = message.recipients.len().min(begin + GROUP_MAX);
-            let rcpts = message.recipients[begin..end].iter();
-            pending.extend(rcpts.map(|to| (Phase::Rcpt, Command::Rcpt(to.mailbox.clone()))));
-            let last = group + 1 == groups;
-            if last {
+        let mut groups = places.chunks(GROUP_MAX).peekable();
+        while let Some(group) = groups.next() {
+            let rcpt = |place: &usize| needs::rcpt(&message.recipients[*place], &self.capabilities);
+            pending.extend(group.iter().map(|place| (Phase::Rcpt, rcpt(place))));
+            if data && groups.peek().is_none() {
                 pending.push((Phase::Data, Command::Data));
             }
             let replies = self.group(&pending).await?;
-            let mut recipient = begin;
+            let mut group = group.iter();
             for ((phase, command), reply) in pending.iter().zip(replies) {
                 match command {
                     Command::Mail(..) if !reply.is_success() => {
@@ -375,9 +384,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                         self.broken |= refusal.evidence().scope == Scope::Transaction;
                         refused_sender = Some(refusal);
                     }
-                    Command::Rcpt(_) => {
-                        let place = recipient;
-                        recipient += 1;
+                    Command::Rcpt(..) => {
+                        let place = *group.next().expect("because each RCPT was made of a place");
                         if let Some(refusal) = &refused_sender {
                             transaction.note(place, refusal.clone());
                         } else if !reply.is_success() {
@@ -387,14 +395,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                     }
                     Command::Data => {
                         self.reset = false;
-                        return Ok(reply);
+                        return Ok(Some(reply));
                     }
                     _ => {}
                 }
             }
             pending = Vec::new();
         }
-        Err(Lost::new(Phase::Data, Why::Garbage("no recipients".to_owned())))
+        self.reset = false;
+        Ok(None)
     }
 
     /// Sends commands together where the upstream can take them so, and reads a reply to each.
@@ -431,13 +440,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Writes content and its end. False if it is damaged; then the end was not written.
-    async fn content(&mut self, source: Source<'_>) -> Result<bool, Lost> {
-        let mut writer = ContentWriter::default();
+    async fn content(&mut self, source: Source<'_>, mut form: Form) -> Result<bool, Lost> {
         match source {
-            Source::Memory(octets) => self.write_content(&mut writer, octets).await?,
+            Source::Memory(octets) => self.write_content(&mut form, octets).await?,
             Source::File { mut file, size, crc32c } => {
                 file.set_max_buf_size(READ_CONTENT);
                 let (mut read, mut crc, mut buffer) = (0, 0, BytesMut::new());
+                // The last piece waits until the checksum is known: of a chunk, it is the end.
+                let mut held = Bytes::new();
                 loop {
                     buffer.reserve(READ_CONTENT);
                     match file.read_buf(&mut buffer).await {
@@ -448,26 +458,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                     let piece: Bytes = buffer.split().freeze();
                     read += piece.len() as u64;
                     crc = crc32c::crc32c_append(crc, &piece);
-                    self.write_content(&mut writer, &piece).await?;
+                    if read > size {
+                        return Ok(false);
+                    }
+                    let before = std::mem::replace(&mut held, piece);
+                    self.write_content(&mut form, &before).await?;
                 }
                 if (read, crc) != (size, crc32c) {
                     return Ok(false);
                 }
+                self.write_content(&mut form, &held).await?;
             }
         }
-        self.output.extend_from_slice(writer.end());
+        if let Form::Lines(writer) = form {
+            self.output.extend_from_slice(writer.end());
+        }
         self.flush(Phase::Content).await?;
         Ok(true)
     }
 
-    async fn write_content(&mut self, writer: &mut ContentWriter, octets: &[u8]) -> Result<(), Lost> {
-        if octets.len() <= ONE_WRITE {
-            let output = &mut self.output;
-            writer.write(octets, |piece| output.extend_from_slice(piece));
-            return Ok(());
-        }
+    async fn write_content(&mut self, form: &mut Form, octets: &[u8]) -> Result<(), Lost> {
         let mut pieces = Vec::new();
-        writer.write(octets, |piece| pieces.push(piece));
+        match form {
+            Form::Lines(writer) if octets.len() <= ONE_WRITE => {
+                let output = &mut self.output;
+                writer.write(octets, |piece| output.extend_from_slice(piece));
+                return Ok(());
+            }
+            Form::Lines(writer) => writer.write(octets, |piece| pieces.push(piece)),
+            Form::Chunk => pieces.push(octets),
+        }
         self.flush(Phase::Content).await?;
         for piece in pieces {
             self.write(Phase::Content, piece).await?;
@@ -541,30 +561,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
+/// How content travels.
+enum Form {
+    /// Behind DATA: lines, their dots doubled (RFC 5321 §4.5.2).
+    Lines(ContentWriter),
+    /// Behind BDAT: as it is (RFC 3030 §2).
+    Chunk,
+}
+
 /// How a transaction ended.
 enum Carried {
     /// Every recipient has an outcome.
     Judged,
     /// The content is not what was accepted.
     Damaged,
-}
-
-/// A transaction under way: `None` stands for a recipient that was accepted so far.
-struct Transaction<'t, 'm> {
-    message: &'t Message<'m>,
-    outcomes: Vec<Option<Outcome>>,
-}
-
-impl Transaction<'_, '_> {
-    fn note(&mut self, place: usize, outcome: Outcome) {
-        self.outcomes[place] = Some(outcome);
-    }
-
-    /// Whoever has no outcome yet is deferred.
-    fn finish(self, evidence: impl Fn() -> Evidence) -> Vec<Outcome> {
-        let open = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::Deferred(evidence()));
-        self.outcomes.into_iter().map(open).collect()
-    }
 }
 
 #[cfg(test)]

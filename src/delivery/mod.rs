@@ -18,10 +18,12 @@ pub mod classify;
 pub mod client;
 mod dial;
 mod lost;
+mod needs;
 pub mod phase;
 pub mod route;
 mod source;
 pub mod tls;
+mod transaction;
 
 use std::{io, net::SocketAddr, sync::Arc};
 

@@ -11,12 +11,15 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     allowance::Allowances,
+    budget::{Budget, Share},
+    pace::Pace,
+    penalty::Penalties,
     policy::{Client, Rules},
     session::{Next, Session},
 };
@@ -25,29 +28,23 @@ use crate::{
     limits::account::Spent,
     mail::{
         content,
-        envelope::{Envelope, Handling, Origin},
+        envelope::{Envelope, Origin},
         trace,
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
-    queue::{Fault, Incoming, Queue, QueueId, Receipt},
+    queue::{Fault, Incoming, Queue, QueueId, Receipt, incoming::INLINE_MAX},
     smtp::{
-        framing::{ContentFault, ContentReader, LineReader},
+        framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
         reply::Reply,
     },
 };
 
-/// RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
-/// RFC 5321 §4.5.3.2.5: three minutes for each block of content; five, to be on the sender's side.
-const CONTENT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A client that doesn't take its replies is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client with a wrong password waits for the answer.
-const PENALTY: Duration = Duration::from_secs(1);
 /// What is read at once: little while commands come one by one, much while content streams.
 const READ_COMMANDS: usize = 4 * 1024;
 const READ_CONTENT: usize = 64 * 1024;
@@ -67,6 +64,14 @@ pub struct Surroundings {
     pub queue: Queue,
     /// Who is told of it; nobody where mail is only captured.
     pub observer: Option<Observer>,
+    /// Who is slowed down for wrong passwords.
+    pub penalties: Penalties,
+    /// The content that all connections hold in memory.
+    pub budget: Budget,
+    /// The most octets that it may be.
+    pub buffered: usize,
+    /// True while others find no place.
+    pub crowded: watch::Receiver<bool>,
     /// The time.
     pub clock: Clock,
     /// Turns true when the process is about to end.
@@ -88,7 +93,10 @@ where
         input: BytesMut::new(),
         output: Vec::new(),
         lines: LineReader::default(),
+        pace: Pace::new(surroundings.rules.bounds),
+        share: surroundings.budget.share(),
         session,
+        partial: None,
         around: surroundings,
     };
     let greeting = connection.session.greeting();
@@ -105,13 +113,26 @@ fn nonce() -> String {
     octets.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// A message that comes in chunks (RFC 3030 §2).
+struct Partial {
+    incoming: Incoming,
+    reader: ChunkReader,
+    envelope: Envelope,
+    origin: Origin,
+}
+
 struct Connection<S> {
     /// `None` only while TLS is being started.
     stream: Option<Stream<S>>,
     input: BytesMut,
     output: Vec<u8>,
     lines: LineReader,
+    pace: Pace,
+    /// What the message under way takes of the memory for content.
+    share: Share,
     session: Session,
+    /// What came of a message so far, between two chunks of it.
+    partial: Option<Box<Partial>>,
     around: Surroundings,
 }
 
@@ -119,46 +140,60 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn converse(&mut self) -> io::Result<()> {
         loop {
             let max = self.session.line_max();
-            let (next, used) = match self.lines.next(&self.input, max) {
+            let (next, reply, used) = match self.lines.next(&self.input, max) {
                 Ok((Some(line), used)) => {
-                    let (reply, next) = self.session.line(line);
-                    if next == Next::Penalty {
-                        tokio::time::sleep(PENALTY).await;
-                    }
-                    if let Some(reply) = reply {
-                        if reply.is_about_policy() {
-                            self.turned_away(&reply);
-                        }
-                        reply.write_to(&mut self.output);
-                    }
-                    (Some(next), used)
+                    let (reply, next) = self.session.line(line, self.around.clock.now());
+                    (Some(next), reply, used)
                 }
-                Ok((None, used)) => (None, used),
-                Err(_) => {
-                    self.say(&Reply::line_too_long());
-                    (Some(Next::Close), 0)
-                }
+                Ok((None, used)) => (None, None, used),
+                Err(_) => (Some(Next::Close), Some(Reply::line_too_long()), 0),
             };
             self.input.advance(used);
+            match next {
+                Some(Next::Penalty | Next::LastPenalty) => self.penalty().await,
+                Some(Next::Skip(octets)) => self.skip(octets).await?,
+                _ => {}
+            }
+            if let Some(reply) = reply {
+                if reply.is_about_policy() {
+                    self.turned_away(&reply);
+                }
+                self.say(&reply);
+            }
+            if !self.session.is_receiving() {
+                self.partial = None;
+                self.share.give_back();
+            }
+            if next.is_some() {
+                self.pace.line(self.session.in_transaction());
+            }
             match next {
                 None => {
                     if !self.read_commands().await? {
                         return Ok(());
                     }
                 }
-                Some(Next::Continue | Next::Penalty) => {
+                Some(Next::Continue | Next::Penalty | Next::Skip(_)) => {
                     if self.output.len() > REPLIES_MAX {
                         self.flush().await?;
                     }
                 }
                 Some(Next::StartTls) => self.start_tls().await?,
                 Some(Next::Receive) => self.receive().await?,
-                Some(Next::Close) => {
+                Some(Next::Chunk(size, last)) => self.receive_chunk(size, last).await?,
+                Some(Next::Close | Next::LastPenalty) => {
                     self.flush().await?;
                     return self.close().await;
                 }
             }
         }
+    }
+
+    /// Lets a client with a wrong password wait for its answer, but never the process for its end.
+    async fn penalty(&mut self) {
+        let wait = self.around.penalties.miss(self.session.client().address);
+        let mut shutdown = self.around.shutdown.clone();
+        let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
     /// Writes what is due and reads more; false if the conversation is over.
@@ -170,14 +205,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input.reserve(READ_COMMANDS);
         let mut shutdown = self.around.shutdown.clone();
+        let (deadline, hurried) = (self.pace.deadline(), self.pace.deadline_in_a_crowd());
+        let crowded = in_a_crowd(self.around.crowded.clone(), hurried);
         let hostname = Arc::clone(&self.around.rules);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let farewell = tokio::select! {
             biased;
-            read = timeout(COMMAND_TIMEOUT, stream.read_buf(&mut self.input)) => match read {
+            read = timeout_at(deadline, stream.read_buf(&mut self.input)) => match read {
                 Ok(read) => return Ok(read? > 0),
                 Err(_) => Reply::idle_too_long(&hostname.hostname),
             },
+            () = crowded => Reply::idle_too_long(&hostname.hostname),
             _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(&hostname.hostname),
         };
         self.say(&farewell);
@@ -199,55 +237,107 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let handshake = TlsAcceptor::from(config).accept(stream);
         let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(io::Error::from)??;
-        self.stream = Some(Stream::Tls(Box::new(stream.into())));
+        let stream = Stream::Tls(Box::new(stream.into()));
+        self.session.tls_started(stream.channel_binding());
+        self.stream = Some(stream);
         self.lines = LineReader::default();
-        self.session.tls_started();
         Ok(())
     }
 
     /// DATA: content to the queue, and the one reply that decides whose the message is.
     async fn receive(&mut self) -> io::Result<()> {
-        let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
-        let mut incoming = match self.around.queue.begin() {
+        let Some((mut envelope, origin)) = self.session.envelope() else { return Err(broken()) };
+        let mut incoming = match self.begin(&envelope, &origin) {
             Ok(incoming) => incoming,
-            Err(fault) => {
-                self.refused(&envelope, &origin, &refusal(&fault));
-                let reply = self.session.received(Err(refusal(&fault)));
-                self.say(&reply);
-                return Ok(());
-            }
+            Err(refusal) => return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await,
         };
         self.say(&Reply::start_data());
         self.flush().await?;
-        if self.around.rules.trace {
-            let only = if let [only] = envelope.recipients.as_slice() { Some(&only.mailbox) } else { None };
-            let field = trace::received(
-                &origin,
-                &self.around.rules.hostname,
-                &incoming.id().to_string(),
-                only,
-                incoming.received(),
-            );
-            incoming.trace(&field);
-        }
         let (content, fault) = self.read_content(&mut incoming).await?;
         let end = Instant::now();
         // What was announced matters less than what came: the upstream is told the truth.
-        let body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
-        let handling = Handling { body, ..envelope.handling };
-        let envelope = Envelope { handling, ..envelope };
-        let result = self.accept(incoming, &content, fault, &envelope, &origin).await;
-        let took = end.elapsed();
+        envelope.handling.body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
+        let result = self.accept(incoming, content.fault(), fault, &mut envelope, &origin).await;
+        self.answer(result, envelope, origin, content.size(), end.elapsed()).await
+    }
+
+    /// BDAT: one chunk of content to the queue; with the last, the one reply that decides.
+    async fn receive_chunk(&mut self, size: u64, last: bool) -> io::Result<()> {
+        let mut partial = match self.partial.take() {
+            Some(partial) => partial,
+            None => {
+                let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
+                let binary = envelope.handling.body == Body::Binary;
+                let reader = ChunkReader::new(self.around.rules.message_size, binary);
+                match self.begin(&envelope, &origin) {
+                    Ok(incoming) => Box::new(Partial { incoming, reader, envelope, origin }),
+                    Err(refusal) => {
+                        self.skip(size).await?;
+                        return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await;
+                    }
+                }
+            }
+        };
+        let fault = self.read_chunk(&mut partial, size).await?;
+        if last {
+            partial.reader.end();
+        }
+        if !last && fault.is_none() && partial.reader.fault().is_none() {
+            let reply = self.session.chunk_received(size);
+            self.say(&reply);
+            self.partial = Some(partial);
+            return Ok(());
+        }
+        let end = Instant::now();
+        let Partial { incoming, reader, mut envelope, origin } = *partial;
+        envelope.handling.body = match envelope.handling.body {
+            Body::Binary => Body::Binary,
+            _ if reader.is_eight_bit() => Body::EightBit,
+            _ => Body::SevenBit,
+        };
+        let result = self.accept(incoming, reader.fault(), fault, &mut envelope, &origin).await;
+        self.answer(result, envelope, origin, reader.size(), end.elapsed()).await
+    }
+
+    /// A message in the queue's hands, with our Received field on top.
+    fn begin(&self, envelope: &Envelope, origin: &Origin) -> Result<Incoming, Reply> {
+        let mut incoming = self.around.queue.begin().map_err(|fault| refusal(&fault))?;
+        if self.around.rules.trace {
+            let only = if let [only] = envelope.recipients.as_slice() { Some(&only.mailbox) } else { None };
+            let field = trace::received(
+                origin,
+                &self.around.rules.hostname,
+                &incoming.id().to_string(),
+                only,
+                envelope.handling.utf8,
+                incoming.received(),
+            );
+            incoming.trace(&field, &self.around.rules.hostname);
+        }
+        Ok(incoming)
+    }
+
+    /// Says what became of a message, and tells the observer.
+    async fn answer(
+        &mut self,
+        result: Result<(Receipt, Option<String>), Reply>,
+        envelope: Envelope,
+        origin: Origin,
+        size: u64,
+        took: Duration,
+    ) -> io::Result<()> {
         let told = match &result {
             Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
             Err(refusal) => Err(refusal.clone()),
         };
+        self.share.give_back();
+        self.pace.line(false);
         let reply = self.session.received(result.map(|(receipt, _)| receipt));
         self.say(&reply);
         // The client doesn't wait for what only we want to know; nor does it matter if it has left.
         let flushed = self.flush().await;
         match told {
-            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, content.size(), took),
+            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, size, took),
             Err(refusal) => self.refused(&envelope, &origin, &refusal),
         }
         flushed
@@ -255,6 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads content to its end, whatever becomes of it.
     async fn read_content(&mut self, incoming: &mut Incoming) -> io::Result<(ContentReader, Option<Fault>)> {
+        self.pace.octets(0);
         let mut reader = ContentReader::new(self.around.rules.message_size);
         let mut fault = None;
         loop {
@@ -265,34 +356,83 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             });
             self.input.advance(used);
-            if keep && let Err(error) = incoming.flush().await {
-                fault = Some(error);
+            if keep {
+                fault = self.hold(reader.size()).err().or(incoming.flush().await.err());
             }
             if reader.is_done() {
                 return Ok((reader, fault));
             }
-            self.input.reserve(READ_CONTENT);
-            let stream = self.stream.as_mut().ok_or_else(broken)?;
-            let read = timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input))
-                .await
-                .map_err(io::Error::from)??;
-            if read == 0 {
-                // RFC 5321 §4.1.1.4: without the end of data nothing was said.
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            self.read_more().await?;
         }
+    }
+
+    /// Reads a chunk to its end, whatever becomes of it.
+    async fn read_chunk(&mut self, partial: &mut Partial, size: u64) -> io::Result<Option<Fault>> {
+        self.pace.octets(0);
+        let (mut left, mut fault) = (size, None);
+        loop {
+            let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.input.len());
+            let octets = &self.input[..here];
+            if partial.reader.read(octets) && fault.is_none() {
+                partial.incoming.push(octets);
+                fault = self.hold(partial.reader.size()).err().or(partial.incoming.flush().await.err());
+            }
+            self.input.advance(here);
+            left -= here as u64;
+            if left == 0 {
+                return Ok(fault);
+            }
+            self.flush().await?;
+            self.read_more().await?;
+        }
+    }
+
+    /// Counts content of that size so far; what is beyond the inline store lies in a file.
+    fn hold(&mut self, size: u64) -> Result<(), Fault> {
+        let octets = size.min(INLINE_MAX as u64) as usize;
+        if self.share.grow_to(octets, self.around.buffered) { Ok(()) } else { Err(Fault::Full) }
+    }
+
+    /// Reads octets that are nobody's.
+    async fn skip(&mut self, mut octets: u64) -> io::Result<()> {
+        loop {
+            let here = usize::try_from(octets).unwrap_or(usize::MAX).min(self.input.len());
+            self.input.advance(here);
+            octets -= here as u64;
+            if octets == 0 {
+                return Ok(());
+            }
+            self.flush().await?;
+            self.read_more().await?;
+        }
+    }
+
+    /// Reads more content. The end of the connection is an error: without the end of its content
+    /// nothing was said (RFC 5321 §4.1.1.4).
+    async fn read_more(&mut self) -> io::Result<()> {
+        self.input.reserve(READ_CONTENT);
+        let stream = self.stream.as_mut().ok_or_else(broken)?;
+        let Ok(read) = timeout_at(self.pace.deadline(), stream.read_buf(&mut self.input)).await else {
+            self.say(&Reply::too_slow());
+            self.flush().await?;
+            self.close().await?;
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        let read = read?;
+        self.pace.octets(read);
+        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     /// Judges content that was read to its end, and makes it durable.
     async fn accept(
         &self,
-        incoming: Incoming,
-        content: &ContentReader,
+        mut incoming: Incoming,
+        content: Option<ContentFault>,
         fault: Option<Fault>,
-        envelope: &Envelope,
+        envelope: &mut Envelope,
         origin: &Origin,
     ) -> Result<(Receipt, Option<String>), Reply> {
-        match content.fault() {
+        match content {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
             Some(ContentFault::TooLarge) => return Err(Reply::too_large(self.around.rules.message_size)),
             None => {}
@@ -300,10 +440,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(fault) = fault {
             return Err(refusal(&fault));
         }
-        let facts = incoming.facts().map_err(|_| Reply::header_too_large(content::HEADER_MAX))?;
-        if facts.hops > content::HOPS_MAX {
-            return Err(Reply::too_many_hops(content::HOPS_MAX));
+        let bounds = &self.around.rules.bounds;
+        let facts = incoming.facts().ok().filter(|facts| facts.header <= bounds.header);
+        let facts = facts.ok_or_else(|| Reply::header_too_large(bounds.header))?;
+        if facts.hops > bounds.hops {
+            return Err(Reply::too_many_hops(bounds.hops));
         }
+        if facts.passes > content::PASSES_MAX {
+            return Err(Reply::passed_too_often(&self.around.rules.hostname));
+        }
+        envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;
         let message_id = facts.message_id.clone();
         let recipients = envelope.recipients.len();
         let leave = self.around.allowances.leave(origin.user.as_deref(), recipients).await?;
@@ -384,6 +530,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)?
     }
+}
+
+/// Returns when others find no place and this client has had its shorter time.
+async fn in_a_crowd(mut crowded: watch::Receiver<bool>, deadline: Instant) {
+    if crowded.wait_for(|crowded| *crowded).await.is_err() {
+        return std::future::pending().await;
+    }
+    sleep_until(deadline).await;
 }
 
 /// Recipients as an event shows them; a long list is cut, for a log line is not an archive.

@@ -1,10 +1,11 @@
 //! Who may do what here: facts about the client in, verdict out.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
 use super::auth::Credentials;
+use crate::config::SessionBounds;
 use crate::smtp::{
     address::{Mailbox, ReversePath},
     pattern::AddressPattern,
@@ -26,6 +27,12 @@ pub struct Rules {
     pub message_size: u64,
     /// Recipients of one message.
     pub recipients: usize,
+    /// BINARYMIME is offered (RFC 3030).
+    pub binary: bool,
+    /// How long a message can be held by FUTURERELEASE (RFC 4865); zero: not at all.
+    pub hold: Duration,
+    /// What one session may ask of us.
+    pub bounds: SessionBounds,
     /// Our Received field is put on top.
     pub trace: bool,
 }
@@ -60,6 +67,10 @@ pub struct Client {
     pub tls: bool,
     /// What it calls itself: `None` before EHLO or HELO.
     pub hello: Option<Hello>,
+    /// What only the two ends of its TLS connection know (RFC 9266).
+    pub binding: Option<[u8; 32]>,
+    /// It must log in here, wherever it comes from.
+    pub login_required: bool,
     /// Who logged in.
     pub user: Option<super::auth::Authenticated>,
 }
@@ -77,7 +88,20 @@ impl Client {
     /// One that has just connected.
     pub fn new(address: IpAddr, tls: bool) -> Self {
         // A listener on [::] sees IPv4 clients as mapped addresses; networks are written in IPv4.
-        Self { address: address.to_canonical(), tls, hello: None, user: None }
+        Self {
+            address: address.to_canonical(),
+            tls,
+            binding: None,
+            login_required: false,
+            hello: None,
+            user: None,
+        }
+    }
+
+    /// The same one over TLS: all it said before is forgotten (RFC 3207 §4.2).
+    #[must_use]
+    pub fn over_tls(&self, binding: Option<[u8; 32]>) -> Self {
+        Self { binding, login_required: self.login_required, ..Self::new(self.address, true) }
     }
 
     /// Nobody can listen in between: a password may be shown.
@@ -90,6 +114,12 @@ impl Client {
 #[derive(Clone, Debug)]
 pub struct RelayPermitted(());
 
+/// Whether this client may relay at all: it has logged in, or comes from a trusted network.
+pub fn is_known(rules: &Rules, client: &Client) -> bool {
+    let trusted = || rules.networks.iter().any(|network| network.contains(&client.address));
+    client.user.is_some() || (!client.login_required && trusted())
+}
+
 /// Whether this client's mail is relayed with this sender.
 ///
 /// RFC 5321 §4.5.5: whoever may relay may use the null sender, because reports of a local MTA have it.
@@ -97,9 +127,9 @@ pub struct RelayPermitted(());
 /// # Errors
 /// The refusal to say.
 pub fn may_relay(rules: &Rules, client: &Client, sender: &ReversePath) -> Result<RelayPermitted, Reply> {
-    let trusted = || rules.networks.iter().any(|network| network.contains(&client.address));
-    if client.user.is_none() && !trusted() {
-        return Err(Reply::auth_required());
+    if !is_known(rules, client) {
+        let nobody = rules.credentials.is_empty();
+        return Err(if nobody { Reply::relaying_denied() } else { Reply::auth_required() });
     }
     if let Some(mailbox) = sender.mailbox() {
         rules.senders.check(client.user.as_ref().map(|user| user.user()), mailbox)?;

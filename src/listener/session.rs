@@ -1,10 +1,12 @@
 //! A session is one client's conversation, from greeting to goodbye.
 //!
-//! It reads no socket and waits for nothing: give it a line, it returns a reply and what to do next.
+//! It reads no socket and waits for nothing: give it a line and the time, it returns a reply and what to
+//! do next.
 //!
 //! ```text
 //!  Connected ──EHLO──► Ready ──MAIL──► Open ──DATA──► Receiving ──end of data──► Ready
 //!      │                 ▲  ◄──RSET, EHLO──┘                                       ▲
+//!      │                         └──BDAT──► Chunking ──BDAT LAST, RSET, a refusal──► Ready ───────┤
 //!      └─ AUTH from Ready: Authenticating ──235 or 535──► Ready ───────────────────┘
 //! ```
 //!
@@ -13,21 +15,23 @@
 //! parse commands ([`Command`]), touch a disk or a clock. Nothing but the queue's
 //! [`Receipt`] leads to the 250 after content.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    auth::{Exchange, Progress},
+    auth::{Channel, Exchange, Progress},
     policy::{self, Client, Hello, RelayPermitted, Rules},
 };
 use crate::{
-    mail::envelope::{Addressee, Envelope, Handling, Origin},
+    clock::Timestamp,
+    mail::envelope::{Addressee, DeliverBy, Envelope, Handling, Origin},
     queue::Receipt,
     smtp::{
         address::{Mailbox, ReversePath},
-        command::{Command, MailParameters},
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
         extension::Offer,
-        framing::{COMMAND_LINE_MAX, Line},
-        parameter::Body,
+        framing::Line,
+        parameter::{Body, Hold},
         reply::{Reply, Severity},
         sasl,
     },
@@ -62,6 +66,8 @@ enum State {
     Open(Transaction),
     /// Behind DATA.
     Receiving(Transaction),
+    /// Behind a BDAT that was not the last (RFC 3030 §2).
+    Chunking(Transaction),
     /// Behind the last reply.
     Closed,
 }
@@ -84,8 +90,15 @@ pub enum Next {
     StartTls,
     /// Receive content, then call [`Session::received`]. No reply was made yet.
     Receive,
-    /// As `Continue`, but let the client wait before it hears the reply.
+    /// Receive so many octets of content, the last of it or not, then call [`Session::received`], or
+    /// [`Session::chunk_received`] if more is to come. No reply was made yet.
+    Chunk(u64, bool),
+    /// As `Continue`, but so many octets come first that are nobody's content, and no commands.
+    Skip(u64),
+    /// As `Continue`, but let the client wait before it hears the reply: its password was wrong.
     Penalty,
+    /// The same, then close.
+    LastPenalty,
     /// Close.
     Close,
 }
@@ -125,12 +138,13 @@ impl Session {
             State::Authenticating(_) => sasl::LINE_MAX,
             // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
             State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
-            _ => COMMAND_LINE_MAX,
+            _ => self.rules.bounds.command_line,
         }
     }
 
-    /// Takes one line.
-    pub fn line(&mut self, line: Line<'_>) -> Step {
+    /// Takes one line that came at `now`.
+    pub fn line(&mut self, line: Line<'_>, now: Timestamp) -> Step {
+        let recipients = self.recipients();
         let step = match (line, &self.state) {
             (Line::Whole(line), State::Authenticating(_)) => self.exchange(line),
             (Line::TooLong, State::Authenticating(_)) => {
@@ -144,23 +158,39 @@ impl Session {
             (Line::TooLong, _) => say(Reply::line_too_long()),
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
+            (Line::Whole(line), State::Connected) if is_proxy_header(line) => {
+                (Some(Reply::no_proxy_header_here()), Next::Close)
+            }
             (Line::Whole(line), _) => match Command::parse(line) {
-                Ok(command) => self.command(command),
+                Ok(command) => self.command(command, now),
                 Err(reply) => say(reply),
             },
         };
+        // Naming recipients brings a message forward; all else could go on for ever.
+        self.idle_commands += usize::from(self.recipients() <= recipients);
         self.bounded(step)
     }
 
-    /// TLS stands: all that was known is forgotten (RFC 3207 §4.2).
-    pub fn tls_started(&mut self) {
-        self.client = Client::new(self.client.address, true);
+    /// TLS stands, with that channel binding: all that was known is forgotten (RFC 3207 §4.2).
+    pub fn tls_started(&mut self, binding: Option<[u8; 32]>) {
+        self.client = self.client.over_tls(binding);
         self.state = State::Connected;
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        matches!(self.state, State::Open(_) | State::Receiving(_) | State::Chunking(_))
+    }
+
+    fn recipients(&self) -> usize {
+        if let State::Open(transaction) = &self.state { transaction.recipients.len() } else { 0 }
     }
 
     /// The envelope and origin of the content to receive.
     pub fn envelope(&self) -> Option<(Envelope, Origin)> {
-        let State::Receiving(transaction) = &self.state else { return None };
+        let (State::Receiving(transaction) | State::Chunking(transaction)) = &self.state else {
+            return None;
+        };
         let hello = self.client.hello.as_ref();
         let envelope = Envelope {
             reverse_path: transaction.reverse_path.clone(),
@@ -177,6 +207,16 @@ impl Session {
         Some((envelope, origin))
     }
 
+    /// Whether content is being received; what came of it belongs to nobody as soon as it isn't.
+    pub fn is_receiving(&self) -> bool {
+        matches!(self.state, State::Receiving(_) | State::Chunking(_))
+    }
+
+    /// A chunk of that many octets was received; the transaction goes on.
+    pub fn chunk_received(&mut self, octets: u64) -> Reply {
+        Reply::chunk_ok(octets)
+    }
+
     /// The content was received, or why it was not.
     pub fn received(&mut self, result: Result<Receipt, Reply>) -> Reply {
         self.state = State::Ready;
@@ -188,7 +228,7 @@ impl Session {
     }
 
     /// The table, in the order of RFC 5321 §4.1.4.
-    fn command(&mut self, command: Command) -> Step {
+    fn command(&mut self, command: Command, now: Timestamp) -> Step {
         match (&mut self.state, command) {
             (State::Closed, _) => (None, Next::Close),
             (_, Command::Quit) => self.quit(),
@@ -196,9 +236,9 @@ impl Session {
             (_, Command::Help) => say(Reply::help()),
             (_, Command::Vrfy) => say(Reply::can_not_verify()),
 
-            (_, Command::Ehlo(name)) => self.hello(name, true),
-            (_, Command::Helo(name)) => self.hello(name, false),
-            (State::Open(_), Command::Rset) => {
+            (_, Command::Ehlo(name)) => self.hello(name, true, now),
+            (_, Command::Helo(name)) => self.hello(name, false, now),
+            (State::Open(_) | State::Chunking(_), Command::Rset) => {
                 self.state = State::Ready;
                 say(Reply::ok())
             }
@@ -208,36 +248,51 @@ impl Session {
             (State::Connected | State::Ready, Command::StartTls) => self.start_tls(),
             (_, Command::StartTls) => say(Reply::auth_in_transaction()),
 
-            (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(_) | Command::Data) => {
+            (_, Command::Bdat(size, last)) => self.bdat(size, last),
+            (State::Chunking(_), Command::Rcpt(..) | Command::Data) => say(Reply::chunks_begun()),
+
+            (State::Connected, Command::Auth(..) | Command::Mail(..) | Command::Rcpt(..) | Command::Data) => {
                 say(Reply::hello_first())
             }
             (State::Ready, Command::Auth(mechanism, initial)) => self.auth(&mechanism, initial.as_deref()),
             (_, Command::Auth(..)) => say(Reply::auth_in_transaction()),
 
-            (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters),
+            (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters, now),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
-            (State::Open(transaction), Command::Rcpt(mailbox)) => {
-                rcpt(transaction, mailbox, self.rules.recipients)
+            (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
+                rcpt(transaction, mailbox, asked, self.rules.recipients)
             }
-            (_, Command::Rcpt(_)) => say(Reply::mail_first()),
+            // Who may not open a transaction hears why, and not that one is missing.
+            (State::Ready, Command::Rcpt(..)) if !policy::is_known(&self.rules, &self.client) => {
+                say(Reply::relaying_denied())
+            }
+            (_, Command::Rcpt(..)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
+            }
+            (State::Open(transaction), Command::Data) if transaction.handling.body == Body::Binary => {
+                say(Reply::binary_needs_bdat())
             }
             (State::Open(_), Command::Data) => self.data(),
             (_, Command::Data) => say(Reply::mail_first()),
         }
     }
 
-    fn hello(&mut self, name: String, extended: bool) -> Step {
+    fn hello(&mut self, name: String, extended: bool, now: Timestamp) -> Step {
         // RFC 5321 §4.1.4: EHLO inside a transaction has the effect of RSET.
         self.state = State::Ready;
         self.client.hello = Some(Hello { name, extended });
         let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
         let offer = Offer {
             message_size: self.rules.message_size,
+            recipients: self.rules.recipients,
+            binary: self.rules.binary,
+            hold: self.hold_max(now).map(|(longest, latest)| [Hold::For(longest), Hold::Until(latest.0)]),
+            tls: self.client.tls,
             starttls: self.starttls && !self.client.tls,
             auth,
             auth_clear: auth && self.client.is_private(),
+            auth_bound: auth && self.client.binding.is_some(),
         };
         let keywords = if extended { offer.keywords() } else { Vec::new() };
         say(Reply::hello(&self.rules.hostname, &keywords))
@@ -260,8 +315,8 @@ impl Session {
         self.challenges += 1;
         // RFC 2195 §2: a challenge is never used twice.
         let challenge = || format!("<{}.{}@{}>", self.challenges, self.nonce, self.rules.hostname);
-        let private = self.client.is_private();
-        let progress = Exchange::begin(mechanism, initial, private, challenge, &self.rules.credentials);
+        let channel = Channel { private: self.client.is_private(), binding: self.client.binding };
+        let progress = Exchange::begin(mechanism, initial, channel, challenge, &self.rules.credentials);
         self.progress(progress)
     }
 
@@ -292,28 +347,73 @@ impl Session {
                     return (Some(Reply::wrong_credentials()), Next::Penalty);
                 }
                 self.state = State::Closed;
-                (Some(Reply::too_many_failed_logins()), Next::Close)
+                (Some(Reply::too_many_failed_logins()), Next::LastPenalty)
             }
         }
     }
 
-    fn mail(&mut self, reverse_path: ReversePath, parameters: MailParameters) -> Step {
+    fn mail(&mut self, reverse_path: ReversePath, asked: MailParameters, now: Timestamp) -> Step {
         let permitted = match policy::may_relay(&self.rules, &self.client, &reverse_path) {
             Ok(permitted) => permitted,
             Err(refusal) => return say(refusal),
         };
         // RFC 1870 §6.1: refused before a single octet of it has travelled.
-        if parameters.size.is_some_and(|size| size > self.rules.message_size) {
+        if asked.size.is_some_and(|size| size > self.rules.message_size) {
             return say(Reply::too_large(self.rules.message_size));
         }
-        let body = if parameters.eight_bit { Body::EightBit } else { Body::SevenBit };
+        if asked.body == Body::Binary && !self.rules.binary {
+            return say(Reply::bad_parameter("BODY"));
+        }
+        // RFC 8689 §4.1: what came in clear needs no TLS from here on.
+        if asked.require_tls && !self.client.tls {
+            return say(Reply::unknown_parameter("REQUIRETLS"));
+        }
+        let hold_until = match asked.hold.map(|hold| self.hold(hold, now)).transpose() {
+            Ok(hold_until) => hold_until,
+            Err(refusal) => return say(refusal),
+        };
+        let deliver_by = asked.deliver_by.map(|by| {
+            let wait = Duration::from_secs(by.seconds.unsigned_abs().into());
+            let time = if by.seconds < 0 { now.before(wait) } else { now.after(wait) };
+            DeliverBy { time, or_return: by.or_return, trace: by.trace }
+        });
         self.state = State::Open(Transaction {
             reverse_path,
             recipients: Vec::new(),
-            handling: Handling { body, ..Handling::default() },
+            handling: Handling {
+                body: asked.body,
+                utf8: asked.utf8,
+                utf8_header: false,
+                ret: asked.ret,
+                envid: asked.envid,
+                require_tls: asked.require_tls,
+                priority: asked.priority.unwrap_or_default(),
+                hold_until,
+                deliver_by,
+            },
             _permitted: permitted,
         });
         say(Reply::sender_ok())
+    }
+
+    /// The longest that a message can be held, in seconds, and the time when that ends.
+    fn hold_max(&self, now: Timestamp) -> Option<(u32, Timestamp)> {
+        // RFC 4865 §3: nine digits.
+        let longest = self.rules.hold.as_secs().min(999_999_999);
+        let seconds = u32::try_from(longest).ok().filter(|seconds| *seconds > 0)?;
+        Some((seconds, now.after(Duration::from_secs(longest))))
+    }
+
+    /// Until when a message is held. A time that has passed already holds nothing.
+    fn hold(&self, hold: Hold, now: Timestamp) -> Result<Timestamp, Reply> {
+        let Some((longest, latest)) = self.hold_max(now) else {
+            return Err(Reply::unknown_parameter("HOLDFOR"));
+        };
+        let until = match hold {
+            Hold::For(seconds) => now.after(Duration::from_secs(seconds.into())),
+            Hold::Until(time) => Timestamp(time),
+        };
+        if until > latest { Err(Reply::held_too_long(longest.into())) } else { Ok(until) }
     }
 
     fn data(&mut self) -> Step {
@@ -324,6 +424,27 @@ impl Session {
         (None, Next::Receive)
     }
 
+    /// RFC 3030 §2: the octets follow at once, whatever is said of them. A refusal drops the transaction:
+    /// else the rest of its message could be taken for the whole.
+    fn bdat(&mut self, size: u64, last: bool) -> Step {
+        if size > 0 {
+            self.idle_commands = 0;
+        }
+        let (state, refusal) = match std::mem::replace(&mut self.state, State::Ready) {
+            State::Open(transaction) if transaction.recipients.is_empty() => {
+                (State::Ready, Reply::no_valid_recipients())
+            }
+            State::Open(transaction) | State::Chunking(transaction) => {
+                self.state = State::Chunking(transaction);
+                return (None, Next::Chunk(size, last));
+            }
+            State::Connected => (State::Connected, Reply::hello_first()),
+            other => (other, Reply::mail_first()),
+        };
+        self.state = state;
+        (Some(refusal), Next::Skip(size))
+    }
+
     fn quit(&mut self) -> Step {
         self.state = State::Closed;
         (Some(Reply::goodbye(&self.rules.hostname)), Next::Close)
@@ -331,12 +452,14 @@ impl Session {
 
     /// Ends conversations that lead nowhere.
     fn bounded(&mut self, step: Step) -> Step {
-        self.idle_commands += 1;
         if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
             self.errors += 1;
         }
-        if step.1 == Next::Continue && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX)
-        {
+        let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
+        let bounds = &self.rules.bounds;
+        let known = policy::is_known(&self.rules, &self.client);
+        let commands = if known { bounds.commands } else { bounds.commands_before_auth };
+        if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);
         }
@@ -348,13 +471,17 @@ fn say(reply: Reply) -> Step {
     (Some(reply), Next::Continue)
 }
 
-fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, max: usize) -> Step {
+fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, asked: RcptParameters, max: usize) -> Step {
+    if !mailbox.is_ascii() && !transaction.handling.utf8 {
+        return say(Reply::non_ascii_address());
+    }
     if transaction.recipients.len() >= max {
         return say(Reply::too_many_recipients());
     }
+    let RcptParameters { notify, original } = asked;
     // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.
     if !transaction.recipients.iter().any(|known| known.mailbox == mailbox) {
-        transaction.recipients.push(mailbox.into());
+        transaction.recipients.push(Addressee { mailbox, notify, original });
     }
     say(Reply::recipient_ok())
 }
@@ -365,10 +492,12 @@ fn is_http(line: &[u8]) -> bool {
     [&b"GET"[..], b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"].contains(&verb)
 }
 
-/// As Postfix' hard limit: after so many refusals nothing good is to be expected.
-const ERRORS_MAX: usize = 20;
-/// A mail library's connection pool may say NOOP now and then; more than this is no mail client.
-const IDLE_COMMANDS_MAX: usize = 2_000;
+/// A load balancer's header that this listener was not told to expect, or that somebody forged. Of the
+/// binary form, which begins with two empty lines, the third line is the first that tells.
+fn is_proxy_header(line: &[u8]) -> bool {
+    line.starts_with(b"PROXY ") || line == b"\0"
+}
+
 /// Then the connection ends, so that guessing costs a new one each time.
 const FAILED_LOGINS_MAX: u32 = 3;
 

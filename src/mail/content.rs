@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use memchr::{memchr, memmem};
 
-/// RFC 5321 §6.3 suggests at least 100; mail that passed 50 relays is going round in circles.
-pub const HOPS_MAX: usize = 50;
+use super::trace;
+
+/// A message may come back once or twice, by a list or a forwarding rule; more often it goes in circles,
+/// and the hops of others need not be waited for.
+pub const PASSES_MAX: usize = 5;
 /// More header section than this is an attack or a mistake, and every next hop would have to bear it.
 pub const HEADER_MAX: usize = 256 * 1024;
 /// The longest Subject or Message-ID that is kept for people to look at.
@@ -52,8 +55,16 @@ impl Content {
 /// What the header section says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Octets of the header section.
+    pub header: usize,
     /// Received fields.
     pub hops: usize,
+    /// Those of them that are our own.
+    pub passes: usize,
+    /// There is a Date field.
+    pub date: bool,
+    /// It holds octets beyond ASCII.
+    pub eight_bit: bool,
     /// As it stands, unfolded, not decoded.
     pub subject: Option<String>,
     /// As it stands.
@@ -72,10 +83,12 @@ impl Facts {
     /// [`HeaderTooLarge`]; what it holds is then not looked at.
     pub fn of(head: &[u8], whole: bool) -> Result<Self, HeaderTooLarge> {
         let section = header_section(head, whole)?;
-        let mut facts = Self::default();
+        let mut facts = Self { header: section.len(), eight_bit: !section.is_ascii(), ..Self::default() };
         for field in fields(section) {
             if field.name.eq_ignore_ascii_case(b"received") {
                 facts.hops += 1;
+            } else if field.name.eq_ignore_ascii_case(b"date") {
+                facts.date = true;
             } else if field.name.eq_ignore_ascii_case(b"subject") {
                 facts.subject = facts.subject.or_else(|| Some(field.unfolded()));
             } else if field.name.eq_ignore_ascii_case(b"message-id") {
@@ -83,6 +96,16 @@ impl Facts {
             }
         }
         Ok(facts)
+    }
+
+    /// Counts how often the message passed Outpost under the name `hostname`, from the same head.
+    pub fn count_passes(&mut self, head: &[u8], hostname: &str) {
+        if self.hops == 0 {
+            return;
+        }
+        let section = header_section(head, true).unwrap_or_default();
+        let received = fields(section).filter(|field| field.name.eq_ignore_ascii_case(b"received"));
+        self.passes = received.filter(|field| trace::is_ours(field.value, hostname)).count();
     }
 }
 

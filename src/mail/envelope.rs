@@ -44,9 +44,13 @@ pub struct Handling {
     /// What the content is made of.
     #[serde(default, skip_serializing_if = "Body::is_seven_bit")]
     pub body: Body,
-    /// RFC 6531: header or envelope hold UTF-8.
+    /// RFC 6531: SMTPUTF8 was asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub utf8: bool,
+    /// SMTPUTF8 was asked for, and the header section does hold more than ASCII. Whether an address
+    /// does, it says itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub utf8_header: bool,
     /// RFC 3461 §4.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ret: Option<Ret>,
@@ -103,14 +107,18 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The `with` word of Received (RFC 3848).
-    pub fn protocol(&self) -> &'static str {
-        match (self.extended, self.tls, self.user.is_some()) {
-            (false, _, _) => "SMTP",
-            (true, false, false) => "ESMTP",
-            (true, false, true) => "ESMTPA",
-            (true, true, false) => "ESMTPS",
-            (true, true, true) => "ESMTPSA",
+    /// The `with` word of Received (RFC 3848); `utf8` says that SMTPUTF8 was asked for (RFC 6531 §4.3).
+    pub fn protocol(&self, utf8: bool) -> &'static str {
+        match (self.extended, utf8, self.tls, self.user.is_some()) {
+            (false, ..) => "SMTP",
+            (true, false, false, false) => "ESMTP",
+            (true, false, false, true) => "ESMTPA",
+            (true, false, true, false) => "ESMTPS",
+            (true, false, true, true) => "ESMTPSA",
+            (true, true, false, false) => "UTF8SMTP",
+            (true, true, false, true) => "UTF8SMTPA",
+            (true, true, true, false) => "UTF8SMTPS",
+            (true, true, true, true) => "UTF8SMTPSA",
         }
     }
 }

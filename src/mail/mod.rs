@@ -6,9 +6,11 @@
 //! - [`envelope`]: who it is from and for
 //! - [`content`]: facts about the content, found while it streams by
 //! - [`trace`]: the Received field
+//! - [`submission`]: Date and Message-ID where they are missing
 //! - [`outcome`]: what an attempt meant for each recipient, with its evidence
 
 pub mod content;
 pub mod envelope;
 pub mod outcome;
+pub mod submission;
 pub mod trace;

@@ -19,6 +19,7 @@ use crate::{
     mail::{
         content::{Facts, HeaderTooLarge},
         envelope::{Envelope, Origin},
+        submission,
     },
 };
 
@@ -37,6 +38,8 @@ pub struct Incoming {
     file: Option<SpoolFile>,
     /// Octets at the start of the content that are our own Received field.
     trace: usize,
+    /// Our name, if it is for us to trace and complete the message.
+    hostname: Option<String>,
     size: u64,
     crc32c: u32,
     /// What the header section said, once the start of the content has gone to the file.
@@ -52,6 +55,7 @@ impl Incoming {
             buffer: BytesMut::new(),
             file: None,
             trace: 0,
+            hostname: None,
             size: 0,
             crc32c: 0,
             facts: None,
@@ -68,9 +72,11 @@ impl Incoming {
         self.received
     }
 
-    /// Puts our Received field in front; before any content.
-    pub fn trace(&mut self, field: &str) {
+    /// Puts our Received field in front; before any content. What the header section lacks is added
+    /// behind it (RFC 6409 §8) under our name, once the section has come.
+    pub fn trace(&mut self, field: &str, hostname: &str) {
         self.trace = field.len();
+        self.hostname = Some(hostname.to_owned());
         self.push(field.as_bytes());
     }
 
@@ -92,15 +98,34 @@ impl Incoming {
         self.write_to_file(false).await
     }
 
-    /// What the header section says.
+    /// What the header section says, now that all content has come.
     ///
     /// # Errors
     /// It is longer than anything a next hop would bear.
-    pub fn facts(&self) -> Result<Facts, HeaderTooLarge> {
+    pub fn facts(&mut self) -> Result<Facts, HeaderTooLarge> {
         match &self.facts {
             Some(facts) => facts.clone(),
-            None => Facts::of(&self.buffer[self.trace..], true),
+            None => self.look_at_header(true),
         }
+    }
+
+    /// Looks at the start of the content, all of which is in the buffer, and completes it.
+    fn look_at_header(&mut self, whole: bool) -> Result<Facts, HeaderTooLarge> {
+        let head = &self.buffer[self.trace..];
+        let mut facts = Facts::of(head, whole);
+        if let (Ok(facts), Some(hostname)) = (&mut facts, &self.hostname) {
+            facts.count_passes(head, hostname);
+            let added = submission::complete(facts, &self.id.to_string(), hostname, self.received);
+            if !added.is_empty() {
+                let behind = self.buffer.split_off(self.trace);
+                self.buffer.extend_from_slice(added.as_bytes());
+                self.buffer.extend_from_slice(&behind);
+                self.size += added.len() as u64;
+                self.crc32c = crc32c::crc32c(&self.buffer);
+            }
+        }
+        self.facts = Some(facts.clone());
+        facts
     }
 
     /// Makes the message durable. When this returns a receipt, it survives whatever happens.
@@ -140,7 +165,8 @@ impl Incoming {
 
     async fn write_to_file(&mut self, finish: bool) -> Result<(), Fault> {
         if self.facts.is_none() {
-            self.facts = Some(Facts::of(&self.buffer[self.trace..], false));
+            // Too large or not: whoever asks for the facts hears of it.
+            let _ = self.look_at_header(false);
         }
         let path = self.queue.shared.spool.path(self.id);
         let file = self.file.take();

@@ -21,8 +21,8 @@ use super::{Embedded, StartError, parts, run};
 use crate::{
     clock::Clock,
     config::{
-        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
-        Login, QueueSettings, Replies, Role, Serves, Settings, Upstream, UpstreamTls, User, Waits,
+        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenerTls, Login,
+        QueueSettings, Replies, Role, Serves, SessionBounds, Settings, Upstream, UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -103,7 +103,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         service: "dev".to_owned(),
         role: Role::Relay,
         hostname: "localhost".to_owned(),
-        listen: vec![Listen { address: options.smtp.to_string(), tls: ListenTls::StartTls }],
+        listen: vec![Listen::at(options.smtp.to_string())],
         tls: None,
         access: Access {
             users: vec![User {
@@ -116,10 +116,13 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },
         bounds: Bounds {
+            binary: true,
             message_size: 25_000_000,
             recipients: 1_000,
             connections: 1_000,
             connections_per_client: 200,
+            buffered: 64_000_000,
+            session: SessionBounds::default(),
         },
         upstreams: vec![upstream],
         queue: queue_settings(data.join("queue")),
@@ -201,7 +204,10 @@ fn listener(
         networks: Vec::new(),
         message_size: 50_000_000,
         recipients: 1_000,
+        binary: true,
+        hold: Duration::ZERO,
         senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: false,
     };
     let identity = tls::load(Some(files), directory, "localhost")?;
@@ -211,6 +217,7 @@ fn listener(
         tls: Some(identity.config),
         connections: 50,
         connections_per_client: 50,
+        buffered: 64_000_000,
     };
     let (shutdown, told) = watch::channel(false);
     Ok((Listener::new(terms, captured.clone(), None, clock, told), shutdown))

@@ -15,11 +15,11 @@ use tracing_subscriber::EnvFilter;
 use super::StartError;
 use crate::{
     clock::Clock,
-    config::{Access, ListenTls, Settings},
+    config::{Access, Listen, ListenTls, Settings},
     delivery::Agent,
     environment::Published,
     listener::{
-        Terms,
+        Entrance, Terms,
         allowance::Allowances,
         auth::Credentials,
         policy::{Rules, Senders},
@@ -61,6 +61,11 @@ pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, StartErr
     Ok(Some(tls::load(settings.tls.as_ref(), &settings.data.join("tls"), &settings.hostname)?))
 }
 
+/// What our certificate's files look like now.
+pub(crate) fn certificate_stamp(settings: &Settings) -> tls::Stamp {
+    tls::stamp(settings.tls.as_ref(), &settings.data.join("tls"))
+}
+
 /// Logins of apps, each with its password; the first is the one that is published.
 pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>, StartError> {
     let mut logins = Vec::new();
@@ -92,6 +97,7 @@ pub(crate) fn terms(
     allowances: Arc<Allowances>,
 ) -> Terms {
     let bounds = &settings.bounds;
+    let upstreams = settings.upstreams.iter().map(|upstream| upstream.connections).sum();
     let rules = Rules {
         hostname: settings.hostname.clone(),
         credentials: Credentials::new(access),
@@ -99,20 +105,44 @@ pub(crate) fn terms(
         senders: senders(&settings.access),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
+        binary: bounds.binary,
+        bounds: bounds.session,
+        // The other half of a message's life is for bringing it to its upstream.
+        hold: settings.queue.lifetime / 2,
         trace: true,
     };
     Terms {
         rules: Arc::new(rules),
         allowances,
         tls: identity.map(|identity| Arc::clone(&identity.config)),
-        connections: bounds.connections,
+        connections: within_descriptors(bounds.connections, upstreams),
         connections_per_client: bounds.connections_per_client,
+        buffered: bounds.buffered,
     }
+}
+
+/// As many clients as leave descriptors for deliveries, the queue's files and the web page.
+fn within_descriptors(wanted: usize, upstream: usize) -> usize {
+    const KEPT: usize = 64;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let most = limit.saturating_sub(KEPT + upstream).max(1);
+    if most < wanted {
+        tracing::warn!(
+            "the limit of {limit} open files leaves room for {most} clients, not for {wanted} (smtp_max_connections)"
+        );
+    }
+    wanted.min(most)
 }
 
 fn senders(access: &Access) -> Senders {
     let of_users = access.users.iter().filter_map(|user| Some((user.name.clone(), user.senders.clone()?)));
     Senders { of_all: access.senders.clone(), of_users: of_users.collect() }
+}
+
+/// What holds for the clients of one address.
+pub(crate) fn entrance(listen: &Listen) -> Entrance {
+    Entrance { tls: listen.tls, login_required: listen.login_required, proxies: listen.proxies.clone() }
 }
 
 /// What the runner goes by. Agents are kept, with their TLS sessions, where connections of theirs are as
@@ -145,7 +175,8 @@ pub(crate) fn published(
     let limits: Vec<String> =
         upstream.iter().flat_map(|upstream| &upstream.limits).map(ToString::to_string).collect();
     let first = access.first().cloned().unwrap_or_else(|| (String::new(), SecretString::from("")));
-    let tls = match settings.listen.first().map(|listen| listen.tls) {
+    // Apps elsewhere can't reach a Unix socket.
+    let tls = match settings.listen.iter().find(|listen| !listen.is_unix()).map(|listen| listen.tls) {
         Some(ListenTls::StartTls) => "starttls",
         Some(ListenTls::Implicit) => "implicit",
         Some(ListenTls::None) | None => "none",

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::reply::is_unsafe_in_text;
+
 /// RFC 5321 §4.5.3.1.1: a local-part of 64 octets must be accepted; longer ones exist (VERP), and
 /// the upstream is the judge of them.
 const LOCAL_PART_MAX: usize = 128;
@@ -26,9 +28,6 @@ impl Mailbox {
     /// # Errors
     /// Says which part is wrong.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        if !text.is_ascii() {
-            return Err(AddressError::NotAscii);
-        }
         if text.eq_ignore_ascii_case("postmaster") {
             return Ok(Self(text.to_owned()));
         }
@@ -44,6 +43,11 @@ impl Mailbox {
     /// The address as written.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it needs no SMTPUTF8 (RFC 6531).
+    pub fn is_ascii(&self) -> bool {
+        self.0.is_ascii()
     }
 
     /// What stands behind the last `@`; empty for a lone `postmaster`.
@@ -83,6 +87,11 @@ impl ReversePath {
     /// The sender, unless it is the null one.
     pub fn mailbox(&self) -> Option<&Mailbox> {
         self.0.as_ref()
+    }
+
+    /// Whether it needs no SMTPUTF8 (RFC 6531).
+    pub fn is_ascii(&self) -> bool {
+        self.as_str().is_ascii()
     }
 
     /// The address as written; empty for the null path.
@@ -128,9 +137,6 @@ pub enum AddressError {
     /// Behind the `@`.
     #[error("the domain is not valid")]
     Domain,
-    /// RFC 6531 needs SMTPUTF8, which is not offered.
-    #[error("addresses beyond ASCII need SMTPUTF8, which is not offered here")]
-    NotAscii,
 }
 
 /// Reads a path at the start of a command's argument and returns what follows it.
@@ -188,26 +194,29 @@ fn strip_source_route(path: &str) -> Result<&str, AddressError> {
 
 /// Checks the local-part and returns where its `@` stands.
 fn local_part_end(text: &str) -> Result<usize, AddressError> {
-    let bytes = text.as_bytes();
-    if bytes.first() != Some(&b'"') {
+    let mut chars = text.char_indices();
+    if !text.starts_with('"') {
         // RFC 5321 §4.1.2 Dot-string, but dots may stand anywhere: such mailboxes exist.
-        let end = bytes.iter().position(|b| !(is_atext(*b) || *b == b'.'));
-        return match end {
-            Some(i) if bytes[i] == b'@' => Ok(i),
+        return match chars.find(|(_, c)| !(is_atext(*c) || *c == '.')) {
+            Some((i, '@')) => Ok(i),
             Some(_) => Err(AddressError::LocalPart),
             None => Err(AddressError::Syntax),
         };
     }
-    let mut i = 1;
+    chars.next();
     loop {
-        match bytes.get(i) {
-            Some(b'"') => break,
-            Some(b'\\') if bytes.get(i + 1).is_some_and(|b| is_printable(*b)) => i += 2,
-            Some(b) if is_printable(*b) && *b != b'\\' => i += 1,
+        match chars.next() {
+            Some((_, '"')) => break,
+            // RFC 6531 §3.3 adds UTF-8 to what stands in quotes, and nothing to what a backslash quotes.
+            Some((_, '\\')) if chars.next().is_some_and(|(_, c)| matches!(c, ' '..='~')) => {}
+            Some((_, c)) if c != '\\' && (matches!(c, ' '..='~') || is_utf8_text(c)) => {}
             _ => return Err(AddressError::LocalPart),
         }
     }
-    if bytes.get(i + 1) == Some(&b'@') { Ok(i + 1) } else { Err(AddressError::LocalPart) }
+    match chars.next() {
+        Some((i, '@')) => Ok(i),
+        _ => Err(AddressError::LocalPart),
+    }
 }
 
 /// RFC 5321 §4.1.2 Domain or address-literal. Underscores are let through: such hosts exist.
@@ -223,10 +232,11 @@ pub(crate) fn check_domain(domain: &str) -> Result<(), AddressError> {
     }
     let label = |label: &str| {
         !label.is_empty()
-            && label.len() <= LABEL_MAX
+            // A label beyond ASCII is shorter in characters than in the form that the limit is for.
+            && label.chars().count() <= LABEL_MAX
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || is_utf8_text(c))
     };
     if domain.len() <= DOMAIN_MAX && domain.split('.').all(label) {
         Ok(())
@@ -235,13 +245,15 @@ pub(crate) fn check_domain(domain: &str) -> Result<(), AddressError> {
     }
 }
 
-/// RFC 5322 §3.2.3.
-fn is_atext(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&b)
+/// RFC 5322 §3.2.3, and UTF8-non-ascii as RFC 6531 §3.3 adds it.
+fn is_atext(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || is_utf8_text(c)
 }
 
-fn is_printable(b: u8) -> bool {
-    (b' '..=b'~').contains(&b)
+/// A character beyond ASCII that may stand in an address. Controls, blanks and what hides or reorders
+/// text would make an address look like another one to people, in a log or a report.
+fn is_utf8_text(c: char) -> bool {
+    !c.is_ascii() && !c.is_whitespace() && !is_unsafe_in_text(c)
 }
 
 #[cfg(test)]
@@ -267,6 +279,8 @@ mod tests {
         check("<a@[IPv6:2001:db8::1]>", Ok(("a@[IPv6:2001:db8::1]", "")));
         check("<Postmaster>", Ok(("Postmaster", "")));
         check("<a..b@docomo.example>", Ok(("a..b@docomo.example", "")));
+        check("<用户.ü@bücher.例子>", Ok(("用户.ü@bücher.例子", "")));
+        check("<\"ü ü\"@b.example>", Ok(("\"ü ü\"@b.example", "")));
         check("<user%other@b_c.example>", Ok(("user%other@b_c.example", "")));
     }
 
@@ -285,7 +299,13 @@ mod tests {
         check("<a@[1.2.3.4>", Err(AddressError::Domain));
         check("<\"a\u{1}\"@b.example>", Err(AddressError::LocalPart));
         check("<\"a\\\"@b.example>", Err(AddressError::Syntax));
-        check("<ü@b.example>", Err(AddressError::NotAscii));
+        for hidden in ["\u{85}", "\u{A0}", "\u{3000}", "\u{200B}", "\u{202E}", "\u{2028}", "\u{FEFF}"] {
+            check(&format!("<a{hidden}@b.example>"), Err(AddressError::LocalPart));
+            check(&format!("<\"a{hidden}\"@b.example>"), Err(AddressError::LocalPart));
+            check(&format!("<a@b{hidden}.example>"), Err(AddressError::Domain));
+        }
+        check("<\"a\\ü\"@b.example>", Err(AddressError::LocalPart));
+        check("<a@[ü]>", Err(AddressError::Domain));
         check(&format!("<{}@b.example>", "a".repeat(129)), Err(AddressError::LocalPart));
         check(&format!("<a@{}.example>", "b".repeat(64)), Err(AddressError::Domain));
     }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::{
-    address::{self, AddressError, ReversePath},
+    address::{self, ReversePath},
+    esmtp::{MailParameters, RcptParameters},
     reply::Reply,
 };
 
@@ -18,9 +19,11 @@ pub enum Command {
     /// Opens a mail transaction.
     Mail(ReversePath, MailParameters),
     /// Adds a recipient.
-    Rcpt(address::Mailbox),
+    Rcpt(address::Mailbox, RcptParameters),
     /// Announces the content.
     Data,
+    /// RFC 3030 §2: so many octets of content follow at once; whether they are the last.
+    Bdat(u64, bool),
     /// Drops the transaction.
     Rset,
     /// Nothing.
@@ -35,15 +38,6 @@ pub enum Command {
     StartTls,
     /// RFC 4954: mechanism in upper case, initial response still in base64.
     Auth(String, Option<String>),
-}
-
-/// The parameters of MAIL that we offer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MailParameters {
-    /// RFC 1870: the size the client estimates.
-    pub size: Option<u64>,
-    /// RFC 6152: content beyond ASCII was announced.
-    pub eight_bit: bool,
 }
 
 /// RFC 5321 §4.5.3.1.2 lets no domain be longer; names that apps give themselves are cut off here
@@ -69,6 +63,7 @@ impl Command {
             "HELO" => hello(argument).map(Self::Helo),
             "MAIL" => mail(argument),
             "RCPT" => rcpt(argument),
+            "BDAT" => bdat(argument),
             "DATA" => alone(argument, Self::Data),
             "RSET" => alone(argument, Self::Rset),
             "QUIT" => alone(argument, Self::Quit),
@@ -76,11 +71,9 @@ impl Command {
             // RFC 5321 §4.1.1.9: the argument of NOOP is ignored.
             "NOOP" => Ok(Self::Noop),
             "HELP" => Ok(Self::Help),
-            "VRFY" if argument.is_empty() => Err(Reply::bad_argument("VRFY needs a name")),
-            "VRFY" => Ok(Self::Vrfy),
+            "VRFY" => name("VRFY", argument).map(|()| Self::Vrfy),
             "AUTH" => auth(argument),
             "EXPN" => Err(Reply::not_implemented("EXPN")),
-            "BDAT" => Err(Reply::not_implemented("BDAT")),
             "ETRN" => Err(Reply::not_implemented("ETRN")),
             "TURN" => Err(Reply::not_implemented("TURN")),
             _ => Err(Reply::unknown_command()),
@@ -94,16 +87,16 @@ impl Command {
             Self::Helo(name) => format!("HELO {name}").into(),
             Self::Mail(path, parameters) => {
                 let mut line = format!("MAIL FROM:{path}");
-                if let Some(size) = parameters.size {
-                    line.push_str(&format!(" SIZE={size}"));
-                }
-                if parameters.eight_bit {
-                    line.push_str(" BODY=8BITMIME");
-                }
+                parameters.write_to(&mut line);
                 line.into()
             }
-            Self::Rcpt(mailbox) => format!("RCPT TO:<{mailbox}>").into(),
+            Self::Rcpt(mailbox, parameters) => {
+                let mut line = format!("RCPT TO:<{mailbox}>");
+                parameters.write_to(&mut line);
+                line.into()
+            }
             Self::Data => "DATA".into(),
+            Self::Bdat(size, last) => format!("BDAT {size}{}", if *last { " LAST" } else { "" }).into(),
             Self::Rset => "RSET".into(),
             Self::Noop => "NOOP".into(),
             Self::Vrfy => "VRFY postmaster".into(),
@@ -139,50 +132,44 @@ fn hello(argument: &str) -> Result<String, Reply> {
 fn mail(argument: &str) -> Result<Command, Reply> {
     let path =
         keyword(argument, "FROM:").ok_or_else(|| Reply::bad_argument("expected MAIL FROM:<address>"))?;
-    let (path, rest) = address::parse_path(path).map_err(|error| match error {
-        AddressError::NotAscii => Reply::non_ascii_sender(),
-        other => Reply::bad_sender(other),
-    })?;
-    let mut parameters = MailParameters::default();
-    for word in rest.split(' ').filter(|word| !word.is_empty()) {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        match name.to_ascii_uppercase().as_str() {
-            // RFC 1870 §3: up to 20 digits, so a value can be too large for any integer of ours.
-            "SIZE" => {
-                let digits = (1..=20).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
-                if !digits {
-                    return Err(Reply::bad_parameter("SIZE"));
-                }
-                parameters.size = Some(value.parse().unwrap_or(u64::MAX));
-            }
-            "BODY" => match value.to_ascii_uppercase().as_str() {
-                "7BIT" => parameters.eight_bit = false,
-                "8BITMIME" => parameters.eight_bit = true,
-                _ => return Err(Reply::bad_parameter("BODY")),
-            },
-            // RFC 4954 §5: must be taken from any client that may use AUTH; we trust none to name
-            // another's identity, so it goes no further.
-            "AUTH" if !value.is_empty() => {}
-            _ => return Err(Reply::unknown_parameter(&printable(name))),
-        }
+    let (path, rest) = address::parse_path(path).map_err(Reply::bad_sender)?;
+    let parameters = MailParameters::read(rest)?;
+    // RFC 6531 §3.5: who did not ask for SMTPUTF8 can't use such an address.
+    if !path.is_ascii() && !parameters.utf8 {
+        return Err(Reply::non_ascii_address());
     }
     Ok(Command::Mail(path, parameters))
 }
 
 fn rcpt(argument: &str) -> Result<Command, Reply> {
     let path = keyword(argument, "TO:").ok_or_else(|| Reply::bad_argument("expected RCPT TO:<address>"))?;
-    let (path, rest) = address::parse_path(path).map_err(|error| match error {
-        AddressError::NotAscii => Reply::non_ascii_recipient(),
-        other => Reply::bad_recipient(other),
-    })?;
-    if let Some(word) = rest.split(' ').find(|word| !word.is_empty()) {
-        let name = word.split_once('=').map_or(word, |(name, _)| name);
-        return Err(Reply::unknown_parameter(&printable(name)));
-    }
+    let (path, rest) = address::parse_path(path).map_err(Reply::bad_recipient)?;
+    let parameters = RcptParameters::read(rest)?;
     match path.mailbox() {
-        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone())),
+        Some(mailbox) => Ok(Command::Rcpt(mailbox.clone(), parameters)),
         None => Err(Reply::null_recipient()),
     }
+}
+
+/// RFC 3030 §2. A size that is no number can't be read over: what follows is then taken for commands.
+fn bdat(argument: &str) -> Result<Command, Reply> {
+    let (size, last) = match argument.split_once(' ') {
+        None => (argument, false),
+        Some((size, word)) if word.trim_start_matches(' ').eq_ignore_ascii_case("LAST") => (size, true),
+        Some(_) => return Err(Reply::bad_argument("expected BDAT size [LAST]")),
+    };
+    let digits = !size.is_empty() && size.bytes().all(|b| b.is_ascii_digit());
+    let size = size.parse().ok().filter(|size| digits && *size <= i64::MAX as u64);
+    size.map(|size| Command::Bdat(size, last)).ok_or_else(|| Reply::bad_argument("the size is not valid"))
+}
+
+/// RFC 6531 §3.7.4.1: VRFY and EXPN may say SMTPUTF8 behind the name; without it the name is ASCII.
+fn name(verb: &'static str, argument: &str) -> Result<(), Reply> {
+    if argument.is_empty() {
+        return Err(Reply::bad_argument(format!("{verb} needs a name")));
+    }
+    let utf8 = argument.rsplit(' ').next().is_some_and(|last| last.eq_ignore_ascii_case("SMTPUTF8"));
+    if argument.is_ascii() || utf8 { Ok(()) } else { Err(Reply::non_ascii_address()) }
 }
 
 fn auth(argument: &str) -> Result<Command, Reply> {
@@ -203,16 +190,12 @@ fn keyword<'a>(argument: &'a str, keyword: &str) -> Option<&'a str> {
     head.eq_ignore_ascii_case(keyword).then(|| rest.trim_start_matches(' '))
 }
 
-/// A client's own word, short and safe enough to stand in a reply.
-fn printable(word: &str) -> String {
-    word.chars().filter(char::is_ascii_graphic).take(40).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::smtp::parameter::{Body, By, Hold, Notify, OriginalRecipient, Ret};
 
     #[track_caller]
     fn code(line: &str) -> u16 {
@@ -225,12 +208,14 @@ mod tests {
         assert_eq!(ok("ehlo app.example "), Command::Ehlo("app.example".into()));
         assert_eq!(ok("HELO (a)\"b"), Command::Helo("?a??b".into()));
         assert_eq!(ok("data"), Command::Data);
+        assert_eq!(ok("bdat 0 last"), Command::Bdat(0, true));
+        assert_eq!(ok("BDAT 9223372036854775807"), Command::Bdat(i64::MAX as u64, false));
         assert_eq!(ok("NOOP whatever"), Command::Noop);
         assert_eq!(
             ok("mail from: <a@b.example> body=8bitmime size=99999999999999999999 AUTH=<>"),
             Command::Mail(
                 ReversePath::try_from("a@b.example".to_owned()).unwrap(),
-                MailParameters { size: Some(u64::MAX), eight_bit: true }
+                MailParameters { size: Some(u64::MAX), body: Body::EightBit, ..MailParameters::default() }
             )
         );
         assert_eq!(ok("auth plain \tAGE="), Command::Auth("PLAIN".into(), Some("AGE=".into())));
@@ -256,6 +241,14 @@ mod tests {
             "RCPT TO:<>",
             "RCPT TO:<a>",
             "VRFY",
+            "BDAT",
+            "BDAT LAST",
+            "BDAT -1",
+            "BDAT +1",
+            "BDAT 0x10",
+            "BDAT 1 FIRST",
+            "BDAT 1 LAST LAST",
+            "BDAT 9223372036854775808",
             "AUTH",
             "AUTH A B C",
             "NOOP \u{0}",
@@ -264,18 +257,50 @@ mod tests {
             assert_eq!(code(line), 501, "{line}");
         }
         assert_eq!(code("EXPN list"), 502);
-        assert_eq!(code("BDAT 10 LAST"), 502);
         assert_eq!(code("MAIL FROM:<ü@b.example>"), 553);
-        assert_eq!(code("MAIL FROM:<a@b.example> RET=FULL"), 555);
-        assert_eq!(code("RCPT TO:<a@b.example> NOTIFY=NEVER"), 555);
+        assert_eq!(code("VRFY ü"), 553);
+        assert_eq!(code("MAIL FROM:<a@b.example> X=1"), 555);
+        assert_eq!(code("RCPT TO:<a@b.example> RET=FULL"), 555);
         assert_eq!(Command::parse(b"NOOP \xff").unwrap_err().code(), 501);
     }
 
     prop_compose! {
-        fn mailbox()(local in "[a-z.+]{1,20}|\"[a-z @>\\]]{0,10}\"", domain in "[a-z]{1,9}(\\.[a-z]{2,5}){0,2}")
+        fn mailbox()(local in "[a-z.+üж]{1,20}|\"[a-z @>\\]]{0,10}\"", domain in "[a-zß]{1,9}(\\.[a-z]{2,5}){0,2}")
             -> address::Mailbox
         {
             address::Mailbox::parse(&format!("{local}@{domain}")).unwrap()
+        }
+    }
+
+    prop_compose! {
+        fn mail_parameters()(
+            size in proptest::option::of(any::<u64>()),
+            body in proptest::sample::select(vec![Body::SevenBit, Body::EightBit, Body::Binary]),
+            flags: [bool; 3],
+            ret in proptest::option::of(proptest::sample::select(vec![Ret::Full, Ret::Hdrs])),
+            envid in proptest::option::of("[ -~]{1,33}"),
+            priority in proptest::option::of(-9i8..=9),
+            hold in proptest::option::of(prop_oneof![
+                (1u32..1_000_000_000).prop_map(Hold::For),
+                (0u64..100_000_000_000).prop_map(|seconds| Hold::Until(seconds * 1_000)),
+            ]),
+            seconds in proptest::option::of(1i32..1_000_000_000),
+        ) -> MailParameters {
+            let [require_tls, or_return, trace] = flags;
+            let deliver_by = seconds.map(|seconds| By { seconds, or_return, trace });
+            MailParameters { size, body, utf8: true, ret, envid, require_tls, priority, hold, deliver_by }
+        }
+    }
+
+    prop_compose! {
+        fn rcpt_parameters()(
+            notify in proptest::option::of(any::<[bool; 3]>()),
+            original in proptest::option::of(("rfc822|utf-8", "[ -~üж]{1,60}")),
+        ) -> RcptParameters {
+            RcptParameters {
+                notify: notify.map(|[success, failure, delay]| Notify { success, failure, delay }),
+                original: original.map(|(kind, address)| OriginalRecipient { kind, address }),
+            }
         }
     }
 
@@ -283,17 +308,13 @@ mod tests {
         prop_oneof![
             "[a-z.:_-]{1,30}".prop_map(Command::Ehlo),
             "[a-z.:_-]{1,30}".prop_map(Command::Helo),
-            (proptest::option::of(mailbox()), any::<(Option<u64>, bool)>()).prop_map(
-                |(path, (size, eight_bit))| {
-                    Command::Mail(
-                        path.map_or(ReversePath::NULL, Into::into),
-                        MailParameters { size, eight_bit },
-                    )
-                }
-            ),
-            mailbox().prop_map(Command::Rcpt),
+            (proptest::option::of(mailbox()), mail_parameters()).prop_map(|(path, parameters)| {
+                Command::Mail(path.map_or(ReversePath::NULL, Into::into), parameters)
+            }),
+            (mailbox(), rcpt_parameters()).prop_map(|(to, parameters)| Command::Rcpt(to, parameters)),
             ("[A-Z0-9-]{1,20}", proptest::option::of("[A-Za-z0-9+/=]{1,40}"))
                 .prop_map(|(mechanism, initial)| Command::Auth(mechanism, initial)),
+            (0..=i64::MAX as u64, any::<bool>()).prop_map(|(size, last)| Command::Bdat(size, last)),
             proptest::sample::select(vec![
                 Command::Data,
                 Command::Rset,

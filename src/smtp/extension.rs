@@ -1,6 +1,6 @@
 //! The EHLO keywords (RFC 5321 §4.1.1.1) that Outpost offers, and those it understands of others.
 
-use super::reply::Reply;
+use super::{parameter::Hold, reply::Reply};
 
 /// What an upstream said it can do, in its reply to EHLO.
 ///
@@ -14,8 +14,20 @@ pub struct Capabilities {
     pub eight_bit_mime: bool,
     /// RFC 3207.
     pub starttls: bool,
-    /// RFC 3030.
+    /// RFC 3030 §2.
     pub chunking: bool,
+    /// RFC 3030 §3.
+    pub binary_mime: bool,
+    /// RFC 6531.
+    pub smtp_utf8: bool,
+    /// RFC 8689.
+    pub require_tls: bool,
+    /// RFC 6710.
+    pub priority: bool,
+    /// RFC 9422 §4: recipients of one transaction, if it named a number.
+    pub recipients_max: Option<usize>,
+    /// RFC 3461.
+    pub dsn: bool,
     /// RFC 1870: offered, and the largest size if one was named.
     pub size: Option<Option<u64>>,
     /// RFC 4954: mechanisms in upper case, in the server's order.
@@ -34,6 +46,15 @@ impl Capabilities {
                 Some("8BITMIME") => known.eight_bit_mime = true,
                 Some("STARTTLS") => known.starttls = true,
                 Some("CHUNKING") => known.chunking = true,
+                Some("BINARYMIME") => known.binary_mime = true,
+                Some("SMTPUTF8") => known.smtp_utf8 = true,
+                Some("REQUIRETLS") => known.require_tls = true,
+                Some("MT-PRIORITY") => known.priority = true,
+                Some("LIMITS") => {
+                    let named = words.find_map(|word| word.strip_prefix("RCPTMAX="));
+                    known.recipients_max = named.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+                }
+                Some("DSN") => known.dsn = true,
                 // RFC 1870 §3: no number or 0 means that no limit is named.
                 Some("SIZE") => {
                     known.size = Some(words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0));
@@ -65,12 +86,22 @@ impl Capabilities {
 pub struct Offer {
     /// The largest message taken.
     pub message_size: u64,
+    /// Recipients of one message.
+    pub recipients: usize,
+    /// RFC 4865: for how long, and until when, a message can be held.
+    pub hold: Option<[Hold; 2]>,
+    /// BINARYMIME: the upstream is said to take it.
+    pub binary: bool,
+    /// The connection is in TLS.
+    pub tls: bool,
     /// STARTTLS: a certificate is there and the connection is still in clear.
     pub starttls: bool,
     /// PLAIN and LOGIN show the password to whoever listens, so only over TLS or loopback.
     pub auth_clear: bool,
-    /// CRAM-MD5 doesn't, so it is offered whenever AUTH is of use.
+    /// CRAM-MD5 and SCRAM don't, so it is offered whenever AUTH is of use.
     pub auth: bool,
+    /// The connection has a channel binding (RFC 9266), so SCRAM can be tied to it.
+    pub auth_bound: bool,
 }
 
 impl Offer {
@@ -80,15 +111,32 @@ impl Offer {
             "PIPELINING".to_owned(),
             format!("SIZE {}", self.message_size),
             "8BITMIME".to_owned(),
+            "CHUNKING".to_owned(),
+            "SMTPUTF8".to_owned(),
             "ENHANCEDSTATUSCODES".to_owned(),
+            "DSN".to_owned(),
+            "DELIVERBY".to_owned(),
+            "MT-PRIORITY".to_owned(),
+            format!("LIMITS RCPTMAX={}", self.recipients),
         ];
+        // RFC 3030 §3: only together with CHUNKING.
+        if self.binary {
+            lines.push("BINARYMIME".to_owned());
+        }
+        if let Some([longest, latest]) = self.hold {
+            lines.push(format!("FUTURERELEASE {longest} {latest}"));
+        }
+        // RFC 8689 §2: never in clear.
+        if self.tls {
+            lines.push("REQUIRETLS".to_owned());
+        }
         if self.starttls {
             lines.push("STARTTLS".to_owned());
         }
-        match (self.auth, self.auth_clear) {
-            (true, true) => lines.push("AUTH PLAIN LOGIN CRAM-MD5".to_owned()),
-            (true, false) => lines.push("AUTH CRAM-MD5".to_owned()),
-            (false, _) => {}
+        if self.auth {
+            let clear = if self.auth_clear { " PLAIN LOGIN" } else { "" };
+            let bound = if self.auth_bound { " SCRAM-SHA-256-PLUS" } else { "" };
+            lines.push(format!("AUTH{clear} CRAM-MD5 SCRAM-SHA-256{bound}"));
         }
         lines
     }
@@ -103,10 +151,13 @@ mod tests {
         let reply = Reply::new(
             250,
             None,
-            "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER",
+            "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER\ndsn\n\
+             smtputf8\nLIMITS MAILMAX=5 RCPTMAX=20\nBINARYMIME",
         );
         let known = Capabilities::from_reply(&reply);
-        assert!(known.pipelining && known.eight_bit_mime && !known.starttls);
+        assert!(known.pipelining && known.eight_bit_mime && known.dsn && !known.starttls);
+        assert!(known.smtp_utf8 && known.binary_mime && !known.chunking);
+        assert_eq!(known.recipients_max, Some(20));
         assert_eq!(known.size, Some(Some(1000)));
         assert_eq!(known.auth, ["PLAIN", "LOGIN", "CRAM-MD5"]);
     }

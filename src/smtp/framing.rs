@@ -206,6 +206,85 @@ impl ContentReader {
     }
 }
 
+/// Judges the content of a message that comes in chunks (RFC 3030 §2), however they are cut.
+///
+/// Their octets are content as they are. What is not announced as binary must be lines, as behind
+/// DATA: it may have to travel on by DATA, where a bare CR or LF could be taken for something else.
+#[derive(Debug)]
+pub struct ChunkReader {
+    size: u64,
+    max: u64,
+    binary: bool,
+    /// The last octet was a CR that may still become a CRLF.
+    cr: bool,
+    bare_newline: bool,
+    eight_bit: bool,
+}
+
+impl ChunkReader {
+    /// A reader of at most `max` octets.
+    pub fn new(max: u64, binary: bool) -> Self {
+        Self { size: 0, max, binary, cr: false, bare_newline: false, eight_bit: false }
+    }
+
+    /// Takes the next octets of content; says whether they are worth keeping.
+    pub fn read(&mut self, octets: &[u8]) -> bool {
+        self.size = self.size.saturating_add(octets.len() as u64);
+        self.eight_bit |= !octets.is_ascii();
+        if !self.binary && !octets.is_empty() {
+            self.bare_newline |= has_bare_newline(octets, self.cr);
+            self.cr = octets.last() == Some(&b'\r');
+        }
+        self.fault().is_none()
+    }
+
+    /// The last chunk was read.
+    pub fn end(&mut self) {
+        self.bare_newline |= self.cr;
+    }
+
+    /// Octets of content so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether an octet beyond ASCII was seen.
+    pub fn is_eight_bit(&self) -> bool {
+        self.eight_bit
+    }
+
+    /// What is wrong with the content so far.
+    pub fn fault(&self) -> Option<ContentFault> {
+        if self.bare_newline {
+            Some(ContentFault::BareNewline)
+        } else if self.size > self.max {
+            Some(ContentFault::TooLarge)
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether there is a CR or LF outside a CRLF pair; `cr` says that a CR stands before `octets`. One at
+/// their end is not judged.
+fn has_bare_newline(octets: &[u8], cr: bool) -> bool {
+    let mut rest = octets;
+    if cr {
+        match rest.strip_prefix(b"\n") {
+            Some(behind) => rest = behind,
+            None => return true,
+        }
+    }
+    while let Some(at) = memchr2(b'\r', b'\n', rest) {
+        match (rest[at], rest.get(at + 1)) {
+            (b'\r', Some(b'\n')) => rest = &rest[at + 2..],
+            (b'\r', None) => return false,
+            _ => return true,
+        }
+    }
+    false
+}
+
 /// Writes content the way DATA wants it: dots at the start of a line doubled (RFC 5321 §4.5.2), the
 /// end marked by a line of one dot.
 #[derive(Debug)]
@@ -325,6 +404,34 @@ mod tests {
         assert_eq!((fault, rest.as_deref()), (Some(ContentFault::TooLarge), Some(&b"X"[..])));
         assert!(content.len() <= 10);
         assert_eq!(read(&[b"01234567\r\n.\r\n"], 10).1, None);
+    }
+
+    #[test]
+    fn chunks_are_lines_unless_they_are_binary() {
+        let bare = Some(ContentFault::BareNewline);
+        for (octets, expected) in [
+            (&b"a\r\n.\r\nb"[..], None),
+            (b"", None),
+            (b"\r\n\r\n", None),
+            (b"a\nb\r\n", bare),
+            (b"a\rb\r\n", bare),
+            (b"a\r\n\n", bare),
+            (b"a\r\r\n", bare),
+            (b"a\r", bare),
+            (b"0123456789a", Some(ContentFault::TooLarge)),
+        ] {
+            for cut in 0..=octets.len() {
+                for binary in [false, true] {
+                    let mut reader = ChunkReader::new(10, binary);
+                    reader.read(&octets[..cut]);
+                    reader.read(b"");
+                    reader.read(&octets[cut..]);
+                    reader.end();
+                    let expected = expected.filter(|fault| !binary || *fault == ContentFault::TooLarge);
+                    assert_eq!(reader.fault(), expected, "{octets:?} cut at {cut}, binary: {binary}");
+                }
+            }
+        }
     }
 
     fn lines(octets: &[u8], cuts: &[usize], max: usize) -> Result<Vec<Result<Vec<u8>, bool>>, Endless> {

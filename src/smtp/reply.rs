@@ -138,7 +138,7 @@ impl fmt::Display for Reply {
 }
 
 /// Controls (but not the `\n` between lines), and characters that hide or reorder text.
-fn is_unsafe_in_text(c: char) -> bool {
+pub(super) fn is_unsafe_in_text(c: char) -> bool {
     (c.is_control() && c != '\n')
         || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }
@@ -163,8 +163,17 @@ impl Reply {
     pub fn idle_too_long(hostname: &str) -> Self {
         Self::say(421, (4, 4, 2), format!("{hostname} waited too long for you; closing"))
     }
+    pub fn too_slow() -> Self {
+        Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
+    }
     pub fn too_many_errors() -> Self {
         Self::say(421, (4, 7, 0), "too many errors; closing")
+    }
+    pub fn no_proxy_header_here() -> Self {
+        Self::say(550, (5, 7, 1), "a PROXY header is not taken from your address; closing")
+    }
+    pub fn proxy_header_expected() -> Self {
+        Self::say(421, (4, 7, 0), "a PROXY header was expected from your address (proxy_protocol); closing")
     }
     pub fn not_http() -> Self {
         Self::say(421, (4, 7, 0), "this is a mail server; closing")
@@ -215,7 +224,7 @@ impl Reply {
         Self::say(
             214,
             (2, 0, 0),
-            "EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH\n\
+            "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS AUTH\n\
              Outpost takes mail of this network's applications and relays it",
         )
     }
@@ -277,6 +286,9 @@ impl Reply {
     pub fn sender_ok() -> Self {
         Self::say(250, (2, 1, 0), "sender ok")
     }
+    pub fn relaying_denied() -> Self {
+        Self::say(550, (5, 7, 1), "relaying is for this network's own applications (smtp_networks)")
+    }
     pub fn sender_not_allowed(sender: impl fmt::Display, key: &str) -> Self {
         Self::say(550, (5, 7, 1), format!("sender {sender} is not among {key}"))
     }
@@ -298,11 +310,8 @@ impl Reply {
     pub fn bad_recipient(why: impl fmt::Display) -> Self {
         Self::say(501, (5, 1, 3), format!("bad recipient address: {why}"))
     }
-    pub fn non_ascii_sender() -> Self {
-        Self::say(553, (5, 6, 7), "an address beyond ASCII needs SMTPUTF8, which is not offered")
-    }
-    pub fn non_ascii_recipient() -> Self {
-        Self::say(553, (5, 6, 7), "an address beyond ASCII needs SMTPUTF8, which is not offered")
+    pub fn non_ascii_address() -> Self {
+        Self::say(553, (5, 6, 7), "an address beyond ASCII needs the parameter SMTPUTF8 of MAIL")
     }
     pub fn null_recipient() -> Self {
         Self::say(501, (5, 1, 3), "a recipient can't be empty")
@@ -310,8 +319,14 @@ impl Reply {
     pub fn unknown_parameter(name: &str) -> Self {
         Self::say(555, (5, 5, 4), format!("parameter {name} is not offered here"))
     }
-    pub fn bad_parameter(name: &'static str) -> Self {
+    pub fn bad_parameter(name: &str) -> Self {
         Self::say(501, (5, 5, 4), format!("bad value of parameter {name}"))
+    }
+    pub fn repeated_parameter(name: &str) -> Self {
+        Self::say(501, (5, 5, 4), format!("parameter {name} is given twice"))
+    }
+    pub fn held_too_long(max: u64) -> Self {
+        Self::say(554, (5, 5, 4), format!("a message is held for at most {max} seconds"))
     }
     pub fn too_large(max: u64) -> Self {
         Self::say(552, (5, 3, 4), format!("message is larger than {max} octets"))
@@ -328,6 +343,15 @@ impl Reply {
     pub fn start_data() -> Self {
         Self::new(354, None, "end data with <CR><LF>.<CR><LF>")
     }
+    pub fn binary_needs_bdat() -> Self {
+        Self::bad_sequence("binary content comes by BDAT")
+    }
+    pub fn chunks_begun() -> Self {
+        Self::bad_sequence("the message has begun with BDAT: go on with BDAT, or say RSET to drop it")
+    }
+    pub fn chunk_ok(octets: u64) -> Self {
+        Self::say(250, (2, 0, 0), format!("{octets} octets received"))
+    }
     pub fn bare_newline_in_content() -> Self {
         Self::say(
             550,
@@ -338,6 +362,9 @@ impl Reply {
     }
     pub fn too_many_hops(max: usize) -> Self {
         Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop"))
+    }
+    pub fn passed_too_often(hostname: &str) -> Self {
+        Self::say(554, (5, 4, 6), format!("the message comes back to {hostname} again and again: mail loop"))
     }
     pub fn header_too_large(max: usize) -> Self {
         Self::say(552, (5, 3, 4), format!("header section is larger than {max} octets"))
@@ -519,6 +546,23 @@ mod tests {
 
         let lines = b"250-more\r\n".repeat(LINES_MAX + 1);
         assert_eq!(read_all(&lines), Err(ReplyError::Endless));
+    }
+
+    #[test]
+    fn each_sentence_has_an_enhanced_code_of_its_class_but_those_that_may_have_none() {
+        let source = include_str!("reply.rs").split_whitespace().collect::<Vec<_>>().join(" ");
+        let (_, sentences) = source.split_once("/// Every sentence of the listener.").unwrap();
+        let (sentences, _) = sentences.split_once("/// The longest part of one reply line").unwrap();
+        let sentences: Vec<&str> = sentences.split("pub fn ").skip(1).collect();
+        assert!(sentences.len() > 40, "they are not found any more");
+        // RFC 2034 §4: not the greeting, not EHLO and HELO; and nothing that goes on (3yz) has a class.
+        let without = sentences.iter().filter(|sentence| sentence.contains("Self::new("));
+        let without: Vec<&str> = without.filter_map(|sentence| sentence.split('(').next()).collect();
+        assert_eq!(without, ["greeting", "hello", "challenge", "start_data"]);
+        for said in sentences.iter().flat_map(|sentence| sentence.split("Self::say(").skip(1)) {
+            let (code, rest) = said.trim_start().split_once(", (").unwrap();
+            assert_eq!(code.get(..1), rest.get(..1), "the classes differ: {said}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! client: 192.0.2.7          where it happens: see `Setting`
 //!
 //! S: 220 <...>               one line of a reply; <ID>, <DATE>, <challenge>, <...> stand for what varies
+//! S: 250 <keywords>          the lines of an EHLO reply behind its first, whatever they are
 //! C: NOOP                    one line with its CRLF; neighbouring C lines travel in one segment
 //! C< NOOP\n                  octets as they are, with \r \n \t \0 \\ \xHH; no CRLF is added
 //! C: EOF                     the client ends its side
@@ -17,6 +18,7 @@
 //! ```
 //!
 //! In client lines `<x*300>` is 300 times `x`, `<plain USER PASSWORD>` and `<base64 TEXT>` are base64, and
+//! `<scram-first USER>` and `<scram-final USER PASSWORD>` are SCRAM-SHA-256's, and
 //! `<cram-md5 USER PASSWORD>` answers the last challenge, `<cram-md5 USER PASSWORD 1>` the first.
 
 // A test program's module has nobody else to be public for.
@@ -24,7 +26,11 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use outpost::smtp::{pattern::AddressPattern, sasl};
+use outpost::config::SessionBounds;
+use outpost::smtp::{pattern::AddressPattern, sasl, scram};
+
+/// The client's share of the nonce of SCRAM.
+const NONCE: &str = "client-nonce";
 
 /// Where a dialog happens.
 #[derive(Clone, Debug)]
@@ -37,6 +43,16 @@ pub struct Setting {
     pub starttls: bool,
     /// Somebody may log in: `dotcloud` with the password `secret`.
     pub users: bool,
+    /// BINARYMIME is offered.
+    pub binary: bool,
+    /// The bounds of a session.
+    pub bounds: SessionBounds,
+    /// Octets that may be held in memory.
+    pub buffered: usize,
+    /// Others find no place.
+    pub crowded: bool,
+    /// `auth: required`.
+    pub login_required: bool,
     /// `smtp_senders`.
     pub senders: Option<Vec<AddressPattern>>,
     /// The senders that `dotcloud` may use.
@@ -49,6 +65,8 @@ pub struct Setting {
     pub full: bool,
     /// Our Received field is shown in the queue rather than left out.
     pub received: bool,
+    /// The keywords of EHLO's reply are shown, and so checked; in other dialogs they don't matter.
+    pub keywords: bool,
     /// Time passes only where everybody waits.
     pub paused: bool,
     /// The client speaks before it is greeted; only a blessing asks.
@@ -97,12 +115,18 @@ impl Script {
                 tls: false,
                 starttls: true,
                 users: true,
+                binary: false,
+                bounds: SessionBounds::default(),
+                buffered: 1_000_000,
+                crowded: false,
+                login_required: false,
                 senders: None,
                 user_senders: None,
                 message_size: 100_000,
                 recipients: 100,
                 full: false,
                 received: false,
+                keywords: false,
                 paused: false,
                 early: false,
                 cuts: true,
@@ -211,12 +235,23 @@ impl Setting {
             ("tls", _) => self.tls = yes?,
             ("starttls", _) => self.starttls = yes?,
             ("users", _) => self.users = yes?,
+            ("buffered", _) => self.buffered = value.parse().ok()?,
+            ("crowded", _) => self.crowded = yes?,
+            ("command-line", _) => self.bounds.command_line = value.parse().ok()?,
+            ("header-size", _) => self.bounds.header = value.parse().ok()?,
+            ("hops", _) => self.bounds.hops = value.parse().ok()?,
+            ("errors", _) => self.bounds.errors = value.parse().ok()?,
+            ("commands", _) => self.bounds.commands = value.parse().ok()?,
+            ("commands-before-auth", _) => self.bounds.commands_before_auth = value.parse().ok()?,
+            ("auth", "required") => self.login_required = true,
             ("senders", _) => self.senders = patterns(value),
             ("user-senders", _) => self.user_senders = patterns(value),
             ("message-size", _) => self.message_size = value.parse().ok()?,
             ("recipients", _) => self.recipients = value.parse().ok()?,
             ("queue", "full") => self.full = true,
             ("received", "shown") => self.received = true,
+            ("keywords", "shown") => self.keywords = true,
+            ("binary", _) => self.binary = yes?,
             ("early", _) => self.early = yes?,
             ("clock", "paused") => self.paused = true,
             ("cuts", _) => self.cuts = yes?,
@@ -275,6 +310,13 @@ fn computed(inner: &str, challenges: &[String]) -> Option<Vec<u8>> {
             let challenge = sasl::decode(&challenges[which]).expect("a challenge in base64");
             Some(sasl::encode(sasl::cram_md5(user, password, &challenge)).into())
         }
+        ("scram-first", Some(user), _) => Some(sasl::encode(scram::Client::new(user, NONCE, None).1).into()),
+        ("scram-final", Some(user), Some(password)) => {
+            let first = sasl::decode(challenges.last()?).expect("a challenge in base64");
+            let first = String::from_utf8(first).expect("a challenge is text");
+            let (last, _) = scram::Client::new(user, NONCE, None).0.respond(password, &first)?;
+            Some(sasl::encode(last).into())
+        }
         ("base64", Some(_), _) => Some(sasl::encode(octets(&inner["base64 ".len()..], &[])).into()),
         _ => {
             let (text, times) = inner.rsplit_once('*')?;
@@ -321,14 +363,37 @@ pub fn matches(expected: &str, got: &str) -> bool {
     })
 }
 
+/// Stands for the lines of an EHLO reply behind its first.
+pub const KEYWORDS: &str = "250 <keywords>";
+
+/// Puts [`KEYWORDS`] in the place of what it stands for.
+pub fn leave_out_keywords(lines: &mut Vec<String>) {
+    let mut inside = false;
+    lines.retain_mut(|line| {
+        let was_inside = inside;
+        inside = line == "250-relay.example" || inside && line.starts_with("250-");
+        if was_inside && !inside {
+            *line = KEYWORDS.to_owned();
+        }
+        !(was_inside && inside)
+    });
+}
+
 /// What came, with placeholders for what varies.
 pub fn masked(got: &str) -> String {
-    if got.starts_with("334 PD") {
+    // Of CRAM-MD5 (`<`) and SCRAM (`r=`, `v=`).
+    if ["334 PD", "334 cj", "334 dj"].iter().any(|start| got.starts_with(start)) {
         return "334 <challenge>".to_owned();
     }
     let date = got.strip_prefix("|\\t").is_some_and(|date| date.ends_with(" +0000"));
     if date {
         return "|\\t<DATE>".to_owned();
+    }
+    if got.starts_with("|Date: ") && got.ends_with(" +0000") {
+        return "|Date: <DATE>".to_owned();
+    }
+    if got.starts_with("|Message-ID: <1") && got.ends_with("@relay.example>") {
+        return "|Message-ID: <<...>@relay.example>".to_owned();
     }
     let is_id = |word: &str| word.trim_end_matches(';').parse::<outpost::queue::QueueId>().is_ok();
     let mask = |word: &str| if is_id(word) { format!("<ID>{}", &word[13..]) } else { word.to_owned() };

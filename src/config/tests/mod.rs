@@ -63,7 +63,7 @@ fn the_relay_of_the_mission_reads_as_it_stands() {
     let login = upstream.login.as_ref().expect("a login");
     assert_eq!(login.username, "postmaster@yourmailgundomain.com");
     assert_eq!(login.password.expose_secret(), "YourMailgunPassword");
-    assert_eq!(settings.listen, [Listen { address: "0.0.0.0:587".into(), tls: ListenTls::StartTls }]);
+    assert_eq!(settings.listen, [Listen::at("0.0.0.0:587")]);
     assert_eq!(settings.access.users[0].name, "dotcloud");
     assert!(settings.access.users[0].password.is_none());
     assert_eq!(settings.queue.directory, Path::new("/data/queue"));
@@ -160,7 +160,8 @@ smtp_relay_timeout: 1m30s
 smtp_auth_retry: 2s..4s
 smtp_listen:
   - 127.0.0.1:2525
-  - {address: '[::]:465', tls: implicit}
+  - {address: '[::]:465', tls: implicit, auth: required, proxy_protocol: [10.0.0.5, 10.1.0.0/16]}
+  - {address: 'unix:/run/outpost/smtp', proxy_protocol: true}
 smtp_hostname: mailer.example.com
 smtp_username: app
 smtp_password: 0123
@@ -174,6 +175,16 @@ smtp_max_message_size: 10MiB
 smtp_max_recipients: 5
 smtp_max_connections: 6
 smtp_max_connections_per_client: 7
+smtp_max_buffered: 1MB
+smtp_max_command_line: 1000
+smtp_max_header_size: 100KB
+smtp_max_hops: 9
+smtp_max_errors: 8
+smtp_max_commands: 70
+smtp_max_commands_before_auth: 60
+smtp_timeout: 1m
+smtp_transaction_timeout: 2m
+smtp_min_rate: \"0\"
 smtp_queue: spool
 smtp_queue_lifetime: 2d
 smtp_retry: 1s..2s
@@ -191,7 +202,12 @@ smtp_log_level: warn,outpost::queue=debug",
     assert_eq!(settings.upstreams[0].fingerprint.expect("set")[..2], [0xab, 0]);
     assert_eq!(settings.upstreams[0].timeout, Some(Duration::from_secs(90)));
     assert_eq!(settings.upstreams[0].auth_retry.longest, Duration::from_secs(4));
-    assert_eq!(settings.listen[1], Listen { address: "[::]:465".into(), tls: ListenTls::Implicit });
+    let proxies = vec!["10.0.0.5/32".parse().expect("a network"), "10.1.0.0/16".parse().expect("a network")];
+    let implicit =
+        Listen { tls: ListenTls::Implicit, login_required: true, proxies, ..Listen::at("[::]:465") };
+    assert_eq!(settings.listen[1], implicit);
+    assert!(settings.listen[2].is_unix() && !settings.listen[2].login_required);
+    assert_eq!(settings.listen[2].proxies, settings.access.networks);
     let secret =
         |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
     assert_eq!((secret(0), secret(1)), ("0123".into(), "1e3".into()), "numbers keep their text");
@@ -206,6 +222,11 @@ smtp_log_level: warn,outpost::queue=debug",
     );
     assert_eq!(settings.tls.expect("set").cert, Path::new("/etc/app/cert.pem"));
     assert_eq!(settings.bounds.message_size, 10 << 20);
+    let bounds = settings.bounds.session;
+    assert_eq!((bounds.command_line, bounds.header, bounds.hops, bounds.errors), (1000, 100_000, 9, 8));
+    assert_eq!((bounds.commands, bounds.commands_before_auth, bounds.min_rate), (70, 60, 0));
+    assert_eq!((bounds.timeout.as_secs(), bounds.transaction_timeout.as_secs()), (60, 120));
+    assert_eq!(settings.bounds.buffered, 1_000_000);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
     assert_eq!(settings.queue.min_free, 0);
     assert_eq!(settings.environment.files, [PathBuf::from("/etc/app/a.json"), "/b.env".into()]);

@@ -9,7 +9,10 @@ use crate::{
     config::{Replies, Serves, UpstreamTls, Waits},
     delivery::Forward,
     mail::{content::Content, envelope::Handling},
-    smtp::address::{Mailbox, ReversePath},
+    smtp::{
+        address::{Mailbox, ReversePath},
+        reply::Enhanced,
+    },
 };
 
 fn upstream() -> Upstream {
@@ -72,6 +75,15 @@ fn play(stream: DuplexStream, answers: &'static [&'static str]) -> tokio::task::
 }
 
 async fn attempt(client: &mut Client<DuplexStream>, recipients: &[&str], content: &Content) -> Attempt {
+    attempt_with(client, recipients, content, Handling::default()).await
+}
+
+async fn attempt_with(
+    client: &mut Client<DuplexStream>,
+    recipients: &[&str],
+    content: &Content,
+    handling: Handling,
+) -> Attempt {
     let recipients: Vec<_> = recipients.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
     let message = Message {
         reverse_path: &ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
@@ -79,7 +91,7 @@ async fn attempt(client: &mut Client<DuplexStream>, recipients: &[&str], content
             .iter()
             .map(|mailbox| Forward { mailbox, notify: None, original: None })
             .collect(),
-        handling: &Handling::default(),
+        handling: &handling,
         content,
     };
     client.attempt(&message, async {}).await
@@ -226,4 +238,72 @@ async fn a_silent_upstream_is_given_up_at_its_deadline() {
     let got = outcomes(attempt(&mut client, &TWO, &content()).await);
     assert_eq!(letters(&got), "WW");
     assert_eq!(start.elapsed(), Duration::from_secs(5));
+}
+
+/// An upstream for BDAT: it refuses recipients named `no`, and keeps what it takes.
+fn play_chunks(stream: DuplexStream) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
+    tokio::spawn(async move {
+        let (mut stream, mut taken) = (BufReader::new(stream), Vec::new());
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return taken;
+            }
+            let mut answer = if line.contains("<no@") { "550 no\r\n" } else { "250 ok\r\n" };
+            if let Some(size) = line.strip_prefix("BDAT ") {
+                let size = size.trim_end().strip_suffix(" LAST").expect("one chunk").parse().unwrap();
+                let mut octets = vec![0; size];
+                if stream.read_exact(&mut octets).await.is_err() {
+                    return taken;
+                }
+                taken.push(octets);
+                answer = "250 taken\r\n";
+            }
+            stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn binary_content_goes_by_bdat_as_it_is() {
+    let binary = || Handling { body: Body::Binary, ..Handling::default() };
+    let octets: Vec<u8> = b"a\n.\r\n\0\r.\r\n".iter().copied().cycle().take(200_000).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("content");
+    std::fs::write(&path, &octets).unwrap();
+    let crc32c = crc32c::crc32c(&octets);
+    let file = |size, crc32c| Content::File { path: path.clone(), size, crc32c };
+    let memory = Content::Memory(octets.clone().into());
+
+    let (mut client, theirs) = client("PIPELINING\nCHUNKING\nBINARYMIME");
+    let upstream = play_chunks(theirs);
+    let got = outcomes(attempt_with(&mut client, &["no@x.example", "c@d.example"], &memory, binary()).await);
+    assert_eq!(letters(&got), "FD");
+    // Nobody accepted: not an octet of it.
+    let got = outcomes(attempt_with(&mut client, &["no@x.example"], &memory, binary()).await);
+    assert_eq!(letters(&got), "F");
+    let got = outcomes(attempt_with(&mut client, &TWO, &file(200_000, crc32c), binary()).await);
+    assert_eq!((letters(&got).as_str(), client.is_usable()), ("DD", true));
+    // A damaged file: what was announced as the last chunk never becomes whole.
+    assert!(matches!(attempt_with(&mut client, &TWO, &file(200_000, 1), binary()).await, Attempt::Damaged));
+    drop(client);
+    assert_eq!(upstream.await.unwrap(), [octets.clone(), octets]);
+
+    let (mut client, theirs) = self::client("PIPELINING\nCHUNKING\n8BITMIME");
+    assert_eq!(letters(&outcomes(attempt_with(&mut client, &TWO, &memory, binary()).await)), "FF");
+    drop((client, theirs));
+}
+
+#[tokio::test]
+async fn whom_the_upstream_can_not_reach_is_left_out_and_the_others_are_not() {
+    let (mut client, theirs) = client("PIPELINING\nLIMITS RCPTMAX=2");
+    let upstream = play(theirs, &["250 ok", "250 ok", "354 go", "250 taken"]);
+    let recipients = ["ü@x.example", "c@d.example", "e@f.example"];
+    let got = outcomes(attempt(&mut client, &recipients, &content()).await);
+    assert_eq!(letters(&got), "FDW");
+    assert_eq!(got[0].evidence().status, Some(Enhanced(5, 6, 7)));
+    assert_eq!(got[2].evidence().scope, Scope::Transaction);
+    drop(client);
+    let heard = upstream.await.unwrap();
+    assert!(heard.iter().all(|line| line.is_ascii() && !line.contains("SMTPUTF8")), "{heard:?}");
 }

@@ -1,0 +1,217 @@
+//! What a message needs of its upstream beyond plain SMTP, and what may be said to it.
+//!
+//! Decided before a word about the message is said, from what EHLO told: an upstream that lacks what a
+//! message needs never gets a changed message, and never gets it raw.
+
+use super::{Forward, Message};
+use crate::{
+    mail::outcome::Scope,
+    smtp::{
+        address::Mailbox,
+        command::Command,
+        esmtp::{MailParameters, RcptParameters},
+        extension::Capabilities,
+        parameter::Body,
+        reply::Enhanced,
+    },
+};
+
+/// Something that the upstream lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    /// What it amounts to.
+    pub status: Enhanced,
+    /// In words for the sender.
+    pub words: String,
+    /// For whom: the transaction's rest may go in another, the others never.
+    pub scope: Scope,
+}
+
+impl Lack {
+    fn new(scope: Scope, status: Enhanced, words: impl Into<String>) -> Self {
+        Self { status, words: words.into(), scope }
+    }
+}
+
+/// What the upstream lacks for the message as a whole. `verified`: the connection is in TLS, and the
+/// upstream has shown that it is the one we were told of.
+pub(super) fn of_message(message: &Message<'_>, known: &Capabilities, verified: bool) -> Option<Lack> {
+    let lack = |status, words: &str| Some(Lack::new(Scope::Message, status, words));
+    // RFC 1870 §6.1.
+    if let Some(Some(max)) = known.size
+        && message.content.size() > max
+    {
+        return lack(Enhanced(5, 3, 4), &format!("the upstream takes no message larger than {max} octets"));
+    }
+    match message.handling.body {
+        // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.
+        Body::EightBit if !known.eight_bit_mime => {
+            return lack(
+                Enhanced(5, 6, 3),
+                "the message holds 8-bit text, which the upstream does not take (no 8BITMIME)",
+            );
+        }
+        // RFC 3030 §3: by BDAT and to a server that offers both, or not at all.
+        Body::Binary if !(known.binary_mime && known.chunking) => {
+            return lack(
+                Enhanced(5, 6, 3),
+                "the message is binary, which the upstream does not take (no BINARYMIME with CHUNKING)",
+            );
+        }
+        _ => {}
+    }
+    // RFC 6531 §3.6: what needs SMTPUTF8 goes to nobody who does not offer it.
+    if (message.handling.utf8_header || !message.reverse_path.is_ascii()) && !known.smtp_utf8 {
+        return lack(
+            Enhanced(5, 6, 7),
+            "the message's sender or header needs SMTPUTF8, which the upstream does not offer",
+        );
+    }
+    // RFC 8689 §4.2.
+    if message.handling.require_tls && !(verified && known.require_tls) {
+        return lack(
+            Enhanced(5, 7, 30),
+            "the sender requires TLS all the way (REQUIRETLS), which the upstream does not promise",
+        );
+    }
+    None
+}
+
+/// What the upstream lacks for the recipient at that place among those of this attempt.
+pub(super) fn of_recipient(place: usize, to: &Mailbox, known: &Capabilities) -> Option<Lack> {
+    if !to.is_ascii() && !known.smtp_utf8 {
+        return Some(Lack::new(
+            Scope::Recipient,
+            Enhanced(5, 6, 7),
+            "the address needs SMTPUTF8, which the upstream does not offer",
+        ));
+    }
+    // RFC 9422 §4.2: what it would refuse with 452 need not be said.
+    let max = known.recipients_max.filter(|max| place >= *max)?;
+    Some(Lack::new(
+        Scope::Transaction,
+        Enhanced(4, 5, 3),
+        format!("the upstream takes {max} recipients at once: the rest follows in another transaction"),
+    ))
+}
+
+/// MAIL, with the parameters that this upstream knows and this message needs.
+pub(super) fn mail(message: &Message<'_>, known: &Capabilities) -> Command {
+    let handling = message.handling;
+    let needs_utf8 = handling.utf8 || !message.reverse_path.is_ascii();
+    let parameters = MailParameters {
+        size: known.size.map(|_| message.content.size()),
+        body: handling.body,
+        utf8: known.smtp_utf8 && (needs_utf8 || message.recipients.iter().any(|to| !to.mailbox.is_ascii())),
+        ret: handling.ret.filter(|_| known.dsn),
+        envid: handling.envid.clone().filter(|_| known.dsn),
+        require_tls: handling.require_tls,
+        // RFC 6710 §4.4: passed on as it came.
+        priority: Some(handling.priority).filter(|priority| known.priority && *priority != 0),
+        hold: None,
+        deliver_by: None,
+    };
+    Command::Mail(message.reverse_path.clone(), parameters)
+}
+
+/// RFC 3461 §5.2: the wishes go on to an upstream that knows them as they came, and to no other.
+pub(super) fn rcpt(to: &Forward<'_>, known: &Capabilities) -> Command {
+    let parameters = if known.dsn {
+        RcptParameters { notify: to.notify, original: to.original.cloned() }
+    } else {
+        RcptParameters::default()
+    };
+    Command::Rcpt(to.mailbox.clone(), parameters)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        mail::{content::Content, envelope::Handling},
+        smtp::{address::ReversePath, reply::Reply},
+    };
+
+    /// What the upstream lacks for the message, then for each recipient, as enhanced codes; then MAIL.
+    #[track_caller]
+    fn check(
+        keywords: &str,
+        from: &str,
+        to: &[&str],
+        handling: Handling,
+        expected: &[&str],
+        mail_line: &str,
+    ) {
+        let known = Capabilities::from_reply(&Reply::new(250, None, format!("up\n{keywords}")));
+        let mailboxes: Vec<Mailbox> = to.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
+        let content = Content::Memory(Bytes::from_static(b"x\r\n"));
+        let message = Message {
+            reverse_path: &ReversePath::try_from(from.to_owned()).unwrap(),
+            recipients: mailboxes
+                .iter()
+                .map(|mailbox| Forward { mailbox, notify: None, original: None })
+                .collect(),
+            handling: &handling,
+            content: &content,
+        };
+        let shown = |lack: Option<Lack>| lack.map_or("ok".to_owned(), |lack| lack.status.to_string());
+        let mut got = vec![shown(of_message(&message, &known, keywords.contains("X-VERIFIED")))];
+        got.extend(mailboxes.iter().enumerate().map(|(place, to)| shown(of_recipient(place, to, &known))));
+        assert_eq!(got, expected, "{keywords}");
+        let mut line = Vec::new();
+        mail(&message, &known).write_to(&mut line);
+        assert_eq!(String::from_utf8(line).unwrap().trim_end(), mail_line, "{keywords}");
+    }
+
+    #[test]
+    fn utf8_goes_only_where_it_is_taken_and_ascii_goes_everywhere() {
+        let to = ["a@b.example", "ü@b.example"];
+        let asked = || Handling { utf8: true, ..Handling::default() };
+        let header = || Handling { utf8: true, utf8_header: true, ..Handling::default() };
+        check("SMTPUTF8", "", &to, asked(), &["ok", "ok", "ok"], "MAIL FROM:<> SMTPUTF8");
+        check("", "", &to, asked(), &["ok", "ok", "5.6.7"], "MAIL FROM:<>");
+        check("", "", &to[..1], header(), &["5.6.7", "ok"], "MAIL FROM:<>");
+        check("", "ü@a.example", &to[..1], asked(), &["5.6.7", "ok"], "MAIL FROM:<ü@a.example>");
+        check("SMTPUTF8", "", &to[..1], Handling::default(), &["ok", "ok"], "MAIL FROM:<>");
+        // A message of ours, as a report, has asked for nothing, and goes to whom it must.
+        check("SMTPUTF8", "", &to[1..], Handling::default(), &["ok", "ok"], "MAIL FROM:<> SMTPUTF8");
+    }
+
+    #[test]
+    fn who_requires_tls_gets_it_from_a_verified_upstream_that_promises_it() {
+        let handling = || Handling { require_tls: true, ..Handling::default() };
+        let line = "MAIL FROM:<> REQUIRETLS";
+        check("REQUIRETLS\nX-VERIFIED", "", &["a@b.example"], handling(), &["ok", "ok"], line);
+        check("REQUIRETLS", "", &["a@b.example"], handling(), &["5.7.30", "ok"], line);
+        check("X-VERIFIED", "", &["a@b.example"], handling(), &["5.7.30", "ok"], line);
+    }
+
+    #[test]
+    fn content_goes_only_where_it_is_taken_as_it_is() {
+        let body = |body| Handling { body, ..Handling::default() };
+        let (to, ok) = (["a@b.example"], ["ok", "ok"]);
+        check("", "", &to, body(Body::EightBit), &["5.6.3", "ok"], "MAIL FROM:<> BODY=8BITMIME");
+        check("8BITMIME", "", &to, body(Body::EightBit), &ok, "MAIL FROM:<> BODY=8BITMIME");
+        check("BINARYMIME", "", &to, body(Body::Binary), &["5.6.3", "ok"], "MAIL FROM:<> BODY=BINARYMIME");
+        let both = "BINARYMIME\nCHUNKING";
+        check(both, "", &to, body(Body::Binary), &ok, "MAIL FROM:<> BODY=BINARYMIME");
+        check("SIZE 2", "", &to, body(Body::SevenBit), &["5.3.4", "ok"], "MAIL FROM:<> SIZE=3");
+    }
+
+    #[test]
+    fn recipients_beyond_the_upstreams_limit_wait_for_another_transaction() {
+        let to = ["a@b.example", "c@b.example", "d@b.example"];
+        let expected = ["ok", "ok", "ok", "4.5.3"];
+        check("LIMITS RCPTMAX=2", "", &to, Handling::default(), &expected, "MAIL FROM:<>");
+    }
+
+    #[test]
+    fn priority_is_passed_on_to_who_knows_it() {
+        let handling = || Handling { priority: -3, ..Handling::default() };
+        let (to, ok) = (["a@b.example"], ["ok", "ok"]);
+        check("MT-PRIORITY", "", &to, handling(), &ok, "MAIL FROM:<> MT-PRIORITY=-3");
+        check("", "", &to, handling(), &ok, "MAIL FROM:<>");
+    }
+}

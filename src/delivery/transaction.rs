@@ -1,0 +1,36 @@
+//! A transaction with the upstream under way: who was accepted so far, and what became of the others.
+
+use super::Message;
+use crate::mail::outcome::{Evidence, Outcome};
+
+/// A transaction under way: `None` stands for a recipient that was accepted so far.
+pub(super) struct Transaction<'t, 'm> {
+    /// What is carried.
+    pub message: &'t Message<'m>,
+    /// In the order of its recipients.
+    pub outcomes: Vec<Option<Outcome>>,
+}
+
+impl<'t, 'm> Transaction<'t, 'm> {
+    /// Nobody is judged yet.
+    pub(super) fn new(message: &'t Message<'m>) -> Self {
+        Self { message, outcomes: Vec::new() }
+    }
+
+    /// The places of those who have no outcome yet.
+    pub(super) fn open(&self) -> impl Iterator<Item = usize> {
+        let open = |(place, outcome): (usize, &Option<Outcome>)| outcome.is_none().then_some(place);
+        self.outcomes.iter().enumerate().filter_map(open)
+    }
+
+    /// What became of one recipient.
+    pub(super) fn note(&mut self, place: usize, outcome: Outcome) {
+        self.outcomes[place] = Some(outcome);
+    }
+
+    /// Whoever has no outcome yet is deferred.
+    pub(super) fn finish(self, evidence: impl Fn() -> Evidence) -> Vec<Outcome> {
+        let open = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::Deferred(evidence()));
+        self.outcomes.into_iter().map(open).collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! docs/smtp.md tells the truth about what shows each rule: every dialog is named there, and everything that
+//! is named there exists.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What stands in backticks.
+fn quoted(page: &str) -> impl Iterator<Item = &str> {
+    page.split('`').skip(1).step_by(2)
+}
+
+/// Every Rust source of ours, in one text.
+fn sources() -> String {
+    let (mut text, mut folders) = (String::new(), vec![root().join("src"), root().join("tests")]);
+    while let Some(folder) = folders.pop() {
+        for file in fs::read_dir(folder).expect("a folder") {
+            let path: PathBuf = file.expect("a file").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                text.push_str(&fs::read_to_string(path).expect("a source"));
+            }
+        }
+    }
+    text
+}
+
+fn dialogs() -> BTreeSet<String> {
+    let files = fs::read_dir(root().join("tests/transcripts")).expect("the transcripts");
+    let names = files.filter_map(|file| file.expect("a file").file_name().into_string().ok());
+    names.filter_map(|name| name.strip_suffix(".smtp").map(str::to_owned)).collect()
+}
+
+#[test]
+fn each_dialog_is_named_on_the_page_of_standards_and_each_one_named_there_exists() {
+    let page = fs::read_to_string(root().join("docs/smtp.md")).expect("the page");
+    let named: BTreeSet<String> = quoted(&page)
+        .filter(|word| {
+            word.starts_with(|c: char| c.is_ascii_lowercase())
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && (word.contains('-') || root().join(format!("tests/transcripts/{word}.smtp")).exists())
+        })
+        .map(str::to_owned)
+        .collect();
+    let dialogs = dialogs();
+    let missing: Vec<_> = dialogs.difference(&named).collect();
+    assert!(missing.is_empty(), "docs/smtp.md doesn't say what these dialogs show: {missing:#?}");
+    let unknown: Vec<_> = named.difference(&dialogs).collect();
+    assert!(unknown.is_empty(), "docs/smtp.md names dialogs that don't exist: {unknown:#?}");
+}
+
+#[test]
+fn each_test_and_file_that_the_page_of_standards_names_exists() {
+    let page = fs::read_to_string(root().join("docs/smtp.md")).expect("the page");
+    let sources = sources();
+    for word in quoted(&page) {
+        let looks_like_a_name =
+            word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if looks_like_a_name && word.matches('_').count() >= 3 {
+            assert!(
+                sources.contains(&format!("fn {word}(")),
+                "docs/smtp.md names {word}: there is no such test"
+            );
+        } else if word.ends_with(".rs") {
+            let found = root().join("src").join(word).exists() || root().join(word).exists();
+            assert!(found, "docs/smtp.md names {word}: there is no such file");
+        }
+    }
+}
