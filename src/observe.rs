@@ -263,6 +263,15 @@ pub struct UpstreamLabels {
     pub upstream: String,
 }
 
+/// Labels of what is counted per limit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct LimitLabels {
+    pub upstream: String,
+    pub window: String,
+    pub counts: String,
+}
+
 /// Labels of `outpost_queue_messages`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 #[allow(missing_docs)]
@@ -282,6 +291,8 @@ pub struct Metrics {
     pub delivery_seconds: Histogram,
     pub upstream_up: Family<UpstreamLabels, Gauge>,
     pub upstream_connections: Family<UpstreamLabels, Gauge>,
+    pub rate_limit_used: Family<LimitLabels, Gauge>,
+    pub rate_limit_max: Family<LimitLabels, Gauge>,
     pub listener_connections: Gauge<i64, AtomicI64>,
     pub enqueue_seconds: Histogram,
 }
@@ -300,6 +311,8 @@ impl Metrics {
             ]),
             upstream_up: Family::default(),
             upstream_connections: Family::default(),
+            rate_limit_used: Family::default(),
+            rate_limit_max: Family::default(),
             listener_connections: Gauge::default(),
             enqueue_seconds: Histogram::new([
                 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
@@ -331,6 +344,12 @@ impl Metrics {
             "Open connections to the upstream",
             metrics.upstream_connections.clone(),
         );
+        r.register(
+            "rate_limit_used",
+            "What of a limit is used within its window",
+            metrics.rate_limit_used.clone(),
+        );
+        r.register("rate_limit_max", "The limit", metrics.rate_limit_max.clone());
         r.register("listener_connections", "Open client connections", metrics.listener_connections.clone());
         r.register(
             "enqueue_seconds",
@@ -343,6 +362,14 @@ impl Metrics {
     /// Counts the outcome of an attempt for one recipient.
     pub fn delivery(&self, upstream: &str, result: Delivery) {
         self.deliveries.get_or_create(&DeliveryLabels { upstream: upstream.to_owned(), result }).inc();
+    }
+
+    /// Forgets what is a state of an upstream at one moment; whoever looks sets it anew.
+    pub fn forget_upstreams(&self) {
+        self.upstream_up.clear();
+        self.upstream_connections.clear();
+        self.rate_limit_used.clear();
+        self.rate_limit_max.clear();
     }
 
     /// Counts what became of an offered message.

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("smtp/reply.rs", &["smtp", "queue::Receipt"]), // The proof without which there is no 250.
     ("mail", &["smtp", "clock"]),
-    ("config", &["smtp", "environment::Format"]),
+    ("config", &["smtp", "environment::Format", "mail::outcome"]),
     ("limits", &["clock", "config", "mail", "queue::retry"]),
     ("queue", &["mail", "smtp", "config", "clock"]),
-    ("listener", &["smtp", "mail", "queue", "config", "clock", "net", "observe"]),
+    ("listener", &["smtp", "mail", "queue", "config", "clock", "net", "observe", "limits::account"]),
     ("delivery", &["smtp", "mail", "config", "clock", "net", "environment"]),
     ("dsn", &["smtp", "mail", "clock"]),
     ("observe", &["clock"]),
@@ -30,6 +30,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rustls", &["net.rs", "listener/", "delivery/"]),
     ("tokio_rustls", &["net.rs", "listener/", "delivery/"]),
     ("rustls_platform_verifier", &["delivery/"]),
+    ("proxy_header", &["listener/proxy.rs"]),
+    ("stringprep", &["smtp/scram.rs"]),
+    ("pbkdf2", &["smtp/scram.rs"]),
     ("rcgen", &["listener/tls.rs", "service/dev.rs"]),
     ("mail_parser", &["mail/", "dsn/", "admin/"]),
     // The filter of a list is one type, whether a query string or a command line says it.
@@ -38,6 +41,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("maud", &["admin/"]),
     ("hyper", &["admin/", "cli/"]),
     ("serde_saphyr", &["config/", "environment/"]),
+    ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];

@@ -58,7 +58,7 @@ fn a_bad_file_is_refused_at_once_with_place_and_help_and_nothing_is_started() {
         (GOOD.replace("type: smtp", "type: redis"), "dotcloud.yml", "type: smtp"),
         (format!("{GOOD}    smtp_relay_port: 70000\n"), "dotcloud.yml:7:", "65535"),
         (format!("{GOOD}    smtp_relay_password_file: none\n"), "dotcloud.yml", "smtp_relay_password"),
-        (format!("{GOOD}    smtp_rate_limit: 14/second\n"), "dotcloud.yml:7:", "not available"),
+        (format!("{GOOD}    smtp_rate_limit: 14 a second\n"), "dotcloud.yml:7:", "a slash"),
         (GOOD.replace("  type", "\ttype"), "dotcloud.yml:2:", "tab"),
         ("[".repeat(100_000), "dotcloud.yml:1:", ""),
         (bomb, "dotcloud.yml", ""),

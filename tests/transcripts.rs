@@ -21,8 +21,10 @@ use outpost::{
     config::{QueueSettings, Waits},
     listener::{
         auth::Credentials,
+        budget::Budget,
         connection::{self, Surroundings},
-        policy::{Client, Rules},
+        penalty::Penalties,
+        policy::{Client, Rules, Senders},
         tls,
     },
     mail::{content::Content, envelope::Handling},
@@ -331,21 +333,32 @@ impl Peer {
             recipients: setting.recipients,
             binary: setting.binary,
             hold: Duration::from_secs(432_000),
+            senders: Senders {
+                of_all: setting.senders.clone(),
+                of_users: setting.user_senders.iter().map(|l| ("dotcloud".to_owned(), l.clone())).collect(),
+            },
+            bounds: setting.bounds,
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
         let surroundings = Surroundings {
+            allowances: Default::default(),
             rules: Arc::new(rules),
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             queue: queue.clone(),
             observer: None,
             // Always the same, so that a dialog can say when.
             clock: Clock::Test { start: NOW, origin: None },
+            penalties: Penalties::default(),
+            budget: Budget::default(),
+            buffered: setting.buffered,
+            crowded: watch::channel(setting.crowded).1,
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.
         let (client, server) = tokio::io::duplex(4 * 1024 * 1024);
         let (config, implicit, address) = (Arc::clone(&tls.server), setting.tls, setting.client);
+        let login_required = setting.login_required;
         let server = tokio::spawn(async move {
             let stream = if implicit {
                 let handshake = tokio_rustls::TlsAcceptor::from(config).accept(server);
@@ -353,7 +366,8 @@ impl Peer {
             } else {
                 Stream::Plain(server)
             };
-            let client = Client::new(address, stream.is_tls());
+            let binding = stream.channel_binding();
+            let client = Client { binding, login_required, ..Client::new(address, stream.is_tls()) };
             connection::serve(stream, client, surroundings).await
         });
         let mut peer = Self {

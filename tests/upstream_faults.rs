@@ -295,3 +295,42 @@ fn a_lost_final_reply_is_tried_again_and_told_as_uncertain() {
     assert_eq!(upstream.ledger().get("one"), Some(&2), "once more, for nobody can know");
     assert!(contains_word(relay.log().as_bytes(), "uncertain"), "{}", relay.log());
 }
+
+#[test]
+fn an_upstream_that_asks_for_our_certificate_gets_it() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| behaviour.shows = Shows::GoodAndAsks);
+    let service = mailer(&upstream, PASSWORD);
+    let relay = Relay::start(&service);
+    relay.client().send_token("one").expect("it is taken");
+    wait_for_words(&relay, &["ertificate"], || assert_nothing_given_away(&upstream));
+
+    let identity = |name: &str| upstream.client_file(name).display().to_string();
+    let service = service.set("smtp_relay_tls_cert", identity("client.pem"));
+    relay.home.write(&[&service.set("smtp_relay_tls_key", identity("client.key"))]);
+    relay.hang_up();
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn restarts_in_a_loop_try_a_wrong_password_three_times_and_the_right_one_at_once() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream, "wrong-sesame-0815").without("smtp_auth_retry");
+    let mut relay = Relay::start(&service);
+    relay.client().send_token("one").expect("it is taken");
+    for _ in 0..6 {
+        let before = upstream.auth_attempts();
+        let end = Instant::now() + Duration::from_millis(700);
+        while upstream.auth_attempts() == before && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        relay.kill9();
+        relay.up();
+    }
+    let attempts = upstream.auth_attempts();
+    assert!((1..=3).contains(&attempts), "{attempts} attempts");
+    relay.kill9();
+    relay.home.write(&[&service.set("smtp_relay_password", PASSWORD)]);
+    relay.up();
+    assert_arrives_once(&upstream, &relay, "one");
+}

@@ -8,9 +8,10 @@ use std::{net::IpAddr, sync::Arc};
 use libfuzzer_sys::fuzz_target;
 use outpost::{
     clock::Timestamp,
+    config::SessionBounds,
     listener::{
         auth::Credentials,
-        policy::{Client, Rules},
+        policy::{Client, Rules, Senders},
         session::{Next, Session},
     },
     mail::envelope::Envelope,
@@ -31,6 +32,8 @@ fn session(stranger: bool, tls: bool) -> Session {
         recipients: 3,
         binary: true,
         hold: std::time::Duration::from_secs(1_000),
+        senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: true,
     };
     let address: IpAddr = if stranger { [192, 0, 2, 7] } else { [127, 0, 0, 1] }.into();
@@ -66,7 +69,7 @@ fuzz_target!(|data: &[u8]| {
             Next::StartTls => {
                 assert!(!tls, "TLS within TLS");
                 assert_eq!(reply.expect("one reply").code(), 220);
-                session.tls_started();
+                session.tls_started(None);
                 (tls, lines) = (true, LineReader::default());
             }
             Next::Receive => {

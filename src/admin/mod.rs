@@ -47,7 +47,6 @@ use crate::{
     clock::Clock,
     config::Settings,
     environment::Published,
-    limits::gate::Gate,
     observe::Observer,
     queue::{Fault, Queue},
     runner::Runner,
@@ -60,8 +59,6 @@ pub struct Admin {
     pub settings: Arc<ArcSwap<Settings>>,
     /// The queue.
     pub queue: Queue,
-    /// The gate before the upstream.
-    pub gate: Gate,
     /// Who opens connections to it.
     pub runner: Runner,
     /// Events and metrics.

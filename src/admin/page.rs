@@ -17,7 +17,7 @@ use super::{
     dev::Captured,
     people,
     queue::{self, Filter},
-    view::{Item, Status},
+    view::{Item, Status, UpstreamStatus},
 };
 use crate::observe::Event;
 
@@ -76,14 +76,16 @@ fn page(service: &str, body: Markup) -> Response {
 }
 
 fn overview(status: &Status) -> Markup {
-    let state = status.upstreams.first().map_or("", |upstream| &upstream.state);
+    let paused = |sentence: &str| {
+        let is_about = |upstream: &&UpstreamStatus| sentence == upstream.sentence();
+        Some(status.upstreams.iter().find(is_about)?.state.as_str()).filter(|state| *state != "up")
+    };
     html! {
         @for sentence in status.sentences() {
             @let class = match () {
                 () if sentence.starts_with("NEW MAIL") => Some("down"),
-                () if sentence.starts_with("Upstream") && state != "up" => Some(state),
                 () if sentence.starts_with("Held") => Some("held"),
-                () => None,
+                () => paused(&sentence),
             };
             p class=[class] { (sentence) }
         }

@@ -202,7 +202,7 @@ async fn done(admin: &Admin, id: QueueId, action: Action) -> Answer<Json<Value>>
     }
     if matches!(action, Action::Retry | Action::Release) {
         // The operator wants a try now, whatever was seen before.
-        admin.gate.reset();
+        admin.runner.try_again();
     }
     match admin.queue.act(id, action, "held by the operator").await {
         // It is being tried, as was asked for.

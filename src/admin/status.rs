@@ -9,9 +9,9 @@ use axum::{
 
 use super::{
     Admin, Answer,
-    view::{Outlook, Status},
+    view::{LimitStatus, Outlook, Status},
 };
-use crate::observe::{StateLabels, UpstreamLabels};
+use crate::observe::{LimitLabels, StateLabels, UpstreamLabels};
 
 /// Alive: the process answers.
 pub(super) async fn healthz() -> &'static str {
@@ -41,10 +41,18 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
     }
     metrics.queue_bytes.set(queue.bytes as i64);
     metrics.queue_oldest_age_seconds.set(queue.oldest_seconds.unwrap_or(0) as f64);
-    let status = outlook.upstream_status();
-    let upstream = UpstreamLabels { upstream: status.name };
-    metrics.upstream_up.get_or_create(&upstream).set(outlook.is_up().into());
-    metrics.upstream_connections.get_or_create(&upstream).set(status.connections as i64);
+    // An upstream that has left the settings leaves the metrics.
+    metrics.forget_upstreams();
+    for status in outlook.upstreams() {
+        let upstream = UpstreamLabels { upstream: status.name };
+        metrics.upstream_up.get_or_create(&upstream).set((status.state == "up").into());
+        metrics.upstream_connections.get_or_create(&upstream).set(status.connections as i64);
+    }
+    for LimitStatus { upstream, window, counts, used, max, .. } in outlook.limits() {
+        let labels = LimitLabels { upstream, window, counts };
+        metrics.rate_limit_used.get_or_create(&labels).set(used as i64);
+        metrics.rate_limit_max.get_or_create(&labels).set(max as i64);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], admin.observer.render_metrics()).into_response())
 }

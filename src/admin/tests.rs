@@ -15,7 +15,7 @@ use crate::{
     config::{self, Source},
     mail::{
         envelope::{Envelope, Handling, Origin},
-        outcome::{Evidence, Scope},
+        outcome::{Advice, Evidence, Scope, Who},
     },
     queue::{Entry, Listed, WriterThread},
     service::parts,
@@ -56,6 +56,7 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
         reply: Some(Reply::new(code.parse().expect("a code"), None, text.to_owned())),
         explanation: None,
         status: None,
+        advice: Some(Box::new(Advice { who: Who::Operator, help: None, not_before: None })),
         uncertain: false,
         tls: None,
     }
@@ -92,13 +93,12 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
             let _ = answer.send(Err("line 3 is wrong".into()));
         }
     });
-    let (gate, observer) = (Gate::new(Clock::System), Observer::default());
-    let orders = parts::orders(&settings, None, &Clock::System).expect("orders");
-    let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), Clock::System);
+    let observer = Observer::default();
+    let orders = parts::orders(&settings, &[], &Clock::System).expect("orders");
+    let runner = Runner::new(orders, queue.clone(), observer.clone(), Clock::System);
     let admin = Admin {
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         queue,
-        gate,
         runner,
         observer,
         published: Arc::new(ArcSwap::from_pointee(published)),

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, people};
 use crate::{
     clock::Timestamp,
-    limits::gate::Closed,
-    mail::outcome::Scope,
+    limits::{account::Usage, breaker::Stopped, gate::Closed},
+    mail::outcome::{self, Evidence, Scope, Who},
     queue::{
         Depth, Fault, Listed,
         entry::{self, RecipientState},
     },
+    runner::{self, UpstreamState},
 };
 
 /// Where a message is in its life.
@@ -68,7 +69,19 @@ pub struct Recipient {
     pub attempts: u32,
     pub last_reply: Option<String>,
     pub reason: Option<String>,
+    /// `operator`, `the upstream`, `the sender`, `nobody`.
+    pub who_must_act: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
     pub next_attempt: Option<String>,
+}
+
+impl Recipient {
+    /// What keeps it, in the words that status and log have.
+    pub fn sentence(&self) -> Option<String> {
+        let (who, help) = (self.who_must_act.as_deref(), self.help.as_deref());
+        Some(outcome::sentence(self.reason.as_deref()?, who, help, self.next_attempt.as_deref()))
+    }
 }
 
 /// A page of a list.
@@ -108,7 +121,7 @@ pub struct QueueStatus {
 #[allow(missing_docs)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `paused` (it doesn't let us in) or `down`.
+    /// `up`, `paused` (it doesn't let us in, or a limit is used up) or `down`.
     pub state: String,
     pub reason: Option<String>,
     pub who_must_act: Option<String>,
@@ -138,55 +151,62 @@ pub struct StoreStatus {
     pub reason: Option<String>,
 }
 
-/// What is known of the upstream at one moment.
-#[derive(Clone, Debug)]
+/// What to do about refusal after refusal, where the upstream's words are all that is known.
+const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all`; a message is tried now \
+    and then, and if it passes, all go";
+
+/// What is known of the upstreams at one moment.
 pub(crate) struct Outlook {
-    upstream: String,
-    closed: Option<Closed>,
-    connections: usize,
+    upstreams: Vec<UpstreamState>,
+    /// Messages that wait for an upstream while others go out.
+    put_off: u64,
+    /// What becomes of a message.
+    route: Box<dyn Fn(&entry::Entry) -> runner::Outlook + Send + Sync>,
     now: Timestamp,
 }
 
 impl Outlook {
     /// The outlook now.
     pub(crate) fn of(admin: &Admin) -> Self {
-        let upstream = admin.settings.load().upstream.name.clone();
-        let connections = admin.runner.connections();
-        Self { upstream, closed: admin.gate.closed(), connections, now: admin.clock.now() }
-    }
-
-    /// Whether the upstream takes mail, as far as known. Until a probe has succeeded, it doesn't.
-    pub(crate) fn is_up(&self) -> bool {
-        self.closed.is_none()
-    }
-
-    /// Why what is due doesn't go out, if so. Connections that are open already go on working, so
-    /// what is claimed is under way whatever the gate says.
-    fn blocks(&self) -> Option<&Closed> {
-        self.closed.as_ref().filter(|closed| closed.until > self.now)
-    }
-
-    pub(crate) fn upstream_status(&self) -> UpstreamStatus {
-        let closed = self.closed.as_ref();
-        let state = match closed {
-            None => "up",
-            Some(closed) if closed.evidence.scope == Scope::Credential => "paused",
-            Some(_) => "down",
-        };
-        UpstreamStatus {
-            name: self.upstream.clone(),
-            state: state.to_owned(),
-            reason: closed.map(|closed| closed.evidence.to_string()),
-            who_must_act: closed.map(|closed| closed.who_must_act.to_owned()),
-            help: closed.and_then(|closed| closed.help).map(str::to_owned),
-            until: closed.map(|closed| closed.until.to_string()),
-            connections: self.connections,
+        let runner = admin.runner.clone();
+        Self {
+            upstreams: admin.runner.upstreams(),
+            put_off: admin.queue.put_off() as u64,
+            route: Box::new(move |entry| runner.outlook(entry)),
+            now: admin.clock.now(),
         }
+    }
+
+    /// Whether nothing that is due goes out. Connections that are open already go on working, so what
+    /// is claimed is under way whatever the gates say.
+    fn all_blocked(&self) -> bool {
+        let is_closed = |closed: &Closed| closed.until > self.now;
+        self.upstreams.iter().all(|up| up.closed.as_ref().is_some_and(is_closed) || up.blocked.is_some())
+    }
+
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamStatus> {
+        self.upstreams.iter().map(upstream_status)
+    }
+
+    pub(crate) fn limits(&self) -> impl Iterator<Item = LimitStatus> {
+        let status = |up: &UpstreamState, usage: &Usage| LimitStatus {
+            upstream: up.name.clone(),
+            window: usage.limit.window_name(),
+            counts: usage.limit.counts.name().to_owned(),
+            used: usage.used,
+            max: usage.limit.max,
+            frees_at: usage.frees_at.map(|at| at.to_string()),
+        };
+        self.upstreams.iter().flat_map(move |up| up.limits.iter().map(move |usage| status(up, usage)))
     }
 
     /// `claimed` entries are being worked on.
     pub(crate) fn queue_status(&self, depth: Depth, claimed: u64) -> QueueStatus {
-        let moving = if self.blocks().is_some() { depth.active.min(claimed) } else { depth.active };
+        let under_way = depth.active.min(claimed);
+        let moving = match self.all_blocked() {
+            true => under_way,
+            false => depth.active.saturating_sub(self.put_off).max(under_way),
+        };
         QueueStatus {
             active: moving,
             deferred: depth.deferred + (depth.active - moving),
@@ -199,7 +219,8 @@ impl Outlook {
 
     pub(crate) fn item(&self, listed: &Listed) -> Item {
         let Some(entry) = &listed.entry else { return self.damaged(listed) };
-        let blocked = self.blocks().filter(|_| !listed.claimed);
+        let runner::Outlook { upstream, blocked } = (self.route)(entry);
+        let blocked = blocked.as_ref().filter(|_| !listed.claimed);
         let waits = listed.due > self.now && !listed.claimed;
         let state = match blocked {
             _ if entry.held.is_some() => State::Held,
@@ -207,13 +228,16 @@ impl Outlook {
             None if waits => State::Deferred,
             None => State::Active,
         };
-        let next = (state == State::Deferred)
-            .then(|| blocked.map_or(listed.due, |closed| closed.until.max(listed.due)));
+        let next = match blocked {
+            _ if state != State::Deferred => None,
+            Some(blocked) => blocked.until.map(|until| until.max(listed.due)),
+            None => Some(listed.due),
+        };
         let seen = || Some(entry.last_evidence()?.to_string());
         let reason = match (&entry.held, blocked) {
             (Some(held), _) => Some(held.clone()),
-            (None, Some(closed)) if !waits => Some(closed.evidence.to_string()),
-            (None, blocked) => seen().or_else(|| Some(blocked?.evidence.to_string())),
+            (None, Some(blocked)) if !waits => Some(blocked.reason.clone()),
+            (None, blocked) => seen().or_else(|| Some(blocked?.reason.clone())),
         };
         let recipient = |recipient: &entry::Recipient| {
             let pending = match recipient.state {
@@ -223,6 +247,8 @@ impl Outlook {
                 RecipientState::Expired => Err("expired"),
             };
             let last = recipient.last.as_ref();
+            let seen = || blocked.and_then(|blocked| blocked.evidence.as_ref());
+            let told = last.or_else(seen).filter(|_| pending.is_ok());
             Recipient {
                 address: recipient.address.to_string(),
                 state: pending.unwrap_or_else(|done| done).to_owned(),
@@ -232,6 +258,8 @@ impl Outlook {
                     Ok(_) => last.map(ToString::to_string).or_else(|| reason.clone()),
                     Err(_) => last.map(ToString::to_string),
                 },
+                who_must_act: told.and_then(Evidence::who).map(|who| who.name().to_owned()),
+                help: told.and_then(Evidence::help).map(str::to_owned),
                 next_attempt: pending.ok().and(next).map(|next| next.to_string()),
             }
         };
@@ -246,7 +274,7 @@ impl Outlook {
             user: entry.origin.user.clone(),
             message_id: entry.message_id.clone(),
             subject: entry.subject.as_deref().map(people::decoded),
-            upstream: self.upstream.clone(),
+            upstream: upstream.unwrap_or_default(),
             reason,
         }
     }
@@ -264,9 +292,58 @@ impl Outlook {
             user: None,
             message_id: None,
             subject: None,
-            upstream: self.upstream.clone(),
+            upstream: String::new(),
             reason: Some("damaged".to_owned()),
         }
+    }
+}
+
+fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
+    let status = |state: &str, reason: Option<String>| UpstreamStatus {
+        name: up.name.clone(),
+        state: state.to_owned(),
+        reason,
+        who_must_act: None,
+        help: None,
+        until: None,
+        connections: up.connections,
+    };
+    // Mail is held: everybody's, or only some senders'.
+    let held = |stopped: &Stopped| {
+        let evidence = &stopped.open.evidence;
+        let (state, whose) = match &stopped.sender {
+            None => ("paused", "it refuses message after message, so all mail is held".to_owned()),
+            Some(sender) if up.stopped.len() == 1 => ("up", format!("mail from {sender} is held")),
+            Some(sender) => {
+                let others = people::count(up.stopped.len() as u64 - 1, "other sender");
+                ("up", format!("mail from {sender} and {others} is held"))
+            }
+        };
+        UpstreamStatus {
+            who_must_act: Some(evidence.who().unwrap_or(Who::Operator).name().to_owned()),
+            help: Some(evidence.help().unwrap_or(HELP_STOPPED).to_owned()),
+            until: Some(stopped.open.until.to_string()),
+            ..status(state, Some(format!("{whose}: {evidence}")))
+        }
+    };
+    match (&up.closed, up.stopped.first(), &up.blocked) {
+        (None, Some(stopped), _) => held(stopped),
+        (Some(closed), ..) => {
+            let evidence = &closed.evidence;
+            let kept_out = matches!(evidence.scope, Scope::Credential | Scope::Account);
+            UpstreamStatus {
+                who_must_act: evidence.who().map(|who| who.name().to_owned()),
+                help: evidence.help().map(str::to_owned),
+                until: Some(closed.until.to_string()),
+                ..status(if kept_out { "paused" } else { "down" }, Some(evidence.to_string()))
+            }
+        }
+        (None, None, Some(blocked)) => UpstreamStatus {
+            who_must_act: Some(Who::Nobody.name().to_owned()),
+            until: blocked.until.map(|until| until.to_string()),
+            ..status("paused", Some(blocked.reason.clone()))
+        },
+        (None, None, None) => status("up", None),
     }
 }
 
@@ -281,8 +358,8 @@ impl Admin {
         let trouble = self.queue.trouble();
         Ok(Status {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),
-            upstreams: vec![outlook.upstream_status()],
-            limits: Vec::new(),
+            upstreams: outlook.upstreams().collect(),
+            limits: outlook.limits().collect(),
             ready: trouble.is_none(),
             store: StoreStatus { writable: trouble.is_none(), reason: trouble },
         })
@@ -328,21 +405,16 @@ impl Status {
 }
 
 impl UpstreamStatus {
-    fn sentence(&self) -> String {
+    /// The same in a sentence.
+    pub(super) fn sentence(&self) -> String {
         let connections = people::count(self.connections as u64, "connection");
         let Some(reason) = &self.reason else {
             return format!("Upstream {} is {}, with {connections} open.", self.name, self.state);
         };
-        let reason = reason.trim_end_matches('.');
-        let until = self.until.as_deref().unwrap_or("once it is there again");
-        let who = match self.who_must_act.as_deref() {
-            Some("operator") => " You must act: it won't get better by itself.".to_owned(),
-            Some(who) => format!(" Who must act: {who}."),
-            None => String::new(),
-        };
-        let help = self.help.as_deref().map_or(String::new(), |help| format!(" What to do: {help}."));
+        let until = self.until.as_deref();
+        let said = outcome::sentence(reason, self.who_must_act.as_deref(), self.help.as_deref(), until);
         format!(
-            "Upstream {} is {}: {reason}.{who}{help} Next try at {until}; mail stays queued, with {connections} open.",
+            "Upstream {} is {}: {said} Mail stays queued, with {connections} open.",
             self.name, self.state
         )
     }
@@ -365,9 +437,24 @@ mod tests {
         let gate = Gate::new(Clock::starting_at(NOW));
         if let Some(scope) = scope {
             let waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) };
-            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"), "operator", None);
+            gate.pass().await.failed(waits, evidence(scope, "535 5.7.8 no"));
         }
-        Outlook { upstream: "up".into(), closed: gate.closed(), connections, now: NOW }
+        let closed = gate.closed();
+        let blocked = closed.as_ref().map(|closed| runner::Obstacle {
+            reason: closed.evidence.to_string(),
+            until: Some(closed.until),
+            evidence: Some(closed.evidence.clone()),
+        });
+        let route = move |_: &_| runner::Outlook { upstream: Some("up".into()), blocked: blocked.clone() };
+        let up = UpstreamState {
+            name: "up".into(),
+            closed,
+            blocked: None,
+            stopped: Vec::new(),
+            connections,
+            limits: Vec::new(),
+        };
+        Outlook { upstreams: vec![up], put_off: 0, route: Box::new(route), now: NOW }
     }
 
     #[tokio::test(start_paused = true)]
@@ -429,12 +516,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_upstream_is_up_paused_or_down_and_says_who_must_act() {
         for (scope, state) in [(Scope::Credential, "paused"), (Scope::Upstream, "down")] {
-            let status = outlook(Some(scope), 0).await.upstream_status();
+            let status = upstream_status(&outlook(Some(scope), 0).await.upstreams[0]);
             assert_eq!((status.state.as_str(), status.who_must_act.as_deref()), (state, Some("operator")));
             let said = status.sentence();
             assert!(said.contains("535 5.7.8 no") && said.contains("You must act"), "{said}");
         }
-        let up = outlook(None, 2).await.upstream_status();
+        let up = upstream_status(&outlook(None, 2).await.upstreams[0]);
         assert_eq!(up.sentence(), "Upstream up is up, with 2 connections open.");
     }
 }

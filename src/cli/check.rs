@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     admin::people,
-    config::{Settings, UpstreamTls},
+    config::{Settings, Upstream, UpstreamTls},
     delivery::check::{self, Step},
 };
 
@@ -33,13 +33,33 @@ impl Check {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::UNAVAILABLE, error))?;
-        let steps = runtime.block_on(check::connect(&settings.upstream, &settings.hostname));
-        Ok(told(&steps))
+        let mut worst = Exit::OK;
+        for upstream in &settings.upstreams {
+            if settings.upstreams.len() > 1 {
+                output::say(format!("{}:", upstream.name));
+            }
+            let end = told(&runtime.block_on(check::connect(upstream, &settings.hostname)));
+            if worst == Exit::OK {
+                worst = end;
+            }
+        }
+        Ok(worst)
     }
 }
 
 fn summary(settings: &Settings) -> String {
-    let upstream = &settings.upstream;
+    let listen: Vec<&str> = settings.listen.iter().map(|listen| listen.address.as_str()).collect();
+    let ways: Vec<String> = settings.upstreams.iter().map(way).collect();
+    format!(
+        "{} takes mail on {} and relays it to {}; its data is in {}",
+        settings.service,
+        listen.join(", "),
+        ways.join(", "),
+        settings.data.display()
+    )
+}
+
+fn way(upstream: &Upstream) -> String {
     let tls = match upstream.tls {
         UpstreamTls::StartTls => "over STARTTLS",
         UpstreamTls::Implicit => "over TLS",
@@ -50,15 +70,7 @@ fn summary(settings: &Settings) -> String {
         Some(login) => format!("as {}", login.username),
         None => "without a login".to_owned(),
     };
-    let listen: Vec<&str> = settings.listen.iter().map(|listen| listen.address.as_str()).collect();
-    format!(
-        "{} takes mail on {} and relays it to {}:{} {tls} {login}; its data is in {}",
-        settings.service,
-        listen.join(", "),
-        upstream.server,
-        upstream.port,
-        settings.data.display()
-    )
+    format!("{}:{} {tls} {login}", upstream.server, upstream.port)
 }
 
 /// Prints each step; the first that failed decides how to end.

@@ -10,6 +10,7 @@ mod env;
 mod exit;
 mod info;
 mod output;
+mod presets;
 mod queue;
 mod reload;
 mod send;
@@ -64,6 +65,8 @@ enum Command {
     Dev(Dev),
     /// Say what is wrong with the configuration
     Check(check::Check),
+    /// Show what is known of providers
+    Presets(presets::Presets),
     /// Show the parameters that apps need
     Info(info::Info),
     /// Print what is published in environment.json
@@ -121,6 +124,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             dev::dev(&options, |line| output::say(line))?;
         }
         Command::Check(check) => return check.run(&place),
+        Command::Presets(presets) => presets.run()?,
         Command::Info(info) => info.run(&place)?,
         Command::Env(env) => env.run(&place)?,
         Command::Status(status) => status.run(&place)?,

@@ -166,9 +166,8 @@ fn shown(item: &Item) -> String {
         let attempts = people::count(recipient.attempts.into(), "attempt");
         fact("recipient", Some(&format!("{} ({}, {attempts})", recipient.address, recipient.state)));
         fact("  reply", recipient.last_reply.as_deref());
-        // The reason begins with the reply where there is one.
-        fact("  reason", recipient.reason.as_deref().filter(|_| recipient.last_reply != recipient.reason));
-        fact("  next try", recipient.next_attempt.as_deref());
+        // It begins with the reply where there is one, and ends with the next try.
+        fact("  what now", recipient.sentence().as_deref());
     }
     lines.join("\n")
 }

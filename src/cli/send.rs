@@ -135,9 +135,13 @@ struct Session {
 impl Session {
     fn open(info: &Info) -> Result<Self, Failure> {
         let failed = |words: String| Failure::new(Exit::UNAVAILABLE, words);
-        let listen = info.listen.iter().find(|listen| listen.tls != "implicit");
-        let listen =
-            listen.ok_or_else(|| failed("the relay takes mail over implicit TLS only".to_owned()))?;
+        let listen = info
+            .listen
+            .iter()
+            .find(|listen| listen.tls != "implicit" && !listen.address.starts_with("unix:"));
+        let listen = listen.ok_or_else(|| {
+            failed("the relay takes mail over implicit TLS or Unix sockets only".to_owned())
+        })?;
         let opened = || {
             let mut address = listen.address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
             if address.ip().is_unspecified() {

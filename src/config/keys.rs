@@ -11,6 +11,8 @@ pub struct Key {
     pub name: &'static str,
     /// The name that it also has in a service of another type: `smtp_port`.
     pub local: Option<&'static str>,
+    /// Its only name, where it stands in a map of its own: `port`.
+    called: Option<&'static str>,
     /// Whether only a service of `type: smtp` has it.
     pub relay_only: bool,
     /// Whether it is a secret, so that `…_file` and a credential give it too.
@@ -32,6 +34,7 @@ impl Key {
         Self {
             name,
             local: None,
+            called: None,
             relay_only: false,
             secret: false,
             supported: true,
@@ -49,6 +52,11 @@ impl Key {
 
     const fn local(self, name: &'static str) -> Self {
         Self { local: Some(name), ..self }
+    }
+
+    /// The same key in the map of one of several upstreams.
+    const fn called(&self, called: &'static str) -> Self {
+        Self { called: Some(called), ..*self }
     }
 
     const fn relay_only(self) -> Self {
@@ -69,8 +77,9 @@ impl Key {
 
     /// The names that it has in a service of this role, `…_file` of secrets apart.
     pub fn names(&self, role: Role) -> impl Iterator<Item = &'static str> {
-        let local = self.local.filter(|_| role == Role::LocalMta);
-        local.into_iter().chain((!self.relay_only || role == Role::Relay).then_some(self.name))
+        let local = self.local.filter(|_| role == Role::LocalMta && self.called.is_none());
+        let own = (!self.relay_only || role == Role::Relay).then_some(self.called.unwrap_or(self.name));
+        local.into_iter().chain(own)
     }
 
     /// The name to speak of it by in a service of this role.
@@ -112,10 +121,10 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 pub const KEYS: &[Key] = &[
     // The upstream.
     Key::new("smtp_relay_server", "a host name or an address", "smtp.mailgun.org")
-        .local("smtp_server").default("required")
+        .local("smtp_server").default("the preset's, else required")
         .doc("The upstream that mail is handed to."),
     Key::new("smtp_relay_port", "a port from 1 to 65535", "587")
-        .local("smtp_port").default("587")
+        .local("smtp_port").default("the preset's, else 587")
         .doc("Its port."),
     Key::new("smtp_relay_username", "a user name", "postmaster@example.com")
         .local("smtp_username")
@@ -123,7 +132,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relay_password", "a password, in one line", "'…'")
         .local("smtp_password").secret()
         .doc("Its password."),
-    Key::later("smtp_relay_provider", "A preset by name: host, port, TLS, limits."),
+    Key::new("smtp_relay_provider", "the name of a preset", "mailgun")
+        .default("told by the server's name")
+        .doc("A preset: host, port, TLS, known limits; any key set beside it wins."),
     Key::new("smtp_relay_tls", "one of starttls, implicit, opportunistic, none", "starttls")
         .local("smtp_tls").default("implicit on port 465, else starttls")
         .doc("How the connection is protected."),
@@ -132,8 +143,10 @@ pub const KEYS: &[Key] = &[
         .doc("Authorities to trust instead of the system's."),
     Key::new("smtp_relay_tls_fingerprint", "a SHA-256 fingerprint of 64 hexadecimal digits", "'3a:5f:…'")
         .doc("The only certificate to accept, whatever its name and age."),
-    Key::later("smtp_relay_tls_cert", "A client certificate."),
-    Key::later("smtp_relay_tls_key", "The client certificate's key."),
+    Key::new("smtp_relay_tls_cert", "the path of a PEM file", "/etc/outpost/client.pem")
+        .doc("Our own certificate, where the upstream asks for one, with its chain."),
+    Key::new("smtp_relay_tls_key", "the path of a PEM file", "/etc/outpost/client.key")
+        .doc("Its private key."),
     Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5", "auto")
         .default("auto")
         .doc("The mechanism to log in with; auto: the strongest that both sides have."),
@@ -142,21 +155,35 @@ pub const KEYS: &[Key] = &[
         .doc("Send credentials even where nobody verified who reads them."),
     Key::later("smtp_relay_oauth", "Tokens instead of a password."),
     Key::new("smtp_relay_connections", "a number from 1 to 1000", "10")
-        .default("10")
+        .default("the preset's, else 10")
         .doc("Most connections at once."),
+    Key::new("smtp_relay_recipients", "a number from 1 to 100000", "50")
+        .default("the preset's, else no bound")
+        .doc("Most recipients of one transaction; a message for more goes in several."),
+    Key::new("smtp_relay_messages", "a number above 0", "100")
+        .default("the preset's, else no bound")
+        .doc("Most messages over one connection."),
     Key::new("smtp_relay_timeout", "a duration", "30s")
         .default("RFC 5321 §4.5.3.2")
         .doc("Shortens the deadline of each phase to at most this."),
     Key::new("smtp_auth_retry", "two durations, the first and the longest wait", "1m..30m")
         .default("1m..30m")
         .doc("The waits after the upstream refused the login."),
-    Key::later("smtp_relays", "Several upstreams."),
-    Key::later("smtp_rate_limit", "Most messages or recipients in a time."),
+    Key::new("smtp_relay_replies", "a list of rules, each a map", "[{text: slow down, scope: account, means: …}]")
+        .default("the table that is shipped")
+        .doc("What replies of the upstream mean; asked before the shipped table."),
+    Key::new("smtp_relays", "a list of upstreams, each a map", "[{name: first, server: smtp.mailgun.org}]")
+        .doc("Several upstreams, instead of `smtp_relay_…`; which mail each is for."),
+    Key::new("smtp_rate_limit", "a limit, or a list of them", "500 recipients/day")
+        .default("the preset's, else none")
+        .doc("Most messages or recipients in any stretch of a time."),
     Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
-    Key::later("smtp_breaker_bounces", "Refusals in a row after which the rest is held."),
+    Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
+        .default("10")
+        .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
 
     // The listener.
-    Key::new("smtp_listen", "an address with its port, or a list of them", "0.0.0.0:587")
+    Key::new("smtp_listen", "an address with its port, or `unix:` and a path, or a list of them", "0.0.0.0:587")
         .default("0.0.0.0:587; 127.0.0.1:25 for a local MTA")
         .doc("Where apps hand in mail."),
     Key::new("smtp_hostname", "a domain name", "mailer.example.com")
@@ -174,7 +201,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_networks", "a network, or a list of them", "10.0.0.0/8")
         .default("127.0.0.0/8 and ::1/128")
         .doc("Who may relay without a login."),
-    Key::later("smtp_senders", "The senders that may be used."),
+    Key::new("smtp_senders", "a domain or a mail address, or a list of them", "[example.com, ceo@example.org]")
+        .default("any")
+        .doc("The senders that may be used."),
     Key::new("smtp_tls_cert", "the path of a PEM file", "/etc/outpost/cert.pem")
         .default("self-signed, made once")
         .doc("The listener's certificate, with its chain."),
@@ -195,6 +224,36 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_connections_per_client", "a number from 1 to 100000", "200")
         .default("200")
         .doc("Most connections at once from one address."),
+    Key::new("smtp_max_buffered", "a size above 0", "64MB")
+        .default("64MB")
+        .doc("Content that all connections together may hold in memory; more is answered 452."),
+    Key::new("smtp_max_command_line", "a number from 512 to 32768", "2048")
+        .default("2048")
+        .doc("Octets of a command line; a longer one is answered 500."),
+    Key::new("smtp_max_header_size", "a size from 1KB to 256KiB", "256KiB")
+        .default("256KiB")
+        .doc("The largest header section; a larger one is answered 552."),
+    Key::new("smtp_max_hops", "a number from 1 to 1000", "50")
+        .default("50")
+        .doc("Most Received fields; more are a mail loop, 554."),
+    Key::new("smtp_max_errors", "a number from 1 to 100000", "20")
+        .default("20")
+        .doc("Refused commands after which a connection ends."),
+    Key::new("smtp_max_commands", "a number from 10 to 100000", "1000")
+        .default("1000")
+        .doc("Commands without a message in between after which a connection ends."),
+    Key::new("smtp_max_commands_before_auth", "a number from 10 to 100000", "100")
+        .default("100")
+        .doc("The same for a client that may not relay yet."),
+    Key::new("smtp_timeout", "a duration", "5m")
+        .default("5m")
+        .doc("How long a client may take for a whole command, or be silent in its content."),
+    Key::new("smtp_transaction_timeout", "a duration", "1h")
+        .default("1h")
+        .doc("How long a client may take from MAIL to the end of its content."),
+    Key::new("smtp_min_rate", "a size", "500")
+        .default("500")
+        .doc("Octets of content a second, on average beyond the first minute; 0 turns the check off."),
 
     // The queue.
     Key::new("smtp_queue", "the path of a directory", "/var/lib/outpost/queue")
@@ -242,15 +301,106 @@ pub const KEYS: &[Key] = &[
 
 /// What a listener holds when it is written as a map.
 pub(super) const LISTENER: &[Key] = &[
-    Key::new("address", "an address with its port", "0.0.0.0:465"),
+    Key::new("address", "an address with its port, or `unix:` and a path", "0.0.0.0:465"),
     Key::new("tls", "one of none, starttls, implicit", "implicit"),
-    Key::later("auth", "Whether a login is required here."),
-    Key::later("proxy_protocol", "Whether a load balancer names the client."),
+    Key::new("auth", "optional or required", "required"),
+    Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5"),
 ];
 
 /// What a login holds.
 pub(super) const USER: &[Key] = &[
     Key::new("password", "a password, in one line", "'…'").secret(),
-    Key::later("senders", "The senders that it may use."),
-    Key::later("rate_limit", "Most messages in a time."),
+    Key::new("senders", "a domain or a mail address, or a list of them", "shop.example.com"),
+    Key::new("rate_limit", "a limit, or a list of them", "100/hour"),
+];
+
+/// What one of several upstreams holds: what it is for, and the keys above under shorter names.
+pub(super) const RELAY: &[Key] = &[
+    Key::new("name", "a name of letters, digits, . _ and -", "first"),
+    Key::new("priority", "a number from 0 to 1000", "10"),
+    Key::new("weight", "a number from 1 to 1000", "3"),
+    Key::new("senders", "a domain or a mail address, or a list of them", "example.com"),
+    Key::new("recipients", "a domain or a mail address, or a list of them", "example.com"),
+    Key::new("users", "a login of an app, or a list of them", "shop"),
+    key!("smtp_relay_server").called("server"),
+    key!("smtp_relay_port").called("port"),
+    key!("smtp_relay_username").called("username"),
+    key!("smtp_relay_password").called("password"),
+    key!("smtp_relay_provider").called("provider"),
+    key!("smtp_relay_tls").called("tls"),
+    key!("smtp_relay_tls_ca").called("tls_ca"),
+    key!("smtp_relay_tls_fingerprint").called("tls_fingerprint"),
+    key!("smtp_relay_tls_cert").called("tls_cert"),
+    key!("smtp_relay_tls_key").called("tls_key"),
+    key!("smtp_relay_auth").called("auth"),
+    key!("smtp_relay_allow_insecure_auth").called("allow_insecure_auth"),
+    key!("smtp_relay_oauth").called("oauth"),
+    key!("smtp_relay_connections").called("connections"),
+    key!("smtp_relay_recipients").called("most_recipients"),
+    key!("smtp_relay_messages").called("messages"),
+    key!("smtp_relay_timeout").called("timeout"),
+    key!("smtp_relay_replies").called("replies"),
+    key!("smtp_rate_limit").called("rate_limit"),
+];
+
+/// What the table of replies holds.
+pub(super) const REPLIES: &[Key] = &[
+    Key::new("waits", "a list of regular expressions", "'again in (?<seconds>\\d+)'"),
+    Key::new("rules", "a list of rules", "[]"),
+];
+
+/// What a rule about replies holds.
+#[rustfmt::skip] // One key, one line.
+pub(super) const REPLY: &[Key] = &[
+    Key::new("name", "a name", "slow-down"),
+    Key::new("provider", "a preset's name, or a list of them", "gmail"),
+    Key::new("phase", "one or several of connect, greeting, ehlo, starttls, tls, auth, mail, rcpt, data, content, final reply", "rcpt"),
+    Key::new("code", "a code of three digits, x for any, or a list of them", "45x"),
+    Key::new("enhanced", "an enhanced code, x for any number, or none, or a list of them", "5.4.5"),
+    Key::new("text", "a regular expression", "quota exceeded"),
+    Key::new("after_accepted", "true or false", "true"),
+    Key::new("scope", "one of recipient, message, transaction, sender, credential, account, upstream, network", "account"),
+    Key::new("permanent", "true or false", "false"),
+    Key::new("who_must_act", "one of operator, the upstream, the sender, nobody", "operator"),
+    Key::new("means", "words", "the quota of today is used up"),
+    Key::new("help", "words", "send less"),
+    Key::new("wait", "a duration, or hour for the next full hour", "10m"),
+    Key::new("source", "words", "the provider's manual"),
+    Key::new("date", "a day", "2026-11-23"),
+];
+
+/// What the table of presets holds.
+pub(super) const PRESETS: &[Key] = &[Key::new("presets", "a list of presets", "[]")];
+
+/// What a preset holds.
+#[rustfmt::skip] // One key, one line.
+pub(super) const PRESET: &[Key] = &[
+    Key::new("name", "a name", "mailgun"),
+    Key::new("title", "words", "Mailgun"),
+    Key::new("hosts", "a host name, or a list of them", "smtp.mailgun.org"),
+    Key::new("host_pattern", "a regular expression", "^smtp"),
+    Key::new("ports", "a port, or a list of them", "587"),
+    Key::new("implicit", "a port, or a list of them", "465"),
+    Key::new("username", "words", "the full address"),
+    Key::new("password", "words", "an app password"),
+    Key::new("recipients", "a number from 1 to 100000", "50"),
+    Key::new("size", "a size above 0", "10MB"),
+    Key::new("connections", "a number from 1 to 1000", "3"),
+    Key::new("messages", "a number above 0", "100"),
+    Key::new("limits", "limits as smtp_rate_limit takes them", "500 recipients/day"),
+    Key::new("mistakes", "a list of mistakes", "[]"),
+    Key::new("gone", "words", "it has ended"),
+    Key::new("note", "words", "it is slow"),
+    Key::new("source", "words", "its manual"),
+    Key::new("date", "a day", "2026-11-23"),
+];
+
+/// What a mistake holds.
+pub(super) const MISTAKE: &[Key] = &[
+    Key::new("user", "a regular expression", "@"),
+    Key::new("user_not", "a regular expression", "@"),
+    Key::new("password", "a regular expression", "^x"),
+    Key::new("password_not", "a regular expression", "^x"),
+    Key::new("says", "words", "this is an API key"),
+    Key::new("help", "words", "make an SMTP key"),
 ];

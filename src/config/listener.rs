@@ -1,31 +1,34 @@
 //! The listener's settings: where, for whom, how much.
 
 use super::{
-    Bounds, Listen, ListenTls, ListenerTls, Role, User,
+    Bounds, Listen, ListenTls, ListenerTls, Role, SessionBounds, User,
     keys::{self, key},
+    limit::limit,
     node::Kind,
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
-    value,
+    value::{self, Proxies},
 };
+use ipnet::IpNet;
 
-pub(super) fn listen(reader: &mut Reader<'_>) -> Vec<Listen> {
+use crate::smtp::pattern::AddressPattern;
+
+pub(super) fn listen(reader: &mut Reader<'_>, trusted: &[IpNet]) -> Vec<Listen> {
     let default = match reader.around.role {
         Role::Relay => "0.0.0.0:587",
         Role::LocalMta => "127.0.0.1:25",
     };
-    let default = || vec![Listen { address: default.to_owned(), tls: ListenTls::StartTls }];
     let Some(items) = reader.items(key!("smtp_listen")) else {
-        return default();
+        return vec![Listen::at(default)];
     };
-    items.iter().filter_map(|item| listener(reader, item)).collect()
+    items.iter().filter_map(|item| listener(reader, item, trusted)).collect()
 }
 
-fn listener(reader: &mut Reader<'_>, item: &Found) -> Option<Listen> {
+fn listener(reader: &mut Reader<'_>, item: &Found, trusted: &[IpNet]) -> Option<Listen> {
     let map = match item.value {
         Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
         _ => {
             let address = reader.read(key!("smtp_listen"), item, &value::listen_address)?;
-            return Some(Listen { address, tls: ListenTls::StartTls });
+            return Some(Listen::at(address));
         }
     };
     let mut inner = reader.inside(map, keys::LISTENER, "a listener");
@@ -39,8 +42,17 @@ fn listener(reader: &mut Reader<'_>, item: &Found) -> Option<Listen> {
     }
     let address = inner.one(address, value::listen_address);
     let tls = inner.one(key!(keys::LISTENER, "tls"), value::listen_tls).unwrap_or(ListenTls::StartTls);
+    let login_required = inner.one(key!(keys::LISTENER, "auth"), value::listen_auth).unwrap_or(false);
+    let proxies = inner.many(key!(keys::LISTENER, "proxy_protocol"), value::proxies).unwrap_or_default();
+    let proxies = proxies.into_iter().flat_map(|named| match named {
+        Proxies::Nobody => Vec::new(),
+        // Whoever may relay without a login gains nothing by claiming to be somebody else.
+        Proxies::Trusted => trusted.to_vec(),
+        Proxies::Network(network) => vec![network],
+    });
+    let proxies = proxies.collect();
     reader.absorb(inner);
-    Some(Listen { address: address?, tls })
+    Some(Listen { address: address?, tls, login_required, proxies })
 }
 
 pub(super) fn listener_tls(reader: &mut Reader<'_>) -> Option<ListenerTls> {
@@ -62,7 +74,12 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
     let relay = reader.around.role == Role::Relay;
     let name = relay.then(|| reader.one(key!("smtp_username"), value::text)).flatten();
     let password = relay.then(|| reader.secret(key!("smtp_password"))).flatten();
-    let mut users = vec![User { name: name.unwrap_or_else(|| "dotcloud".to_owned()), password }];
+    let mut users = vec![User {
+        name: name.unwrap_or_else(|| "dotcloud".to_owned()),
+        password,
+        senders: None,
+        limits: Vec::new(),
+    }];
 
     let key = key!("smtp_users");
     let Some(found) = reader.items(key).and_then(|items| items.into_iter().next()) else {
@@ -97,7 +114,9 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
             let help = "for example `shop: {password: '…'}`";
             inner.report(Place::File(entry.at), "this login has no password", Some(help));
         }
-        users.push(User { name: entry.key.to_owned(), password: inner.secret(password) });
+        let senders = inner.many(key!(keys::USER, "senders"), value::sender);
+        let limits = inner.many(key!(keys::USER, "rate_limit"), limit).unwrap_or_default();
+        users.push(User { name: entry.key.to_owned(), password: inner.secret(password), senders, limits });
         reader.absorb(inner);
     }
     users
@@ -108,13 +127,43 @@ pub(super) fn networks(reader: &mut Reader<'_>) -> Vec<ipnet::IpNet> {
     reader.many(key!("smtp_networks"), value::network).unwrap_or_else(loopback)
 }
 
+pub(super) fn senders(reader: &mut Reader<'_>) -> Option<Vec<AddressPattern>> {
+    reader.many(key!("smtp_senders"), value::sender)
+}
+
 pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
-    let mut number = |key, default| reader.one(key, value::number(1..=100_000)).unwrap_or(default);
+    let mut number = |key, least, default| reader.one(key, value::number(least..=100_000)).unwrap_or(default);
+    let default = SessionBounds::default();
+    let (recipients, connections) =
+        (number(key!("smtp_max_recipients"), 1, 1000), number(key!("smtp_max_connections"), 1, 1000));
+    let connections_per_client = number(key!("smtp_max_connections_per_client"), 1, 200);
+    let errors = number(key!("smtp_max_errors"), 1, default.errors);
+    let commands = number(key!("smtp_max_commands"), 10, default.commands);
+    let commands_before_auth =
+        number(key!("smtp_max_commands_before_auth"), 10, default.commands_before_auth);
+    let command_line = reader.one(key!("smtp_max_command_line"), value::number(512..=32_768));
+    let header = reader.one(key!("smtp_max_header_size"), value::header_size);
+    let hops = reader.one(key!("smtp_max_hops"), value::number(1..=1000));
+    let timeout = reader.one(key!("smtp_timeout"), value::duration);
+    let transaction_timeout = reader.one(key!("smtp_transaction_timeout"), value::duration);
+    let buffered = reader.one(key!("smtp_max_buffered"), value::positive_size).unwrap_or(64_000_000);
     Bounds {
-        recipients: number(key!("smtp_max_recipients"), 1000),
-        connections: number(key!("smtp_max_connections"), 1000),
-        connections_per_client: number(key!("smtp_max_connections_per_client"), 200),
         binary: reader.one(key!("smtp_binarymime"), value::boolean).unwrap_or(false),
+        recipients,
+        connections,
+        connections_per_client,
         message_size: reader.one(key!("smtp_max_message_size"), value::positive_size).unwrap_or(25_000_000),
+        buffered: usize::try_from(buffered).unwrap_or(usize::MAX),
+        session: SessionBounds {
+            command_line: command_line.unwrap_or(default.command_line),
+            header: header.unwrap_or(default.header),
+            hops: hops.unwrap_or(default.hops),
+            errors,
+            commands,
+            commands_before_auth,
+            timeout: timeout.unwrap_or(default.timeout),
+            transaction_timeout: transaction_timeout.unwrap_or(default.transaction_timeout),
+            min_rate: reader.one(key!("smtp_min_rate"), value::size).unwrap_or(default.min_rate),
+        },
     }
 }

@@ -7,11 +7,14 @@
 //! The rest of the program never sees YAML, and never sees an environment variable.
 
 mod keys;
+mod limit;
 mod listener;
 mod load;
 mod node;
+pub mod presets;
 mod problem;
 mod reader;
+mod replies;
 mod secret;
 mod services;
 mod settings;
@@ -26,10 +29,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::smtp::{framing::COMMAND_LINE_MAX, pattern::AddressPattern};
+
 pub use self::{
     keys::{KEYS, Key},
+    limit::{Counts, Limit, parse_limit},
     load::{Loaded, Source, load, parse},
     problem::{Problem, Problems},
+    replies::{Replies, ReplyRule, ReplyWait},
 };
 
 /// Everything one relay needs to run, resolved: defaults applied, overrides merged, secrets read.
@@ -51,14 +58,17 @@ pub struct Settings {
     pub access: Access,
     /// The most that a client may ask of us.
     pub bounds: Bounds,
-    /// Where mail goes.
-    pub upstream: Upstream,
+    /// Where mail goes: at least one. Only `smtp_relays` makes several.
+    pub upstreams: Vec<Upstream>,
     /// Where mail waits, and for how long.
     pub queue: QueueSettings,
     /// What is published for apps.
     pub environment: EnvironmentSettings,
     /// The web page, API and metrics.
     pub admin: AdminSettings,
+    /// Permanent refusals of distinct messages in a row, without a success, after which the rest is
+    /// held.
+    pub breaker_bounces: usize,
     /// Who gets reports that can't be returned to their sender.
     pub postmaster: Option<String>,
     /// A filter as `tracing` understands it: `info`, `outpost=debug`.
@@ -77,10 +87,26 @@ pub enum Role {
 /// One address that takes mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Host and port as written; resolved when it is bound.
+    /// Host and port as written, resolved when it is bound; or `unix:` and a path.
     pub address: String,
     /// Whether the connection starts in TLS, may change to it, or neither.
     pub tls: ListenTls,
+    /// Everybody must log in, trusted networks too.
+    pub login_required: bool,
+    /// Whose connections begin with a PROXY header that names the client.
+    pub proxies: Vec<IpNet>,
+}
+
+impl Listen {
+    /// An address that offers STARTTLS and asks for nothing special.
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), tls: ListenTls::StartTls, login_required: false, proxies: Vec::new() }
+    }
+
+    /// Whether it is a Unix socket, which only this machine can reach.
+    pub fn is_unix(&self) -> bool {
+        self.address.starts_with("unix:")
+    }
 }
 
 /// TLS on a listener.
@@ -94,7 +120,7 @@ pub enum ListenTls {
     Implicit,
 }
 
-/// The listener's own certificate.
+/// A certificate of our own, in files.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
     /// PEM file with the chain, the leaf first.
@@ -110,6 +136,8 @@ pub struct Access {
     pub users: Vec<User>,
     /// Networks that may relay without AUTH.
     pub networks: Vec<IpNet>,
+    /// The senders that may be used at all; `None`: any.
+    pub senders: Option<Vec<AddressPattern>>,
 }
 
 /// One login for apps.
@@ -120,6 +148,10 @@ pub struct User {
     /// In clear, because CRAM-MD5 needs it (RFC 2195).
     /// `None`: generated at first start and kept in the data directory.
     pub password: Option<SecretString>,
+    /// The senders that it may use; `None`: any.
+    pub senders: Option<Vec<AddressPattern>>,
+    /// What it may hand in, at most.
+    pub limits: Vec<Limit>,
 }
 
 /// The most that a client may ask of us.
@@ -135,6 +167,56 @@ pub struct Bounds {
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_client: usize,
+    /// Octets of content that all connections together may hold in memory.
+    pub buffered: usize,
+    /// The bounds of a single session.
+    pub session: SessionBounds,
+}
+
+/// The most that a client may ask of us in one session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionBounds {
+    /// Octets of a command line.
+    pub command_line: usize,
+    /// Octets of a message's header section.
+    pub header: usize,
+    /// Received fields of a message.
+    pub hops: usize,
+    /// Refused commands.
+    pub errors: usize,
+    /// Commands that bring no message forward, since the last message.
+    pub commands: usize,
+    /// The same of a client that may not relay yet.
+    pub commands_before_auth: usize,
+    /// A wait for a whole command, or for more content.
+    pub timeout: Duration,
+    /// From MAIL to the end of content.
+    pub transaction_timeout: Duration,
+    /// Octets of content a second, on average; 0: any.
+    pub min_rate: u64,
+}
+
+impl Default for SessionBounds {
+    fn default() -> Self {
+        Self {
+            command_line: COMMAND_LINE_MAX,
+            // More is an attack or a mistake, and every next hop would have to bear it.
+            header: 256 * 1024,
+            // RFC 5321 §6.3 suggests at least 100; mail that passed 50 relays is going round in circles.
+            hops: 50,
+            // Postfix's hard limit.
+            errors: 20,
+            // A mail library's pool may say NOOP now and then; more than this is no mail client.
+            commands: 1000,
+            // Postfix's junk command limit.
+            commands_before_auth: 100,
+            // RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
+            timeout: Duration::from_secs(300),
+            transaction_timeout: Duration::from_secs(3600),
+            // As Postfix's smtpd_min_data_rate.
+            min_rate: 500,
+        }
+    }
 }
 
 /// Where mail goes: one smarthost and how to talk to it.
@@ -150,6 +232,8 @@ pub struct Upstream {
     pub tls: UpstreamTls,
     /// PEM file of authorities to trust instead of the system's.
     pub ca: Option<PathBuf>,
+    /// Our own certificate, where the upstream asks for one.
+    pub identity: Option<ListenerTls>,
     /// SHA-256 of the only certificate to accept, whatever its name.
     pub fingerprint: Option<[u8; 32]>,
     /// Files of the application's environment.json kind, where another relay of the same
@@ -165,9 +249,46 @@ pub struct Upstream {
     pub timeout: Option<Duration>,
     /// First and longest wait after a refused login.
     pub auth_retry: Waits,
+    /// Most recipients of one transaction.
+    pub recipients: Option<usize>,
+    /// Most messages over one connection.
+    pub messages: Option<u64>,
+    /// The provider's preset, where it is known.
+    pub provider: Option<String>,
+    /// What its replies mean.
+    pub replies: Replies,
+    /// What it may be sent, at most.
+    pub limits: Vec<Limit>,
+    /// Which mail it is for.
+    pub serves: Serves,
+}
+
+/// Which mail an upstream is for. An empty list means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serves {
+    /// Lower goes first.
+    pub priority: u32,
+    /// Its share among those of the same priority; 0 counts as 1.
+    pub weight: u32,
+    /// Mail from these. The null reverse-path of reports belongs to all.
+    pub senders: Vec<AddressPattern>,
+    /// Mail to these.
+    pub recipients: Vec<AddressPattern>,
+    /// Mail of these logins.
+    pub users: Vec<String>,
 }
 
 impl Upstream {
+    /// Tells one login from another, after a restart too. So short that it gives nothing away.
+    pub fn login_mark(&self) -> u16 {
+        use sha2::Digest as _;
+        let login = self.login.as_ref();
+        let (user, password) =
+            login.map_or(("", ""), |login| (&login.username, login.password.expose_secret()));
+        let sum = sha2::Sha256::digest(format!("{}\0{}\0{user}\0{password}", self.server, self.port));
+        u16::from_be_bytes([sum[0], sum[1]])
+    }
+
     /// Whether a connection to the one is as good as one to the other.
     pub fn is_same(&self, other: &Self) -> bool {
         let login = |upstream: &Self| {
@@ -175,9 +296,14 @@ impl Upstream {
                 (login.username.clone(), login.password.expose_secret().to_owned(), login.mechanism)
             })
         };
-        let others = |upstream: &Self| Self { login: None, ..upstream.clone() };
+        let others = |upstream: &Self| Self {
+            login: None,
+            limits: Vec::new(),
+            serves: Serves::default(),
+            ..upstream.clone()
+        };
         // What lies in a file may have changed without its name.
-        let in_files = self.ca.is_some();
+        let in_files = self.ca.is_some() || self.identity.is_some();
         // Without the login its debug form holds every field and no secret.
         !in_files
             && login(self) == login(other)

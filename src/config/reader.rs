@@ -216,9 +216,22 @@ impl<'a> Reader<'a> {
         Some(first)
     }
 
+    /// What a key is called in this map.
+    pub(super) fn name(&self, key: &Key) -> &'static str {
+        self.own(key).name(self.around.role)
+    }
+
+    /// The key as this map's table has it; a map inside another has some of its keys under shorter names.
+    fn own<'k>(&self, key: &'k Key) -> &'k Key
+    where
+        'static: 'k,
+    {
+        self.keys.iter().find(|own| own.name == key.name).unwrap_or(key)
+    }
+
     /// Where a key was set, at the strongest level that has it: variable, file, credential.
     fn hits(&self, key: &Key) -> Vec<Found> {
-        let names = key.names(self.around.role);
+        let names = self.own(key).names(self.around.role);
         let names: Vec<(String, bool)> = names
             .flat_map(|name| {
                 [Some((name.to_owned(), false)), key.secret.then(|| (format!("{name}_file"), true))]

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Access, AdminSettings, EnvironmentSettings, QueueSettings, Settings, Waits, keys::key, listener,
-    reader::Reader, services::Chosen, upstream::upstream, value,
+    reader::Reader, services::Chosen, upstream::upstreams, value,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -20,19 +20,21 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 /// Reads every key. Worth nothing when the reader has problems afterwards.
 pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -> Settings {
     let environment = environment(reader, data);
+    let networks = listener::networks(reader);
     Settings {
         service: service.name.clone(),
         role: service.role,
         hostname: reader.one(key!("smtp_hostname"), value::domain).unwrap_or_else(system_name),
         data: data.to_owned(),
-        listen: listener::listen(reader),
+        listen: listener::listen(reader, &networks),
         tls: listener::listener_tls(reader),
-        access: Access { users: listener::users(reader), networks: listener::networks(reader) },
+        access: Access { users: listener::users(reader), networks, senders: listener::senders(reader) },
         bounds: listener::bounds(reader),
-        upstream: upstream(reader, &environment.files),
+        upstreams: upstreams(reader, &environment.files),
         queue: queue(reader, data),
         environment,
         admin: admin(reader),
+        breaker_bounces: reader.one(key!("smtp_breaker_bounces"), value::number(1..=1000)).unwrap_or(10),
         postmaster: reader.one(key!("smtp_postmaster"), value::mail_address),
         log_level: reader.one(key!("smtp_log_level"), value::log_filter).unwrap_or_else(|| "info".to_owned()),
     }

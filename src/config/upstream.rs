@@ -2,28 +2,114 @@
 
 use std::path::PathBuf;
 
+use secrecy::ExposeSecret as _;
+
 use super::{
-    AuthMechanism, Login, Role, Upstream, UpstreamTls, Waits, keys::key, reader::Reader, settings::MINUTE,
-    value,
+    AuthMechanism, ListenerTls, Login, Role, Serves, Upstream, UpstreamTls, Waits,
+    keys::{self, Key, key},
+    limit::{Limit, limit},
+    node::Kind,
+    presets::{self, Preset},
+    reader::{Found, Reader, Value},
+    replies::replies,
+    settings::MINUTE,
+    value::{self, Read, Wrong},
 };
 
-pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
+/// The one upstream, or the several.
+pub(super) fn upstreams(reader: &mut Reader<'_>, published: &[PathBuf]) -> Vec<Upstream> {
+    if !reader.is_set(key!("smtp_relays")) {
+        return vec![upstream(reader, published)];
+    }
+    // Whoever sets one of these counts on it.
+    for key in keys::RELAY.iter().filter(|key| key.name.starts_with("smtp_")) {
+        if reader.is_set(key) {
+            let message = format!("{} has no effect beside smtp_relays", reader.name(key));
+            let help =
+                format!("write it into the upstreams that it is meant for, as `{}`", key.name(Role::Relay));
+            reader.report(reader.place(key), message, Some(&help));
+        }
+    }
+    let waits = auth_retry(reader);
+    let items = reader.items(key!("smtp_relays")).unwrap_or_default();
+    let mut upstreams: Vec<Upstream> = Vec::new();
+    for item in &items {
+        let Some(upstream) = relay(reader, item, published) else { continue };
+        if upstreams.iter().any(|other| other.name == upstream.name) {
+            let help = "give each a name of its own: limits are counted, and shown, under it";
+            let message = format!("there is already an upstream named {}", upstream.name);
+            reader.report(item.place.clone(), message, Some(help));
+        }
+        upstreams.push(Upstream { auth_retry: waits, ..upstream });
+    }
+    upstreams
+}
+
+/// One of several.
+fn relay(reader: &mut Reader<'_>, item: &Found, published: &[PathBuf]) -> Option<Upstream> {
+    let map = match item.value {
+        Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
+        _ => {
+            let read = |_: &str| Err::<(), _>(Wrong::Plain);
+            reader.read(key!("smtp_relays"), item, &read);
+            return None;
+        }
+    };
+    let mut inner = reader.inside(map, keys::RELAY, "an upstream");
+    let mut upstream = upstream(&mut inner, published);
+    if let Some(name) = inner.one(key!(keys::RELAY, "name"), name) {
+        upstream.name = name;
+    }
+    let list = |inner: &mut Reader<'_>, key: &Key| inner.many(key, value::sender).unwrap_or_default();
+    upstream.serves = Serves {
+        priority: inner.one(key!(keys::RELAY, "priority"), value::number(0..=1000)).unwrap_or(0),
+        weight: inner.one(key!(keys::RELAY, "weight"), value::number(1..=1000)).unwrap_or(1),
+        senders: list(&mut inner, key!(keys::RELAY, "senders")),
+        recipients: list(&mut inner, key!(keys::RELAY, "recipients")),
+        users: inner.many(key!(keys::RELAY, "users"), value::text).unwrap_or_default(),
+    };
+    reader.absorb(inner);
+    Some(upstream)
+}
+
+/// It becomes a label of metrics and a word on the command line.
+fn name(text: &str) -> Read<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let fits = (1..=64).contains(&text.len()) && text.chars().all(plain);
+    if fits { Ok(text.to_owned()) } else { Err(Wrong::Plain) }
+}
+
+fn auth_retry(reader: &mut Reader<'_>) -> Waits {
+    let waits = reader.one(key!("smtp_auth_retry"), value::waits);
+    waits.unwrap_or(Waits { first: MINUTE, longest: 30 * MINUTE })
+}
+
+fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
     let server = reader.one(key!("smtp_relay_server"), value::host);
-    if !reader.is_set(key!("smtp_relay_server")) {
-        let name = key!("smtp_relay_server").name(reader.around.role);
+    let named = reader.one(key!("smtp_relay_provider"), presets::named);
+    let by_name = named.as_ref().and_then(|(preset, name)| preset.host(name));
+    if let (Some((preset, _)), None, None) = (&named, &server, &by_name) {
+        let help = format!("write `{0}-eu-west-1` or the like, or set smtp_relay_server", preset.name);
+        reader.report(reader.place(key!("smtp_relay_provider")), "this provider has regions", Some(&help));
+    } else if !reader.is_set(key!("smtp_relay_server")) && !reader.is_set(key!("smtp_relay_provider")) {
+        let name = reader.name(key!("smtp_relay_server"));
         let help = format!("say who relays the mail, for example `{name}: smtp.mailgun.org`");
         reader.report(reader.place(key!("smtp_relay_server")), format!("{name} is missing"), Some(&help));
     }
-    let server = server.unwrap_or_default();
-    let port = reader.one(key!("smtp_relay_port"), value::number(1..=u16::MAX)).unwrap_or(587);
+    let server = server.or(by_name).unwrap_or_default();
+    let preset = named.map(|(preset, _)| preset).or_else(|| presets::of_host(&server));
+    let port = reader.one(key!("smtp_relay_port"), value::number(1..=u16::MAX));
+    let port = port.or_else(|| preset?.ports.first().copied()).unwrap_or(587);
     let tls = reader.one(key!("smtp_relay_tls"), value::upstream_tls);
-    let tls = tls.unwrap_or(if port == 465 { UpstreamTls::Implicit } else { UpstreamTls::StartTls });
+    let implicit = port == 465 || preset.is_some_and(|preset| preset.implicit.contains(&port));
+    let tls = tls.unwrap_or(if implicit { UpstreamTls::Implicit } else { UpstreamTls::StartTls });
     let upstream = Upstream {
         name: server.clone(),
         server,
         port,
         tls,
         ca: reader.path(key!("smtp_relay_tls_ca")),
+        identity: identity(reader),
         fingerprint: reader.one(key!("smtp_relay_tls_fingerprint"), value::fingerprint),
         // A relay of its own is reached under a name that its certificate can be verified against.
         published: if reader.around.role == Role::LocalMta { published.to_owned() } else { Vec::new() },
@@ -31,14 +117,72 @@ pub(super) fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstre
         allow_insecure_auth: reader
             .one(key!("smtp_relay_allow_insecure_auth"), value::boolean)
             .unwrap_or(false),
-        connections: reader.one(key!("smtp_relay_connections"), value::number(1..=1000)).unwrap_or(10),
+        connections: reader
+            .one(key!("smtp_relay_connections"), value::number(1..=1000))
+            .or_else(|| preset?.connections)
+            .unwrap_or(10),
         timeout: reader.one(key!("smtp_relay_timeout"), value::duration),
-        auth_retry: reader
-            .one(key!("smtp_auth_retry"), value::waits)
-            .unwrap_or(Waits { first: MINUTE, longest: 30 * MINUTE }),
+        auth_retry: auth_retry(reader),
+        recipients: reader
+            .one(key!("smtp_relay_recipients"), value::number(1..=100_000))
+            .or_else(|| preset?.recipients),
+        messages: reader
+            .one(key!("smtp_relay_messages"), value::number(1..=u64::MAX))
+            .or_else(|| preset?.messages),
+        provider: preset.map(|preset| preset.name.clone()),
+        replies: replies(reader),
+        limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
+        serves: Serves::default(),
     };
     judge_tls(reader, &upstream);
+    if let Some(preset) = preset {
+        judge_login(reader, &upstream, preset);
+    }
     upstream
+}
+
+/// Known mistakes are named before the first mail. Hints, for a provider may have changed its mind.
+fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
+    let title = &preset.title;
+    if let Some(gone) = &preset.gone {
+        let place = reader.place(key!("smtp_relay_server"));
+        let help =
+            "mail will wait until it is given up: choose another provider (`outpost presets` lists them)";
+        reader.warn(place, gone.clone(), Some(help));
+    }
+    let port = reader.place(key!("smtp_relay_port"));
+    let ports = preset.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !preset.ports.contains(&upstream.port) {
+        let help = format!("its ports are {ports}");
+        reader.warn(port, format!("{title} does not document port {}", upstream.port), Some(&help));
+    } else if upstream.port == 25 {
+        let help = format!("{title} also has {ports}");
+        reader.warn(port, "many networks block outgoing connections to port 25", Some(&help));
+    }
+    let Some(login) = &upstream.login else { return };
+    let password = login.password.expose_secret();
+    for (mistake, about_password) in preset.mistakes(&login.username, Some(password)) {
+        let key = if about_password { key!("smtp_relay_password") } else { key!("smtp_relay_username") };
+        reader.warn(reader.place(key), mistake.says.clone(), Some(&mistake.help));
+    }
+}
+
+/// What the provider documents.
+fn known_limits(preset: Option<&Preset>) -> Vec<Limit> {
+    preset.into_iter().flat_map(|preset| &preset.limits).filter_map(|text| limit(text).ok()).collect()
+}
+
+/// Our own certificate, where the upstream asks for one.
+fn identity(reader: &mut Reader<'_>) -> Option<ListenerTls> {
+    let (cert_key, key_key) = (key!("smtp_relay_tls_cert"), key!("smtp_relay_tls_key"));
+    let (cert, key) = (reader.path(cert_key), reader.path(key_key));
+    for (there, missing) in [(cert_key, key_key), (key_key, cert_key)] {
+        if reader.is_set(there) && !reader.is_set(missing) {
+            let message = format!("{} without {}", reader.name(there), reader.name(missing));
+            reader.report(reader.place(there), message, Some("set both, or neither"));
+        }
+    }
+    Some(ListenerTls { cert: cert?, key: key? })
 }
 
 fn login(reader: &mut Reader<'_>) -> Option<Login> {
@@ -48,8 +192,7 @@ fn login(reader: &mut Reader<'_>) -> Option<Login> {
     let mechanism = reader.one(key!("smtp_relay_auth"), value::mechanism).unwrap_or(AuthMechanism::Auto);
     for (there, missing) in [(user_key, password_key), (password_key, user_key)] {
         if reader.is_set(there) && !reader.is_set(missing) {
-            let role = reader.around.role;
-            let message = format!("{} without {}", there.name(role), missing.name(role));
+            let message = format!("{} without {}", reader.name(there), reader.name(missing));
             reader.report(reader.place(there), message, Some("set both for a login, or neither"));
         }
     }
@@ -58,8 +201,8 @@ fn login(reader: &mut Reader<'_>) -> Option<Login> {
 
 /// What can't work or can't be safe is said now, not when the first mail fails.
 fn judge_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
-    let (tls, role) = (key!("smtp_relay_tls"), reader.around.role);
-    let name = tls.name(role);
+    let tls = key!("smtp_relay_tls");
+    let name = reader.name(tls);
     let port = reader.place(key!("smtp_relay_port"));
     match (upstream.port, upstream.tls) {
         (465, UpstreamTls::StartTls | UpstreamTls::Opportunistic) => {
@@ -89,7 +232,7 @@ fn judge_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
     }
     for key in [key!("smtp_relay_tls_ca"), key!("smtp_relay_tls_fingerprint")] {
         if reader.is_set(key) {
-            let message = format!("{} has no effect, as this {name} verifies nothing", key.name);
+            let message = format!("{} has no effect, as this {name} verifies nothing", reader.name(key));
             reader.report(reader.place(key), message, Some("write starttls or implicit, or remove it"));
         }
     }

@@ -14,6 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{AuthMechanism, ListenTls, UpstreamTls, Waits};
+use crate::smtp::pattern::AddressPattern;
 
 /// Why a text isn't what its key wants.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,6 +77,14 @@ pub(super) fn size(text: &str) -> Read<u64> {
 /// A size that isn't 0.
 pub(super) fn positive_size(text: &str) -> Read<u64> {
     size(text).and_then(|size| if size > 0 { Ok(size) } else { Err(Wrong::Plain) })
+}
+
+/// A size that a header section may have: the start of a message that is looked at is no longer.
+pub(super) fn header_size(text: &str) -> Read<usize> {
+    match size(text)? {
+        size @ 1_000..=262_144 => Ok(size as usize),
+        _ => Err(Wrong::Plain),
+    }
 }
 
 /// `30s`, `5d`, `1h30m`: more than nothing, at most ten years.
@@ -159,10 +168,17 @@ fn labels(text: &str, underscores: bool) -> bool {
         && !name.bytes().all(|c| c.is_ascii_digit() || c == b'.')
 }
 
-/// `host:port` to listen on; port 0 lets the system choose.
+/// `host:port` to listen on, where port 0 lets the system choose; or `unix:/path`.
 pub(super) fn listen_address(text: &str) -> Read<String> {
     if text.parse::<SocketAddr>().is_ok() {
         return Ok(text.to_owned());
+    }
+    if let Some(path) = text.strip_prefix("unix:") {
+        // unix(7): 107 octets, and we need a few for the name that it has until it is ready.
+        return match path.len() {
+            2..=100 if path.starts_with('/') => Ok(text.to_owned()),
+            _ => help("a socket's path begins with / and has at most 100 characters"),
+        };
     }
     let Some((name, port)) = text.rsplit_once(':') else {
         return help("it takes a host and a port, such as `0.0.0.0:587`");
@@ -186,6 +202,16 @@ pub(super) fn network(text: &str) -> Read<IpNet> {
         (Ok(net), _) => Ok(net.trunc()),
         (_, Ok(address)) => Ok(IpNet::from(address)),
         _ => Err(Wrong::Plain),
+    }
+}
+
+/// `user@example.com`, `example.com`, `.example.com`.
+pub(super) fn sender(text: &str) -> Read<AddressPattern> {
+    match AddressPattern::parse(text) {
+        Some(pattern) => Ok(pattern),
+        None => {
+            help("write `user@example.com`, `example.com` for a domain, `.example.com` for its subdomains")
+        }
     }
 }
 
@@ -244,7 +270,7 @@ pub(super) fn queue_directory(path: &str) -> Read<String> {
 }
 
 /// One word of a few.
-fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Read<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Read<T> {
     let lower = text.to_ascii_lowercase();
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == lower) {
         return Ok(*value);
@@ -287,6 +313,37 @@ pub(super) fn listen_tls(text: &str) -> Read<ListenTls> {
     match text.to_ascii_lowercase().as_str() {
         "no" | "off" | "false" => help("for no TLS at all, write none"),
         _ => word(text, &words),
+    }
+}
+
+/// `auth` of a listener: whether a login is required.
+pub(super) fn listen_auth(text: &str) -> Read<bool> {
+    match text {
+        "true" | "yes" | "on" => help("write required, so that trusted networks must log in too"),
+        "false" | "no" | "off" | "none" => {
+            help("write optional: who may relay without is said by smtp_networks")
+        }
+        _ => word(text, &[("optional", false), ("required", true)]),
+    }
+}
+
+/// Whose PROXY header is believed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Proxies {
+    /// No one's.
+    Nobody,
+    /// That of `smtp_networks`.
+    Trusted,
+    /// That of this network.
+    Network(IpNet),
+}
+
+/// `proxy_protocol` of a listener.
+pub(super) fn proxies(text: &str) -> Read<Proxies> {
+    match text {
+        "true" => Ok(Proxies::Trusted),
+        "false" => Ok(Proxies::Nobody),
+        _ => network(text).map(Proxies::Network),
     }
 }
 

@@ -48,7 +48,7 @@ pub async fn connect(upstream: &Upstream, hostname: &str) -> Vec<Step> {
         Err(trouble) => {
             let evidence = &trouble.evidence;
             let credential = evidence.scope == Scope::Credential;
-            steps.push(failed(evidence.phase.clone(), evidence.to_string(), trouble.help, credential));
+            steps.push(failed(evidence.phase.clone(), evidence.to_string(), evidence.help(), credential));
         }
     }
     steps

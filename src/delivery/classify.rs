@@ -1,14 +1,22 @@
-//! What a reply means: for whom, and how final it is.
+//! What a reply means: for whom, how final it is, who must act, and how long to wait.
 //!
-//! Scope is asked first, permanence second; only message and recipient scope can ever be permanent,
-//! so trouble with the account never bounces anybody's mail. The first rule that fits is taken; the
-//! last ones are RFC 5321's own first digit.
+//! The rules are data (`config/replies.yml`, and the operator's `smtp_relay_replies` before them); here
+//! is which one fits, and what holds where none does: RFC 5321's own first digit. Scope is asked first,
+//! permanence second; only message and recipient scope can ever be permanent, so trouble with the
+//! account never bounces anybody's mail.
+
+use std::time::Duration;
 
 use super::phase::Phase;
 use crate::{
-    mail::outcome::Scope,
+    clock::Timestamp,
+    config::{Replies, ReplyRule, ReplyWait},
+    mail::outcome::{Advice, Scope, Who},
     smtp::reply::{Enhanced, Reply, Severity},
 };
+
+/// Octets of a reply's text that rules look at.
+const TEXT_MAX: usize = 4 * 1024;
 
 /// How final an outcome is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,145 +30,142 @@ pub enum Permanence {
 }
 
 /// What a reply means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// How final it is.
     pub permanence: Permanence,
     /// For whom.
     pub scope: Scope,
-    /// What an operator should know beyond the upstream's words.
-    pub explanation: Option<&'static str>,
+    /// What it means beyond the upstream's words.
+    pub explanation: Option<String>,
+    /// Who can do something about it, what, and when; where a rule or the upstream's words said so.
+    pub advice: Option<Box<Advice>>,
+    /// The rule that fitted.
+    pub rule: Option<String>,
 }
 
-/// A rule: when it fits, and what it means then.
-struct Rule {
-    fits: fn(&Facts<'_>) -> bool,
-    verdict: Verdict,
+/// A reply, and where it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Said<'a> {
+    /// To what.
+    pub phase: Phase,
+    /// The words.
+    pub reply: &'a Reply,
+    /// The transaction has an accepted recipient already.
+    pub others_accepted: bool,
+    /// The upstream's preset, where it is known.
+    pub provider: Option<&'a str>,
 }
 
-struct Facts<'a> {
-    phase: Phase,
-    reply: &'a Reply,
-    others_accepted: bool,
-    /// In lower case.
-    text: String,
-}
-
-const fn transient(scope: Scope, explanation: &'static str) -> Verdict {
-    Verdict { permanence: Permanence::Transient, scope, explanation: Some(explanation) }
-}
-
-/// From the most special to the most general.
-const RULES: [Rule; 4] = [
-    // RFC 4954 §6: these codes are about the login, wherever they come.
-    Rule {
-        fits: |facts| matches!(facts.reply.code(), 530 | 534 | 535 | 538),
-        verdict: transient(
-            Scope::Credential,
-            "the upstream wants a valid login: check user name and password",
-        ),
-    },
-    // RFC 3463 §3.5: X.4.5 is congestion, whatever the first digit; Gmail's daily limit is 550 5.4.5.
-    Rule {
-        fits: |facts| {
-            // A recipient's full mailbox (X.2.2) has a quota too, but that is the recipient's affair.
-            let ours =
-                facts.phase != Phase::Rcpt && !matches!(facts.reply.enhanced(), Some(Enhanced(_, 2, 2)));
-            matches!(facts.reply.enhanced(), Some(Enhanced(_, 4, 5)))
-                || ours
-                    && [
-                        "quota exceeded",
-                        "sending limit exceeded",
-                        "rate limit",
-                        "throttl",
-                        "too many messages",
-                    ]
-                    .iter()
-                    .any(|words| facts.text.contains(words))
-        },
-        verdict: transient(Scope::Upstream, "a limit of the account at the upstream is reached"),
-    },
-    // RFC 5321 §4.5.3.1.10: too many recipients, which some old servers say with 552.
-    Rule {
-        fits: |facts| {
-            facts.phase == Phase::Rcpt
-                && facts.others_accepted
-                && (facts.reply.code() == 552
-                    || facts.reply.code() == 452
-                        && facts.reply.enhanced().is_none_or(|e| e == Enhanced(4, 5, 3)))
-        },
-        verdict: transient(
-            Scope::Transaction,
-            "too many recipients at once: the rest follows in another transaction",
-        ),
-    },
-    // 503 behind an accepted envelope says that we and the upstream disagree about the protocol.
-    Rule {
-        fits: |facts| facts.reply.code() == 503,
-        verdict: transient(Scope::Upstream, "the upstream is confused about the order of commands"),
-    },
-];
-
-/// Judges a reply. `others_accepted` says that the transaction has an accepted recipient already.
-pub fn judge(phase: Phase, reply: &Reply, others_accepted: bool) -> Verdict {
-    let scope = if phase == Phase::Rcpt { Scope::Recipient } else { Scope::Message };
-    let plain = |permanence| Verdict { permanence, scope, explanation: None };
+/// Judges a reply that came `now`.
+pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
+    let Said { phase, reply, .. } = said;
     match reply.severity() {
-        Severity::Success => return plain(Permanence::Success),
+        Severity::Success => return plain(Permanence::Success, own_scope(phase)),
         // Only DATA may be told to go on.
         Severity::Intermediate => {
-            return transient(Scope::Upstream, "the upstream's answer does not belong to the question");
+            return Verdict {
+                explanation: Some("the upstream's answer does not belong to the question".to_owned()),
+                advice: Some(Box::new(Advice { who: Who::Upstream, help: None, not_before: None })),
+                ..plain(Permanence::Transient, Scope::Upstream)
+            };
         }
         Severity::Transient | Severity::Permanent => {}
     }
-    let text = reply.lines().collect::<Vec<_>>().join(" ").to_lowercase();
-    let facts = Facts { phase, reply, others_accepted, text };
-    let special = RULES.iter().find(|rule| (rule.fits)(&facts)).map(|rule| rule.verdict);
-    special.unwrap_or_else(|| {
-        plain(if reply.severity() == Severity::Permanent {
-            Permanence::Permanent
-        } else {
-            Permanence::Transient
-        })
-    })
+    let text = text(reply);
+    let rule = replies.rules().find(|rule| fits(rule, said, &text));
+    let scope = rule.and_then(|rule| rule.scope).unwrap_or(own_scope(phase));
+    let refused = rule.and_then(|rule| rule.permanent).unwrap_or(reply.severity() == Severity::Permanent);
+    let permanence = match scope {
+        Scope::Message | Scope::Recipient if refused => Permanence::Permanent,
+        _ => Permanence::Transient,
+    };
+    // A refusal for good is not lifted by "try again in …".
+    let wait = (permanence == Permanence::Transient).then(|| wait(replies, rule, &text, now)).flatten();
+    let not_before = wait.map(|wait| now.after(wait));
+    let advice = match rule {
+        Some(rule) => Some(Advice { who: rule.who, help: rule.help.clone(), not_before }),
+        None => not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before }),
+    };
+    Verdict {
+        explanation: rule.map(|rule| rule.means.clone()),
+        advice: advice.map(Box::new),
+        rule: rule.map(|rule| rule.name.clone()),
+        ..plain(permanence, scope)
+    }
+}
+
+fn plain(permanence: Permanence, scope: Scope) -> Verdict {
+    Verdict { permanence, scope, explanation: None, advice: None, rule: None }
+}
+
+/// Whom a reply concerns by the place where it comes. Before MAIL nothing was asked about a message.
+fn own_scope(phase: Phase) -> Scope {
+    match phase {
+        Phase::Connect => Scope::Network,
+        Phase::Greeting | Phase::Ehlo | Phase::StartTls | Phase::Tls => Scope::Upstream,
+        Phase::Auth => Scope::Credential,
+        Phase::Rcpt => Scope::Recipient,
+        Phase::Mail | Phase::Data | Phase::Content | Phase::FinalReply => Scope::Message,
+    }
+}
+
+fn fits(rule: &ReplyRule, said: Said<'_>, text: &str) -> bool {
+    let Said { phase, reply, others_accepted, provider } = said;
+    let (code, enhanced) = (reply.code(), reply.enhanced());
+    let is_provider = match provider {
+        Some(name) => rule.provider.iter().any(|wanted| wanted == name),
+        None => rule.text.is_some(),
+    };
+    // Before MAIL no message can be meant, whatever a rule says.
+    let about_mail =
+        matches!(rule.scope, Some(Scope::Recipient | Scope::Message | Scope::Sender | Scope::Transaction));
+    (rule.provider.is_empty() || is_provider)
+        && (rule.phase.is_empty() || rule.phase.contains(&phase.name()))
+        && (rule.code.is_empty() || rule.code.iter().any(|(first, last)| (*first..=*last).contains(&code)))
+        && (rule.enhanced.is_empty() || rule.enhanced.iter().any(|wanted| is_enhanced(*wanted, enhanced)))
+        && (!rule.after_accepted || others_accepted)
+        && (!about_mail || is_in_transaction(phase))
+        && rule.text.as_ref().is_none_or(|pattern| pattern.is_match(text))
+}
+
+fn is_in_transaction(phase: Phase) -> bool {
+    matches!(phase, Phase::Mail | Phase::Rcpt | Phase::Data | Phase::Content | Phase::FinalReply)
+}
+
+fn is_enhanced(wanted: Option<[Option<u16>; 3]>, found: Option<Enhanced>) -> bool {
+    match (wanted, found) {
+        (None, None) => true,
+        (Some(wanted), Some(Enhanced(class, subject, detail))) => {
+            let found = [class.into(), subject, detail];
+            wanted.iter().zip(found).all(|(wanted, found)| wanted.is_none_or(|wanted| wanted == found))
+        }
+        _ => false,
+    }
+}
+
+/// The text of all lines, as much as rules look at.
+fn text(reply: &Reply) -> String {
+    let mut text = String::new();
+    for line in reply.lines() {
+        if text.len() + line.len() > TEXT_MAX {
+            text.push_str(&line[..line.floor_char_boundary(TEXT_MAX.saturating_sub(text.len()))]);
+            break;
+        }
+        text.push_str(line);
+        text.push(' ');
+    }
+    text
+}
+
+fn wait(replies: &Replies, rule: Option<&ReplyRule>, text: &str, now: Timestamp) -> Option<Duration> {
+    const HOUR: u64 = 3_600_000;
+    let by_rule = || match rule?.wait? {
+        ReplyWait::For(wait) => Some(wait),
+        ReplyWait::NextHour => Some(Duration::from_millis(HOUR - now.0 % HOUR)),
+    };
+    replies.asked_wait(rule, text).or_else(by_rule)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(phase: Phase, text: &str, permanence: Permanence, scope: Scope) {
-        let wire = format!("{text}\r\n");
-        let reply = crate::smtp::reply::ReplyReader::default().read(&mut wire.as_bytes()).unwrap().unwrap();
-        let verdict = judge(phase, &reply, true);
-        assert_eq!((verdict.permanence, verdict.scope), (permanence, scope), "{text}");
-    }
-
-    #[test]
-    fn only_message_and_recipient_scope_are_ever_permanent() {
-        use Permanence::{Permanent, Success, Transient};
-        use Scope::{Credential, Message, Recipient, Transaction, Upstream};
-        check(Phase::FinalReply, "250 2.0.0 queued", Success, Message);
-        check(Phase::Rcpt, "550 5.1.1 no such user", Permanent, Recipient);
-        check(Phase::Rcpt, "450 4.2.0 greylisted", Transient, Recipient);
-        check(Phase::Rcpt, "452 4.5.3 too many recipients", Transient, Transaction);
-        check(Phase::Rcpt, "552 too many", Transient, Transaction);
-        check(Phase::Rcpt, "452 4.3.1 disk full", Transient, Recipient);
-        check(Phase::FinalReply, "554 5.7.1 spam", Permanent, Message);
-        check(Phase::FinalReply, "451 4.3.0 later", Transient, Message);
-        check(Phase::Mail, "530 5.7.0 Authentication required", Transient, Credential);
-        check(Phase::FinalReply, "550 5.4.5 Daily user sending quota exceeded", Transient, Upstream);
-        check(
-            Phase::FinalReply,
-            "454 Throttling failure: Maximum sending rate exceeded",
-            Transient,
-            Upstream,
-        );
-        check(Phase::Mail, "552 5.3.4 too large", Permanent, Message);
-        check(Phase::FinalReply, "552 5.2.2 mailbox quota exceeded", Permanent, Message);
-        check(Phase::Rcpt, "550 quota exceeded", Permanent, Recipient);
-        check(Phase::Data, "503 5.5.1 bad sequence", Transient, Upstream);
-        check(Phase::FinalReply, "354 go on", Transient, Upstream);
-    }
-}
+mod tests;

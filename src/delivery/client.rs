@@ -5,6 +5,8 @@
 //! order; a reply too many or too few ends the connection, so that a 250 can never be counted for
 //! another recipient. Every wait has the phase's deadline, every reply its bound.
 
+mod evidence;
+
 use std::{future::Future, sync::Arc};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -16,7 +18,6 @@ use tokio::{
 use super::{
     Message,
     auth::Mechanism,
-    classify::{self, Verdict},
     lost::{Lost, Why},
     needs::{self, Lack},
     phase::Phase,
@@ -110,6 +111,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Whether another message can be carried.
     pub fn is_usable(&self) -> bool {
         !self.broken
+    }
+
+    /// Messages that went over it, delivered or not.
+    pub fn carried(&self) -> u64 {
+        self.carried
     }
 
     /// Reads the first reply.
@@ -228,6 +234,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         // Only where the first reply should have been: nothing was judged yet.
         if stale_allowed && lost.phase == Phase::Mail {
             return Attempt::Stale;
+        }
+        // A goodbye may say what concerns more than this connection.
+        if let Some(reply) = &lost.reply
+            && let verdict = self.judged(lost.phase, reply, false)
+            && verdict.rule.is_some()
+        {
+            let outcome = self.outcome(lost.phase, reply, verdict);
+            return Attempt::Done(
+                transaction
+                    .outcomes
+                    .into_iter()
+                    .map(|open| open.unwrap_or_else(|| outcome.clone()))
+                    .collect(),
+            );
         }
         let uncertain = lost.phase == Phase::FinalReply && lost.reply.is_none();
         let evidence = Evidence {
@@ -358,11 +378,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             let mut group = group.iter();
             for ((phase, command), reply) in pending.iter().zip(replies) {
                 match command {
-                    Command::Mail(..) if !reply.is_success() => refused_sender = Some(reply),
+                    Command::Mail(..) if !reply.is_success() => {
+                        let refusal = self.verdict(Phase::Mail, &reply, false);
+                        // The connection has carried what it may.
+                        self.broken |= refusal.evidence().scope == Scope::Transaction;
+                        refused_sender = Some(refusal);
+                    }
                     Command::Rcpt(..) => {
                         let place = *group.next().expect("because each RCPT was made of a place");
                         if let Some(refusal) = &refused_sender {
-                            transaction.note(place, self.verdict(Phase::Mail, refusal, false));
+                            transaction.note(place, refusal.clone());
                         } else if !reply.is_success() {
                             let accepted = transaction.outcomes[..place].iter().any(Option::is_none);
                             transaction.note(place, self.verdict(*phase, &reply, accepted));
@@ -468,40 +493,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             self.write(Phase::Content, piece).await?;
         }
         Ok(())
-    }
-
-    fn judge(&self, transaction: &mut Transaction<'_, '_>, phase: Phase, reply: &Reply) {
-        let verdict = self.verdict(phase, reply, false);
-        for outcome in transaction.outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-            *outcome = Some(verdict.clone());
-        }
-    }
-
-    fn verdict(&self, phase: Phase, reply: &Reply, others_accepted: bool) -> Outcome {
-        let Verdict { permanence, scope, explanation } = classify::judge(phase, reply, others_accepted);
-        let evidence = Evidence {
-            explanation: explanation.map(str::to_owned),
-            ..self.evidence(phase, scope, Some(reply.clone()))
-        };
-        match permanence {
-            classify::Permanence::Success => Outcome::Delivered(evidence),
-            classify::Permanence::Transient => Outcome::Deferred(evidence),
-            classify::Permanence::Permanent => Outcome::Failed(evidence),
-        }
-    }
-
-    fn evidence(&self, phase: Phase, scope: Scope, reply: Option<Reply>) -> Evidence {
-        Evidence {
-            at: self.clock.now(),
-            upstream: self.upstream.name.clone(),
-            phase: phase.name().to_owned(),
-            scope,
-            reply,
-            explanation: None,
-            status: None,
-            uncertain: false,
-            tls: self.stream.tls_version().map(str::to_owned),
-        }
     }
 
     async fn command(&mut self, phase: Phase, command: &Command) -> Result<Reply, Lost> {

@@ -5,6 +5,7 @@
 //! - [`auth`]: which SASL mechanism, and its client side
 //! - [`tls`]: whom we trust
 //! - [`classify`]: what a reply means, and for whom
+//! - [`route`]: which upstreams a message may go by
 //! - [`phase`]: the phases of a conversation and their deadlines
 //! - [`check`]: the same, step by step, for `outpost check --connect`
 //!
@@ -15,19 +16,23 @@ pub mod auth;
 pub mod check;
 pub mod classify;
 pub mod client;
+mod dial;
 mod lost;
 mod needs;
 pub mod phase;
+pub mod route;
 mod source;
 pub mod tls;
 mod transaction;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{net::TcpStream, time::timeout};
 
 use self::{
+    classify::Said,
     client::Client,
+    dial::dial,
     lost::Lost,
     phase::Phase,
     tls::{Connector, TlsFault},
@@ -38,13 +43,13 @@ use crate::{
     mail::{
         content::Content,
         envelope::Handling,
-        outcome::{Evidence, Scope},
+        outcome::{Advice, Evidence, Scope, Who},
     },
     net::Stream,
     smtp::{
         address::{Mailbox, ReversePath},
         parameter::{Notify, OriginalRecipient},
-        reply::{Reply, Severity},
+        reply::Reply,
     },
 };
 
@@ -75,12 +80,8 @@ pub struct Forward<'a> {
 /// A connection can't be opened. Concerns the upstream or our login, never a message.
 #[derive(Debug)]
 pub struct Trouble {
-    /// What was seen.
+    /// What was seen, who must act, and what to do.
     pub evidence: Evidence,
-    /// Who can do something about it.
-    pub who_must_act: &'static str,
-    /// What to do, for `check` and the log.
-    pub help: Option<&'static str>,
 }
 
 /// Opens connections to one upstream. Clones share the TLS sessions.
@@ -114,6 +115,13 @@ impl Agent {
     /// Whether connections of both go to the same place in the same way.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.connector, &other.connector)
+    }
+
+    /// The same agent for `upstream`, whose routes and limits may differ, if connections of this one are
+    /// as good as new ones.
+    pub fn with(&self, upstream: &Upstream, hostname: &str) -> Option<Self> {
+        let same = self.upstream.is_same(upstream) && *self.hostname == *hostname;
+        same.then(|| Self { upstream: Arc::new(upstream.clone()), ..self.clone() })
     }
 
     /// The upstream.
@@ -153,14 +161,17 @@ impl Agent {
     fn lost(&self, lost: Lost) -> Box<Trouble> {
         // An upstream that hangs up on a login has answered it.
         let scope = if lost.phase == Phase::Auth { Scope::Credential } else { Scope::Upstream };
-        self.trouble(lost.phase, scope, lost.reply.clone(), Some(lost.words()), SOMEBODY, None)
+        match &lost.reply {
+            Some(reply) => self.refused(lost.phase, reply, &lost.words()),
+            None => self.trouble(lost.phase, scope, None, Some(lost.words()), Who::Upstream, None),
+        }
     }
 
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), Box<Trouble>> {
         let upstream = &self.upstream;
         let limit = Phase::Connect.deadline(upstream.timeout);
         let fail = |words: String, help| {
-            self.trouble(Phase::Connect, Scope::Upstream, None, Some(words), SOMEBODY, Some(help))
+            self.trouble(Phase::Connect, Scope::Network, None, Some(words), Who::Upstream, Some(help))
         };
         let place = format!("{}:{}", upstream.server, upstream.port);
         let resolve = tokio::net::lookup_host((upstream.server.as_str(), upstream.port));
@@ -176,20 +187,14 @@ impl Agent {
                 return Err(fail(format!("no answer about the host name {}", upstream.server), HELP_NAME));
             }
         };
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-        // All addresses share the one deadline, so that a dead family can't eat it alone.
-        let share = (limit / found.len().max(1) as u32).max(Duration::from_secs(3)).min(limit);
-        for address in found {
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    // Envelope and content are written as they are complete; Nagle would hold them.
-                    let _ = stream.set_nodelay(true);
-                    return Ok((stream, address));
-                }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+        let last = match dial(found, limit).await {
+            Ok((stream, address)) => {
+                // Envelope and content are written as they are complete; Nagle would hold them.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, address));
             }
-        }
+            Err(error) => error,
+        };
         let words = match last.kind() {
             io::ErrorKind::ConnectionRefused => format!("{place} refuses connections"),
             io::ErrorKind::TimedOut => format!("{place} does not answer"),
@@ -233,7 +238,7 @@ impl Agent {
                 Scope::Upstream,
                 reply,
                 Some(words.to_owned()),
-                OPERATOR,
+                Who::Operator,
                 Some(HELP_STARTTLS),
             )
         };
@@ -258,7 +263,7 @@ impl Agent {
                 Scope::Upstream,
                 None,
                 Some("text in clear was injected behind the answer to STARTTLS, before TLS began".to_owned()),
-                OPERATOR,
+                Who::Operator,
                 Some("somebody on the way may be tampering with the connection; nothing was sent"),
             ));
         };
@@ -278,36 +283,27 @@ impl Agent {
         done: &mut impl FnMut(Step),
     ) -> Result<(), Box<Trouble>> {
         let Some(login) = &self.upstream.login else { return Ok(()) };
-        let fail = |reply, words: &str, who, help| {
-            self.trouble(Phase::Auth, Scope::Credential, reply, Some(words.to_owned()), who, Some(help))
+        let fail = |words: &str, help| {
+            let words = Some(words.to_owned());
+            self.trouble(Phase::Auth, Scope::Credential, None, words, Who::Operator, Some(help))
         };
         let verified = client.is_tls() && self.upstream.tls != UpstreamTls::Opportunistic;
         if !verified && !self.upstream.allow_insecure_auth {
-            return Err(fail(None, "the login is not sent without verified TLS", OPERATOR, HELP_STARTTLS));
+            return Err(fail("the login is not sent without verified TLS", HELP_STARTTLS));
         }
         let Some(mechanism) = auth::choose(login.mechanism, &client.capabilities().auth) else {
             let words = format!(
                 "the upstream offers no AUTH mechanism of ours ({})",
                 client.capabilities().auth.join(" ")
             );
-            return Err(fail(
-                None,
-                &words,
-                OPERATOR,
-                "remove the user name and password, or set smtp_relay_auth",
-            ));
+            return Err(fail(&words, "remove the user name and password, or set smtp_relay_auth"));
         };
         let reply = client.authenticate(mechanism, login).await.map_err(|lost| self.lost(lost))?;
         if reply.is_success() {
             done(Step::new("AUTH", format!("logged in with {} as {}", mechanism.name(), login.username)));
             return Ok(());
         }
-        if reply.severity() == Severity::Transient {
-            let words = "the upstream can't check the login at present";
-            return Err(fail(Some(reply), words, SOMEBODY, "nothing, unless it goes on for long"));
-        }
-        let words = "the upstream refuses the login: wrong user name or password";
-        Err(fail(Some(reply), words, OPERATOR, HELP_LOGIN))
+        Err(self.refused(Phase::Auth, &reply, "the upstream does not answer the login as it should"))
     }
 
     fn must(&self, phase: Phase, reply: &Reply) -> Result<(), Box<Trouble>> {
@@ -318,7 +314,19 @@ impl Agent {
             Phase::Greeting => "the upstream takes no connection now",
             _ => "the upstream refuses our EHLO",
         };
-        Err(self.trouble(phase, Scope::Upstream, Some(reply.clone()), Some(words.to_owned()), SOMEBODY, None))
+        Err(self.refused(phase, reply, words))
+    }
+
+    /// What a reply on the way to an open connection means; `words` where no rule knows.
+    fn refused(&self, phase: Phase, reply: &Reply, words: &str) -> Box<Trouble> {
+        let provider = self.upstream.provider.as_deref();
+        let said = Said { phase, reply, others_accepted: false, provider };
+        let verdict = classify::judge(&self.upstream.replies, said, self.clock.now());
+        let explanation = verdict.explanation.unwrap_or_else(|| words.to_owned());
+        let mut trouble =
+            self.trouble(phase, verdict.scope, Some(reply.clone()), Some(explanation), Who::Upstream, None);
+        trouble.evidence.advice = verdict.advice.or(trouble.evidence.advice);
+        trouble
     }
 
     fn trouble(
@@ -327,8 +335,8 @@ impl Agent {
         scope: Scope,
         reply: Option<Reply>,
         explanation: Option<String>,
-        who_must_act: &'static str,
-        help: Option<&'static str>,
+        who: Who,
+        help: Option<&str>,
     ) -> Box<Trouble> {
         let evidence = Evidence {
             at: self.clock.now(),
@@ -338,10 +346,11 @@ impl Agent {
             reply,
             explanation,
             status: None,
+            advice: Some(Box::new(Advice { who, help: help.map(str::to_owned), not_before: None })),
             uncertain: false,
             tls: None,
         };
-        Box::new(Trouble { evidence, who_must_act, help })
+        Box::new(Trouble { evidence })
     }
 }
 
@@ -351,13 +360,7 @@ impl Step {
     }
 }
 
-/// The upstream's people, or time.
-const SOMEBODY: &str = "the upstream";
-/// Whoever runs this relay.
-const OPERATOR: &str = "operator";
 const HELP_NAME: &str = "check smtp_relay_server and the name server of this host";
 const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
 const HELP_STARTTLS: &str =
     "somebody may be stripping it; if the upstream really has none, set smtp_relay_tls: implicit (port 465)";
-const HELP_LOGIN: &str = "check smtp_relay_username and smtp_relay_password, then reload; many providers want an app \
-    password or an SMTP key instead of the account's password";

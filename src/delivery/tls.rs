@@ -5,7 +5,7 @@
 //! operator chose `opportunistic`.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,15 +16,17 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::{
-    config::{Upstream, UpstreamTls},
-    environment, net,
+    config::{ListenerTls, Upstream, UpstreamTls},
+    environment,
+    mail::outcome::Who,
+    net,
 };
 
 /// Why there is no TLS, in words for the operator.
@@ -34,7 +36,7 @@ pub struct TlsFault {
     /// What happened.
     pub words: String,
     /// Who can do something about it.
-    pub who_must_act: &'static str,
+    pub who_must_act: Who,
     /// What to do.
     pub help: Option<&'static str>,
 }
@@ -44,6 +46,7 @@ pub struct TlsFault {
 pub struct Connector {
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
+    identity: Option<ListenerTls>,
     /// Where another relay of the same application may publish its fingerprint, and the last one
     /// that was found there.
     published: Vec<PathBuf>,
@@ -69,13 +72,15 @@ impl Connector {
                     .map_err(|error| TlsFault::setting(format!("the system's root certificates: {error}")))?,
             ),
         };
+        let identity = upstream.identity.clone();
         // What the operator set wins over what was published.
         let chosen = upstream.fingerprint.is_some()
             || upstream.ca.is_some()
             || matches!(upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
         Ok(Self {
             name,
-            config: config(verifier)?,
+            config: config(verifier, identity.as_ref())?,
+            identity,
             published: if chosen { Vec::new() } else { upstream.published.clone() },
             place: (upstream.server.clone(), upstream.port),
             pinned: Mutex::default(),
@@ -104,7 +109,10 @@ impl Connector {
         match &*pinned {
             Some((known, config)) if *known == pin => Ok(Arc::clone(config)),
             _ => {
-                let fresh = config(Arc::new(Pin { pin: Some(pin), provider: net::crypto() }))?;
+                let fresh = config(
+                    Arc::new(Pin { pin: Some(pin), provider: net::crypto() }),
+                    self.identity.as_ref(),
+                )?;
                 *pinned = Some((pin, Arc::clone(&fresh)));
                 Ok(fresh)
             }
@@ -121,7 +129,7 @@ impl Connector {
             }
             None => (format!("TLS fails: {error}"), HELP_PORT),
         };
-        TlsFault { words, who_must_act: "operator", help: Some(help) }
+        TlsFault { words, who_must_act: Who::Operator, help: Some(help) }
     }
 
     fn explain_certificate(&self, fault: &CertificateError) -> (String, &'static str) {
@@ -153,14 +161,14 @@ impl Connector {
 
 impl TlsFault {
     fn setting(words: String) -> Self {
-        Self { words, who_must_act: "operator", help: None }
+        Self { words, who_must_act: Who::Operator, help: None }
     }
 
     /// The handshake takes too long.
     pub(super) fn silent() -> Self {
         Self {
             words: "the upstream does not go on with the TLS handshake".to_owned(),
-            who_must_act: "the upstream",
+            who_must_act: Who::Upstream,
             help: Some(HELP_PORT),
         }
     }
@@ -168,13 +176,24 @@ impl TlsFault {
 
 const HELP_PORT: &str = "on port 465 smtp_relay_tls must be implicit, on 587 starttls";
 
-fn config(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, TlsFault> {
-    let config = ClientConfig::builder_with_provider(net::crypto())
+fn config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    identity: Option<&ListenerTls>,
+) -> Result<Arc<ClientConfig>, TlsFault> {
+    let builder = ClientConfig::builder_with_provider(net::crypto())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsFault::setting(error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(verifier);
+    let Some(files) = identity else { return Ok(Arc::new(builder.with_no_client_auth())) };
+    let fail = |path: &Path, error: &dyn std::fmt::Display| {
+        TlsFault::setting(format!("our certificate for the upstream: {}: {error}", path.display()))
+    };
+    let chain = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| fail(&files.cert, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| fail(&files.key, &error))?;
+    let config = builder.with_client_auth_cert(chain, key).map_err(|error| fail(&files.cert, &error))?;
     Ok(Arc::new(config))
 }
 

@@ -221,6 +221,7 @@ mod tests {
             reply,
             explanation: None,
             status: None,
+            advice: None,
             uncertain: false,
             tls: None,
         }

@@ -5,24 +5,52 @@
 //! one at a time until one has succeeded, then two at a time; none while it is closed after a
 //! failure. It opens again by itself after a growing, jittered wait to let one probe through, or at
 //! once when the operator says so. Connections already open go on working meanwhile.
+//!
+//! Refused logins survive a restart, so that restarts in a loop do not lock the account either.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 
+use super::kept::Kept;
 use crate::{
     clock::{Clock, Timestamp},
     config::Waits,
-    mail::outcome::Evidence,
+    mail::outcome::{Evidence, Scope},
     queue::retry,
 };
 
 /// Connections being opened at once, once one has succeeded. Together with one probe after the first
 /// wait this bounds a wrong password to three attempts in the first minute and a half.
 const OPENING_MAX: usize = 2;
+
+/// Logins of which nothing good is known, within one and a half of the first wait: 90 s by default.
+const LOGINS_MAX: usize = 3;
+
+/// What a gate remembers of logins over a restart, and for which login that holds.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Where.
+    pub kept: Kept,
+    /// Tells one login from another; a changed one is tried at once.
+    pub mark: u16,
+    /// The first wait after a refused login.
+    pub first: Duration,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Remembered {
+    mark: u16,
+    /// Logins since the last that succeeded: those under way, and those refused.
+    logins: Vec<Timestamp>,
+    failures: u32,
+    /// The last refusal, and when a probe may be let through.
+    refused: Option<(Evidence, Timestamp)>,
+}
 
 /// The gate. Clones share it.
 #[derive(Clone, Debug)]
@@ -31,6 +59,7 @@ pub struct Gate(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
+    memory: Memory,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -44,6 +73,8 @@ struct State {
     /// Failures in a row.
     failures: u32,
     closed: Option<Closed>,
+    /// Logins since the last that succeeded, at most the last few.
+    logins: Vec<Timestamp>,
     /// Counts resets, so that what began before one can't close the gate after it.
     epoch: u64,
 }
@@ -53,10 +84,6 @@ struct State {
 pub struct Closed {
     /// What was seen.
     pub evidence: Evidence,
-    /// Who can do something about it.
-    pub who_must_act: &'static str,
-    /// What to do.
-    pub help: Option<&'static str>,
     /// When a probe will be let through, in wall time, for people.
     pub until: Timestamp,
     deadline: Instant,
@@ -74,7 +101,29 @@ pub struct Pass {
 impl Gate {
     /// An open gate before an upstream of which nothing is known yet.
     pub fn new(clock: Clock) -> Self {
-        Self(Arc::new(Inner { clock, state: Mutex::default(), changed: Notify::new() }))
+        Self::remembering(Memory::default(), clock)
+    }
+
+    /// A gate that keeps refused logins in `memory`, and begins with what is there.
+    pub fn remembering(memory: Memory, clock: Clock) -> Self {
+        let Remembered { mark, logins, failures, refused } = memory.kept.read();
+        let mut state = State::default();
+        if mark == memory.mark {
+            let now = clock.now();
+            state.logins = logins;
+            state.failures = failures;
+            state.closed = refused.filter(|(_, until)| *until > now).map(|(evidence, until)| {
+                // A clock that was set back must not keep it closed for longer than it was meant.
+                let wait = until.since(now).min(until.since(evidence.at));
+                Closed {
+                    evidence,
+                    until: now.after(wait),
+                    deadline: Instant::now() + wait,
+                    everything: false,
+                }
+            });
+        }
+        Self(Arc::new(Inner { clock, memory, state: Mutex::new(state), changed: Notify::new() }))
     }
 
     /// Waits until a connection may be opened.
@@ -86,10 +135,13 @@ impl Gate {
                 let most = if state.proven { OPENING_MAX } else { 1 };
                 match &state.closed {
                     Some(closed) if closed.deadline > Instant::now() => Some(closed.deadline),
-                    _ if state.opening < most => {
-                        state.opening += 1;
-                        return Pass { gate: self.clone(), epoch: state.epoch };
-                    }
+                    _ if state.opening < most => match self.too_many_logins(&state) {
+                        Some(deadline) => Some(deadline),
+                        None => {
+                            state.opening += 1;
+                            return Pass { gate: self.clone(), epoch: state.epoch };
+                        }
+                    },
                     _ => None,
                 }
             };
@@ -102,6 +154,25 @@ impl Gate {
         }
     }
 
+    /// Until when no login may be tried, whatever became of those before: a relay that dies with each
+    /// never hears that it was refused.
+    fn too_many_logins(&self, state: &State) -> Option<Instant> {
+        let first = state.logins.len().checked_sub(LOGINS_MAX)?;
+        let window = self.0.memory.first.mul_f64(1.5);
+        let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
+        Some(Instant::now() + left + Duration::from_millis(1))
+    }
+
+    fn remember(&self, state: &State) {
+        let refused = state.closed.as_ref().filter(|closed| closed.evidence.scope == Scope::Credential);
+        self.0.memory.kept.write(&Remembered {
+            mark: self.0.memory.mark,
+            logins: state.logins.clone(),
+            failures: if refused.is_some() { state.failures } else { 0 },
+            refused: refused.map(|closed| (closed.evidence.clone(), closed.until)),
+        });
+    }
+
     /// Why it is closed, if it is.
     pub fn closed(&self) -> Option<Closed> {
         self.state().closed.clone()
@@ -109,17 +180,11 @@ impl Gate {
 
     /// Closes it although a connection stands: what the upstream said there concerns all of them.
     /// Returns when a probe will be let through.
-    pub fn close(
-        &self,
-        waits: Waits,
-        evidence: Evidence,
-        who: &'static str,
-        help: Option<&'static str>,
-    ) -> Timestamp {
+    pub fn close(&self, waits: Waits, evidence: Evidence) -> Timestamp {
         let mut state = self.state();
         // Connections being opened at this moment must not open it again by succeeding.
         state.epoch += 1;
-        self.close_in(state, waits, evidence, who, help, true)
+        self.close_in(state, waits, evidence, true)
     }
 
     /// Whether it was closed for all connections, those that stand among them.
@@ -133,8 +198,6 @@ impl Gate {
         mut state: MutexGuard<'_, State>,
         waits: Waits,
         evidence: Evidence,
-        who_must_act: &'static str,
-        help: Option<&'static str>,
         everything: bool,
     ) -> Timestamp {
         // Two connections may have been under way; together they are one failure.
@@ -146,10 +209,18 @@ impl Gate {
         }
         state.failures += 1;
         state.proven = false;
-        let wait = retry::wait(waits, state.failures, fastrand::f64()).max(Duration::from_millis(100));
-        let until = self.0.clock.now().after(wait);
-        state.closed =
-            Some(Closed { evidence, who_must_act, help, until, deadline: Instant::now() + wait, everything });
+        let now = self.0.clock.now();
+        // Where the upstream said when, asking earlier only makes it longer.
+        let told = evidence.not_before().map_or(Duration::ZERO, |at| at.since(now));
+        let wait =
+            retry::wait(waits, state.failures, fastrand::f64()).max(told).max(Duration::from_millis(100));
+        let until = now.after(wait);
+        if evidence.scope != Scope::Credential {
+            // It did not come to a login, or that was not refused.
+            state.logins.pop();
+        }
+        state.closed = Some(Closed { evidence, until, deadline: Instant::now() + wait, everything });
+        self.remember(&state);
         until
     }
 
@@ -158,6 +229,7 @@ impl Gate {
         let mut state = self.state();
         let epoch = state.epoch + 1;
         *state = State { opening: state.opening, epoch, ..State::default() };
+        self.remember(&state);
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -168,6 +240,20 @@ impl Gate {
 }
 
 impl Pass {
+    /// It is made use of now. A login of which nothing good is known yet is written down before it is
+    /// tried, so that no death can make it unknown.
+    pub fn begin(&self) {
+        let mut state = self.gate.state();
+        if state.proven || state.epoch != self.epoch {
+            return;
+        }
+        if state.logins.len() >= LOGINS_MAX {
+            state.logins.remove(0);
+        }
+        state.logins.push(self.gate.0.clock.now());
+        self.gate.remember(&state);
+    }
+
     /// The connection stands: the gate is open. Returns whether it had been closed.
     pub fn succeeded(self) -> bool {
         let mut state = self.gate.state();
@@ -176,23 +262,22 @@ impl Pass {
         }
         state.proven = true;
         state.failures = 0;
-        state.closed.take().is_some()
+        let was_closed = state.closed.take().is_some();
+        if was_closed || !state.logins.is_empty() {
+            state.logins.clear();
+            self.gate.remember(&state);
+        }
+        was_closed
     }
 
     /// It failed: the gate closes for a while that grows with each failure in a row.
     /// Returns when a probe will be let through.
-    pub fn failed(
-        self,
-        waits: Waits,
-        evidence: Evidence,
-        who: &'static str,
-        help: Option<&'static str>,
-    ) -> Timestamp {
+    pub fn failed(self, waits: Waits, evidence: Evidence) -> Timestamp {
         let state = self.gate.state();
         if state.epoch != self.epoch {
             return self.gate.0.clock.now();
         }
-        self.gate.close_in(state, waits, evidence, who, help, false)
+        self.gate.close_in(state, waits, evidence, false)
     }
 }
 
@@ -221,6 +306,7 @@ mod tests {
             reply: None,
             explanation: None,
             status: None,
+            advice: None,
             uncertain: false,
             tls: None,
         }
@@ -250,12 +336,12 @@ mod tests {
         let two = [gate.pass().await, gate.pass().await];
         for pass in two {
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator", None);
+            pass.failed(WAITS, evidence());
         }
         for _ in 0..20 {
             let pass = gate.pass().await;
             attempts.push(start.elapsed());
-            pass.failed(WAITS, evidence(), "operator", None);
+            pass.failed(WAITS, evidence());
         }
         for (i, first) in attempts.iter().enumerate() {
             let within = attempts[i..].iter().filter(|t| **t - *first <= Duration::from_secs(90)).count();
@@ -268,13 +354,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reset_opens_it_at_once_and_what_began_before_can_not_close_it() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator", None);
+        gate.pass().await.failed(WAITS, evidence());
         assert!(gate.closed().is_some());
         gate.reset();
         assert!(gate.closed().is_none());
         let before = gate.pass().await;
         gate.reset();
-        before.failed(WAITS, evidence(), "operator", None);
+        before.failed(WAITS, evidence());
         assert!(is_open(&gate).await.is_some());
     }
 
@@ -283,7 +369,7 @@ mod tests {
         let gate = Gate::new(Clock::System);
         gate.pass().await.succeeded();
         let begun = gate.pass().await;
-        gate.close(WAITS, evidence(), "operator", None);
+        gate.close(WAITS, evidence());
         assert!(!begun.succeeded());
         assert!(gate.stops_all() && is_open(&gate).await.is_none());
         assert!(gate.pass().await.succeeded());
@@ -291,9 +377,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn restarts_in_a_loop_try_a_login_no_more_often() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000_000));
+        let memory = |mark| {
+            let kept = Kept::at(home.path().join("gate.json"));
+            Memory { kept, mark, first: Duration::from_secs(60) }
+        };
+        // Dead before it is known what became of each.
+        let mut tried = 0;
+        for _ in 0..20 {
+            let gate = Gate::remembering(memory(7), clock.clone());
+            if let Some(pass) = is_open(&gate).await {
+                pass.begin();
+                tried += 1;
+            }
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
+        assert_eq!(tried, LOGINS_MAX);
+        // Another login is another matter.
+        assert!(is_open(&Gate::remembering(memory(8), clock.clone())).await.is_some());
+
+        let gate = Gate::remembering(memory(9), clock.clone());
+        gate.pass().await.failed(WAITS, evidence());
+        let again = Gate::remembering(memory(9), clock.clone());
+        assert!(again.closed().is_some_and(|closed| closed.until > clock.now()));
+        assert!(is_open(&again).await.is_none());
+        again.reset();
+        let again = Gate::remembering(memory(9), clock);
+        assert!(again.pass().await.succeeded() || again.closed().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_closed_gate_lets_one_probe_through() {
         let gate = Gate::new(Clock::System);
-        gate.pass().await.failed(WAITS, evidence(), "operator", None);
+        gate.pass().await.failed(WAITS, evidence());
         let start = Instant::now();
         let probe = gate.pass().await;
         assert!(start.elapsed() >= Duration::from_secs(48));

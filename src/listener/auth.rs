@@ -5,7 +5,11 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::smtp::{reply::Reply, sasl};
+use crate::smtp::{
+    reply::Reply,
+    sasl,
+    scram::{Binding, ClientFirst, Server},
+};
 
 /// Who may log in.
 #[derive(Debug, Default)]
@@ -24,9 +28,14 @@ impl Credentials {
 
     /// Tries `check` on the password of `username`, or on one nobody has, so that it takes as long.
     fn verify(&self, username: &str, check: impl Fn(&str) -> bool) -> Option<Authenticated> {
+        self.prove(username, |password| check(password).then_some(())).map(|(user, ())| user)
+    }
+
+    /// The same where a right password also leads to something.
+    fn prove<T>(&self, username: &str, check: impl Fn(&str) -> Option<T>) -> Option<(Authenticated, T)> {
         let password = self.0.iter().find(|(name, _)| name == username).map(|(_, password)| password);
         let right = check(password.map_or("", |password| password.expose_secret()));
-        (right && password.is_some()).then(|| Authenticated { user: username.to_owned() })
+        right.filter(|_| password.is_some()).map(|proof| (Authenticated { user: username.to_owned() }, proof))
     }
 }
 
@@ -43,6 +52,15 @@ impl Authenticated {
     }
 }
 
+/// What an exchange needs to know of the connection that it happens on.
+#[derive(Clone, Copy, Debug)]
+pub struct Channel {
+    /// A password may be shown here.
+    pub private: bool,
+    /// What only the two ends of this TLS connection know.
+    pub binding: Option<[u8; 32]>,
+}
+
 /// An exchange under way, named for what the client owes.
 #[derive(Debug)]
 pub enum Exchange {
@@ -54,6 +72,27 @@ pub enum Exchange {
     LoginPassword(String),
     /// CRAM-MD5: the response to this challenge.
     CramMd5(String),
+    /// SCRAM-SHA-256: its first message. With our share of the nonce, and the channel binding that
+    /// this connection has, whether or not it is `bound` by the mechanism's name.
+    ScramFirst {
+        /// SCRAM-SHA-256-PLUS.
+        bound: bool,
+        /// Our share of the nonce.
+        nonce: String,
+        /// The connection's channel binding.
+        binding: Option<[u8; 32]>,
+    },
+    /// SCRAM-SHA-256: its proof.
+    ScramProof {
+        /// Our end.
+        server: Server,
+        /// Who it says it is.
+        user: String,
+        /// It wants to act for somebody else.
+        foreign: bool,
+    },
+    /// SCRAM-SHA-256: its consent to our proof, which is in that message.
+    ScramEnd(Authenticated, String),
 }
 
 /// What comes of a client's message.
@@ -70,20 +109,28 @@ pub enum Progress {
 }
 
 impl Exchange {
-    /// Begins with `AUTH mechanism [initial]`. `private` says that a password may be shown here.
+    /// Begins with `AUTH mechanism [initial]`. The challenge is random and used only once.
     pub fn begin(
         mechanism: &str,
         initial: Option<&str>,
-        private: bool,
+        channel: Channel,
         challenge: impl FnOnce() -> String,
         credentials: &Credentials,
     ) -> Progress {
         let first = match mechanism {
             _ if credentials.is_empty() => return Progress::Refused(Reply::unknown_mechanism()),
-            "PLAIN" | "LOGIN" if !private => return Progress::Refused(Reply::auth_needs_tls()),
+            "PLAIN" | "LOGIN" if !channel.private => return Progress::Refused(Reply::auth_needs_tls()),
             "PLAIN" => Self::Plain,
             "LOGIN" => Self::LoginName,
             "CRAM-MD5" => Self::CramMd5(challenge()),
+            "SCRAM-SHA-256" | "SCRAM-SHA-256-PLUS" => {
+                let bound = mechanism.ends_with("-PLUS");
+                if bound && channel.binding.is_none() {
+                    return Progress::Refused(Reply::unknown_mechanism());
+                }
+                // Unique, printable and without a comma: as RFC 5802 §5.1 wants a nonce.
+                Self::ScramFirst { bound, nonce: challenge(), binding: channel.binding }
+            }
             _ => return Progress::Refused(Reply::unknown_mechanism()),
         };
         match (initial, &first) {
@@ -106,9 +153,10 @@ impl Exchange {
         };
         let verified = match self {
             Self::Plain => match sasl::parse_plain(&message) {
-                Some((user, password)) => {
-                    credentials.verify(user, |right| sasl::same_secret(right, password))
-                }
+                // RFC 4616 §2: nobody here may act for another, and is told no more than of a wrong password.
+                Some((authzid, user, password)) => credentials
+                    .verify(user, |right| sasl::same_secret(right, password))
+                    .filter(|_| authzid.is_empty() || authzid == user),
                 None => return Progress::Refused(Reply::bad_base64()),
             },
             Self::LoginName => match String::from_utf8(message) {
@@ -124,6 +172,20 @@ impl Exchange {
                     .verify(user, |right| sasl::verify_cram_md5(right, challenge.as_bytes(), digest)),
                 None => return Progress::Refused(Reply::bad_base64()),
             },
+            Self::ScramFirst { bound, nonce, binding } => {
+                return scram_first(&message, bound, &nonce, binding);
+            }
+            Self::ScramProof { server, user, foreign } => {
+                let proof = server.proof(&message);
+                let proven = proof.and_then(|proof| credentials.prove(&user, |right| proof.verify(right)));
+                match proven.filter(|_| !foreign) {
+                    // RFC 4954 §4: what is said with a success goes in a challenge of its own.
+                    Some((user, said)) => return Self::ScramEnd(user, said).challenge(),
+                    None => None,
+                }
+            }
+            Self::ScramEnd(user, _) if message.is_empty() => Some(user),
+            Self::ScramEnd(..) => return Progress::Refused(Reply::bad_base64()),
         };
         verified.map_or(Progress::Wrong, Progress::Success)
     }
@@ -134,8 +196,26 @@ impl Exchange {
             Self::LoginName => "Username:",
             Self::LoginPassword(_) => "Password:",
             Self::CramMd5(challenge) => challenge,
+            Self::ScramFirst { .. } => "",
+            Self::ScramProof { server, .. } => server.first(),
+            Self::ScramEnd(_, said) => said,
         };
         let reply = Reply::challenge(sasl::encode(prompt));
         Progress::Challenge(self, reply)
     }
+}
+
+/// SCRAM: who the client says it is, and what it says about channel binding.
+fn scram_first(message: &[u8], bound: bool, nonce: &str, binding: Option<[u8; 32]>) -> Progress {
+    let Some(first) = ClientFirst::parse(message) else { return Progress::Refused(Reply::bad_base64()) };
+    match (&first.binding, bound) {
+        (Binding::Exporter, true) | (Binding::Unsupported, false) => {}
+        // RFC 5802 §6: it can bind and was not told that we can: somebody took that out on the way.
+        (Binding::NotOffered, false) if binding.is_some() => return Progress::Wrong,
+        (Binding::NotOffered, false) => {}
+        _ => return Progress::Refused(Reply::bad_argument("this channel binding is not offered here")),
+    }
+    let foreign = first.authzid.as_ref().is_some_and(|authzid| *authzid != first.username);
+    let server = Server::new(&first, nonce, binding.as_ref().map(<[u8; 32]>::as_slice));
+    Exchange::ScramProof { server, user: first.username, foreign }.challenge()
 }

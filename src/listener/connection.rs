@@ -11,16 +11,21 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    allowance::Allowances,
+    budget::{Budget, Share},
+    pace::Pace,
+    penalty::Penalties,
     policy::{Client, Rules},
     session::{Next, Session},
 };
 use crate::{
     clock::Clock,
+    limits::account::Spent,
     mail::{
         content,
         envelope::{Envelope, Origin},
@@ -28,7 +33,7 @@ use crate::{
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received},
-    queue::{Fault, Incoming, Queue, QueueId, Receipt},
+    queue::{Fault, Incoming, Queue, QueueId, Receipt, incoming::INLINE_MAX},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
@@ -36,16 +41,10 @@ use crate::{
     },
 };
 
-/// RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
-/// RFC 5321 §4.5.3.2.5: three minutes for each block of content; five, to be on the sender's side.
-const CONTENT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A client that doesn't take its replies is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client with a wrong password waits for the answer.
-const PENALTY: Duration = Duration::from_secs(1);
 /// What is read at once: little while commands come one by one, much while content streams.
 const READ_COMMANDS: usize = 4 * 1024;
 const READ_CONTENT: usize = 64 * 1024;
@@ -57,12 +56,22 @@ const REPLIES_MAX: usize = 32 * 1024;
 pub struct Surroundings {
     /// What clients are held to.
     pub rules: Arc<Rules>,
+    /// How much logins may hand in.
+    pub allowances: Arc<Allowances>,
     /// For STARTTLS.
     pub tls: Option<Arc<ServerConfig>>,
     /// Where mail goes.
     pub queue: Queue,
     /// Who is told of it; nobody where mail is only captured.
     pub observer: Option<Observer>,
+    /// Who is slowed down for wrong passwords.
+    pub penalties: Penalties,
+    /// The content that all connections hold in memory.
+    pub budget: Budget,
+    /// The most octets that it may be.
+    pub buffered: usize,
+    /// True while others find no place.
+    pub crowded: watch::Receiver<bool>,
     /// The time.
     pub clock: Clock,
     /// Turns true when the process is about to end.
@@ -84,6 +93,8 @@ where
         input: BytesMut::new(),
         output: Vec::new(),
         lines: LineReader::default(),
+        pace: Pace::new(surroundings.rules.bounds),
+        share: surroundings.budget.share(),
         session,
         partial: None,
         around: surroundings,
@@ -116,6 +127,9 @@ struct Connection<S> {
     input: BytesMut,
     output: Vec<u8>,
     lines: LineReader,
+    pace: Pace,
+    /// What the message under way takes of the memory for content.
+    share: Share,
     session: Session,
     /// What came of a message so far, between two chunks of it.
     partial: Option<Box<Partial>>,
@@ -136,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             self.input.advance(used);
             match next {
-                Some(Next::Penalty) => tokio::time::sleep(PENALTY).await,
+                Some(Next::Penalty | Next::LastPenalty) => self.penalty().await,
                 Some(Next::Skip(octets)) => self.skip(octets).await?,
                 _ => {}
             }
@@ -148,6 +162,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             if !self.session.is_receiving() {
                 self.partial = None;
+                self.share.give_back();
+            }
+            if next.is_some() {
+                self.pace.line(self.session.in_transaction());
             }
             match next {
                 None => {
@@ -163,12 +181,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(Next::StartTls) => self.start_tls().await?,
                 Some(Next::Receive) => self.receive().await?,
                 Some(Next::Chunk(size, last)) => self.receive_chunk(size, last).await?,
-                Some(Next::Close) => {
+                Some(Next::Close | Next::LastPenalty) => {
                     self.flush().await?;
                     return self.close().await;
                 }
             }
         }
+    }
+
+    /// Lets a client with a wrong password wait for its answer, but never the process for its end.
+    async fn penalty(&mut self) {
+        let wait = self.around.penalties.miss(self.session.client().address);
+        let mut shutdown = self.around.shutdown.clone();
+        let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
     /// Writes what is due and reads more; false if the conversation is over.
@@ -180,14 +205,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input.reserve(READ_COMMANDS);
         let mut shutdown = self.around.shutdown.clone();
+        let (deadline, hurried) = (self.pace.deadline(), self.pace.deadline_in_a_crowd());
+        let crowded = in_a_crowd(self.around.crowded.clone(), hurried);
         let hostname = Arc::clone(&self.around.rules);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let farewell = tokio::select! {
             biased;
-            read = timeout(COMMAND_TIMEOUT, stream.read_buf(&mut self.input)) => match read {
+            read = timeout_at(deadline, stream.read_buf(&mut self.input)) => match read {
                 Ok(read) => return Ok(read? > 0),
                 Err(_) => Reply::idle_too_long(&hostname.hostname),
             },
+            () = crowded => Reply::idle_too_long(&hostname.hostname),
             _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(&hostname.hostname),
         };
         self.say(&farewell);
@@ -209,9 +237,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let handshake = TlsAcceptor::from(config).accept(stream);
         let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(io::Error::from)??;
-        self.stream = Some(Stream::Tls(Box::new(stream.into())));
+        let stream = Stream::Tls(Box::new(stream.into()));
+        self.session.tls_started(stream.channel_binding());
+        self.stream = Some(stream);
         self.lines = LineReader::default();
-        self.session.tls_started();
         Ok(())
     }
 
@@ -301,6 +330,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
             Err(refusal) => Err(refusal.clone()),
         };
+        self.share.give_back();
+        self.pace.line(false);
         let reply = self.session.received(result.map(|(receipt, _)| receipt));
         self.say(&reply);
         // The client doesn't wait for what only we want to know; nor does it matter if it has left.
@@ -314,6 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads content to its end, whatever becomes of it.
     async fn read_content(&mut self, incoming: &mut Incoming) -> io::Result<(ContentReader, Option<Fault>)> {
+        self.pace.octets(0);
         let mut reader = ContentReader::new(self.around.rules.message_size);
         let mut fault = None;
         loop {
@@ -324,8 +356,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             });
             self.input.advance(used);
-            if keep && let Err(error) = incoming.flush().await {
-                fault = Some(error);
+            if keep {
+                fault = self.hold(reader.size()).err().or(incoming.flush().await.err());
             }
             if reader.is_done() {
                 return Ok((reader, fault));
@@ -336,13 +368,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads a chunk to its end, whatever becomes of it.
     async fn read_chunk(&mut self, partial: &mut Partial, size: u64) -> io::Result<Option<Fault>> {
+        self.pace.octets(0);
         let (mut left, mut fault) = (size, None);
         loop {
             let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.input.len());
             let octets = &self.input[..here];
             if partial.reader.read(octets) && fault.is_none() {
                 partial.incoming.push(octets);
-                fault = partial.incoming.flush().await.err();
+                fault = self.hold(partial.reader.size()).err().or(partial.incoming.flush().await.err());
             }
             self.input.advance(here);
             left -= here as u64;
@@ -352,6 +385,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.flush().await?;
             self.read_more().await?;
         }
+    }
+
+    /// Counts content of that size so far; what is beyond the inline store lies in a file.
+    fn hold(&mut self, size: u64) -> Result<(), Fault> {
+        let octets = size.min(INLINE_MAX as u64) as usize;
+        if self.share.grow_to(octets, self.around.buffered) { Ok(()) } else { Err(Fault::Full) }
     }
 
     /// Reads octets that are nobody's.
@@ -373,8 +412,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn read_more(&mut self) -> io::Result<()> {
         self.input.reserve(READ_CONTENT);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
-        let read =
-            timeout(CONTENT_TIMEOUT, stream.read_buf(&mut self.input)).await.map_err(io::Error::from)??;
+        let Ok(read) = timeout_at(self.pace.deadline(), stream.read_buf(&mut self.input)).await else {
+            self.say(&Reply::too_slow());
+            self.flush().await?;
+            self.close().await?;
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        let read = read?;
+        self.pace.octets(read);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
@@ -395,16 +440,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(fault) = fault {
             return Err(refusal(&fault));
         }
-        let facts = incoming.facts().map_err(|_| Reply::header_too_large(content::HEADER_MAX))?;
-        if facts.hops > content::HOPS_MAX {
-            return Err(Reply::too_many_hops(content::HOPS_MAX));
+        let bounds = &self.around.rules.bounds;
+        let facts = incoming.facts().ok().filter(|facts| facts.header <= bounds.header);
+        let facts = facts.ok_or_else(|| Reply::header_too_large(bounds.header))?;
+        if facts.hops > bounds.hops {
+            return Err(Reply::too_many_hops(bounds.hops));
         }
         if facts.passes > content::PASSES_MAX {
             return Err(Reply::passed_too_often(&self.around.rules.hostname));
         }
         envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;
         let message_id = facts.message_id.clone();
+        let recipients = envelope.recipients.len();
+        let leave = self.around.allowances.leave(origin.user.as_deref(), recipients).await?;
         let committed = incoming.commit(envelope.clone(), origin.clone(), facts).await;
+        if let Some(leave) = leave {
+            leave.spent(if committed.is_ok() { Spent::For(recipients as u64) } else { Spent::Nothing });
+        }
         committed.map(|receipt| (receipt, message_id)).map_err(|fault| refusal(&fault))
     }
 
@@ -478,6 +530,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)?
     }
+}
+
+/// Returns when others find no place and this client has had its shorter time.
+async fn in_a_crowd(mut crowded: watch::Receiver<bool>, deadline: Instant) {
+    if crowded.wait_for(|crowded| *crowded).await.is_err() {
+        return std::future::pending().await;
+    }
+    sleep_until(deadline).await;
 }
 
 /// Recipients as an event shows them; a long list is cut, for a log line is not an archive.

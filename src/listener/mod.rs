@@ -5,14 +5,24 @@
 //! - [`session`]: the conversation, as a pure state machine
 //! - [`auth`]: SASL exchanges
 //! - [`policy`]: who may do what
+//! - [`allowance`]: how much a login may hand in
+//! - [`pace`], [`budget`]: how long a client may take, and how much memory all of them
+//! - [`penalty`]: how long a wrong password waits
+//! - [`socket`], [`proxy`]: where clients come in, and what a load balancer says of them
 //! - [`tls`]: our certificate
 //!
 //! The listener knows the queue's accepting half and nothing of delivery.
 
+pub mod allowance;
 pub mod auth;
+pub mod budget;
 pub mod connection;
+pub mod pace;
+pub mod penalty;
 pub mod policy;
+pub mod proxy;
 pub mod session;
+pub mod socket;
 pub mod tls;
 
 use std::{
@@ -26,18 +36,22 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use self::{
+    allowance::Allowances,
+    budget::Budget,
     connection::Surroundings,
+    penalty::Penalties,
     policy::{Client, Rules},
+    socket::{Accepted, Socket},
 };
 use crate::{
     clock::Clock, config::ListenTls, net::Stream, observe::Observer, queue::Queue, smtp::reply::Reply,
@@ -47,6 +61,8 @@ use crate::{
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// RFC 3207 sets none; see [`connection`].
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a load balancer has to name its client.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When no descriptor is left, accepting again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -55,12 +71,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Terms {
     /// What clients are held to.
     pub rules: Arc<Rules>,
+    /// How much logins may hand in.
+    pub allowances: Arc<Allowances>,
     /// Our certificate.
     pub tls: Option<Arc<ServerConfig>>,
     /// Connections at once.
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_client: usize,
+    /// Octets of content that all connections together may hold in memory.
+    pub buffered: usize,
+}
+
+/// What holds for the clients of one address.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// TLS from the start, offered, or neither.
+    pub tls: ListenTls,
+    /// Everybody must log in, trusted networks too.
+    pub login_required: bool,
+    /// Whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
+}
+
+impl From<ListenTls> for Entrance {
+    fn from(tls: ListenTls) -> Self {
+        Self { tls, login_required: false, proxies: Vec::new() }
+    }
 }
 
 /// Takes mail on any number of addresses. Clones share it.
@@ -76,6 +113,10 @@ struct Inner {
     shutdown: watch::Receiver<bool>,
     open: AtomicUsize,
     per_client: Mutex<HashMap<IpAddr, usize>>,
+    penalties: Penalties,
+    budget: Budget,
+    /// True from when nine of ten places are taken until three of ten are free.
+    crowded: watch::Sender<bool>,
 }
 
 impl Listener {
@@ -95,6 +136,9 @@ impl Listener {
             shutdown,
             open: AtomicUsize::new(0),
             per_client: Mutex::default(),
+            penalties: Penalties::default(),
+            budget: Budget::default(),
+            crowded: watch::Sender::new(false),
         }))
     }
 
@@ -109,56 +153,110 @@ impl Listener {
     }
 
     /// Accepts on one address until the process is about to end.
-    pub async fn accept(&self, socket: TcpListener, tls: ListenTls) {
+    pub async fn accept(&self, socket: Socket, entrance: impl Into<Entrance>) {
+        let entrance = Arc::new(entrance.into());
         let mut shutdown = self.0.shutdown.clone();
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
                 _ = shutdown.wait_for(|shutdown| *shutdown) => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer.ip(), tls),
+                Ok(accepted) => {
+                    failing = false;
+                    let address = accepted.address();
+                    match accepted {
+                        Accepted::Tcp(stream, _) => self.admit(stream, address, &entrance),
+                        Accepted::Unix(stream) => self.admit(stream, address, &entrance),
+                    }
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept a connection");
+                    // Once, for it may go on for long: descriptors are short, most likely.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "can't accept connections; trying on");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    fn admit(&self, stream: TcpStream, address: IpAddr, tls: ListenTls) {
-        // Replies are single small packets: waiting to fill them costs 40 ms each.
-        let _ = stream.set_nodelay(true);
+    fn admit<S>(&self, stream: S, address: IpAddr, entrance: &Arc<Entrance>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
+    {
         let terms = self.0.terms.load_full();
-        let Some(place) = Place::take(&self.0, address.to_canonical(), &terms) else {
-            tokio::spawn(refuse(stream));
+        let proxied = entrance.proxies.iter().any(|network| network.contains(&address));
+        let mut place = Place::take(&self.0, &terms);
+        if !proxied {
+            place = place.and_then(|place| place.of(address, &terms));
+        }
+        let Some(place) = place else {
+            tokio::spawn(refuse(stream, Reply::too_many_connections()));
             return;
         };
-        let listener = self.clone();
+        let (listener, entrance) = (self.clone(), Arc::clone(entrance));
         tokio::spawn(async move {
-            if let Err(error) = listener.serve(stream, address, tls, &terms).await {
+            let served = match proxied {
+                true => listener.serve_proxied(stream, place, &entrance, &terms).await,
+                false => listener.serve(stream, address, &entrance, &terms).await.map(|()| drop(place)),
+            };
+            if let Err(error) = served {
                 tracing::debug!(client = %address, %error, "connection lost");
             }
-            drop(place);
         });
     }
 
-    async fn serve(
+    /// A connection whose client is yet to be named by a load balancer.
+    async fn serve_proxied<S>(
         &self,
-        stream: TcpStream,
-        address: IpAddr,
-        tls: ListenTls,
+        mut stream: S,
+        place: Place,
+        entrance: &Entrance,
         terms: &Terms,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Ok(Ok(address)) = timeout(PROXY_TIMEOUT, proxy::read_header(&mut stream)).await else {
+            tracing::warn!("a load balancer's connection did not begin with a PROXY header");
+            refuse(stream, Reply::proxy_header_expected()).await;
+            return Ok(());
+        };
+        match place.of(address, terms) {
+            Some(_place) => self.serve(stream, address, entrance, terms).await,
+            None => {
+                refuse(stream, Reply::too_many_connections()).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn serve<S>(
+        &self,
+        stream: S,
+        address: IpAddr,
+        entrance: &Entrance,
+        terms: &Terms,
+    ) -> std::io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let surroundings = Surroundings {
             rules: Arc::clone(&terms.rules),
-            tls: terms.tls.clone().filter(|_| tls == ListenTls::StartTls),
+            allowances: Arc::clone(&terms.allowances),
+            tls: terms.tls.clone().filter(|_| entrance.tls == ListenTls::StartTls),
             queue: self.0.queue.clone(),
             observer: self.0.observer.clone(),
+            penalties: self.0.penalties.clone(),
+            budget: self.0.budget.clone(),
+            buffered: terms.buffered,
+            crowded: self.0.crowded.subscribe(),
             clock: self.0.clock.clone(),
             shutdown: self.0.shutdown.clone(),
         };
-        let stream = match (&terms.tls, tls) {
+        let stream = match (&terms.tls, entrance.tls) {
             (Some(config), ListenTls::Implicit) => {
                 let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
                 let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(std::io::Error::from)??;
@@ -166,7 +264,11 @@ impl Listener {
             }
             _ => Stream::Plain(stream),
         };
-        let client = Client::new(address, stream.is_tls());
+        let client = Client {
+            binding: stream.channel_binding(),
+            login_required: entrance.login_required,
+            ..Client::new(address, stream.is_tls())
+        };
         connection::serve(stream, client, surroundings).await
     }
 }
@@ -174,50 +276,67 @@ impl Listener {
 /// One of the connections that may be open at once. Given back when dropped.
 struct Place {
     inner: Arc<Inner>,
-    address: IpAddr,
+    /// Whose it is, once that is known.
+    client: Option<IpAddr>,
+    /// How many places there are.
+    all: usize,
 }
 
 impl Place {
-    fn take(inner: &Arc<Inner>, address: IpAddr, terms: &Terms) -> Option<Self> {
-        let mut per_client = inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_client = per_client.get(&address).copied().unwrap_or(0);
-        if inner.open.load(Ordering::Relaxed) >= terms.connections
-            || of_client >= terms.connections_per_client
-        {
-            return None;
+    fn take(inner: &Arc<Inner>, terms: &Terms) -> Option<Self> {
+        let free = |open: usize| (open < terms.connections).then_some(open + 1);
+        let before = inner.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
+        inner.show(before + 1, terms.connections);
+        Some(Self { inner: Arc::clone(inner), client: None, all: terms.connections })
+    }
+
+    /// The same, counted as this client's; given back if it has as many as it may.
+    fn of(mut self, client: IpAddr, terms: &Terms) -> Option<Self> {
+        let mut per_client = self.inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = per_client.entry(client).or_insert(0);
+        if *count < terms.connections_per_client {
+            *count += 1;
+            self.client = Some(client);
         }
-        per_client.insert(address, of_client + 1);
-        let open = inner.open.fetch_add(1, Ordering::Relaxed) + 1;
-        inner.show(open);
         drop(per_client);
-        Some(Self { inner: Arc::clone(inner), address })
+        self.client.is_some().then_some(self)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut per_client = self.inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_client) = per_client.get_mut(&self.address) {
-            *of_client -= 1;
-            if *of_client == 0 {
-                per_client.remove(&self.address);
+        if let Some(client) = self.client {
+            let mut per_client = self.inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(count) = per_client.get_mut(&client) {
+                *count -= 1;
+                if *count == 0 {
+                    per_client.remove(&client);
+                }
             }
         }
         let open = self.inner.open.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.inner.show(open);
+        self.inner.show(open, self.all);
     }
 }
 
 impl Inner {
-    fn show(&self, open: usize) {
+    fn show(&self, open: usize, all: usize) {
+        // Two marks, so that one client's coming and going doesn't turn it on and off.
+        let crowded = |was: &mut bool| {
+            let is = if *was { open * 10 > all * 7 } else { open * 10 >= all * 9 };
+            std::mem::replace(was, is) != is
+        };
+        if self.crowded.send_if_modified(crowded) {
+            tracing::info!(open, crowded = *self.crowded.borrow(), "places for clients");
+        }
         if let Some(observer) = &self.observer {
             observer.metrics().listener_connections.set(open as i64);
         }
     }
 }
 
-async fn refuse(mut stream: TcpStream) {
+async fn refuse(mut stream: impl AsyncWrite + Unpin, reply: Reply) {
     let mut refusal = Vec::new();
-    Reply::too_many_connections().write_to(&mut refusal);
+    reply.write_to(&mut refusal);
     let _ = timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal)).await;
 }

@@ -18,7 +18,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    auth::{Exchange, Progress},
+    auth::{Channel, Exchange, Progress},
     policy::{self, Client, Hello, RelayPermitted, Rules},
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
         command::Command,
         esmtp::{MailParameters, RcptParameters},
         extension::Offer,
-        framing::{COMMAND_LINE_MAX, Line},
+        framing::Line,
         parameter::{Body, Hold},
         reply::{Reply, Severity},
         sasl,
@@ -95,8 +95,10 @@ pub enum Next {
     Chunk(u64, bool),
     /// As `Continue`, but so many octets come first that are nobody's content, and no commands.
     Skip(u64),
-    /// As `Continue`, but let the client wait before it hears the reply.
+    /// As `Continue`, but let the client wait before it hears the reply: its password was wrong.
     Penalty,
+    /// The same, then close.
+    LastPenalty,
     /// Close.
     Close,
 }
@@ -136,12 +138,13 @@ impl Session {
             State::Authenticating(_) => sasl::LINE_MAX,
             // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
             State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
-            _ => COMMAND_LINE_MAX,
+            _ => self.rules.bounds.command_line,
         }
     }
 
     /// Takes one line that came at `now`.
     pub fn line(&mut self, line: Line<'_>, now: Timestamp) -> Step {
+        let recipients = self.recipients();
         let step = match (line, &self.state) {
             (Line::Whole(line), State::Authenticating(_)) => self.exchange(line),
             (Line::TooLong, State::Authenticating(_)) => {
@@ -155,18 +158,32 @@ impl Session {
             (Line::TooLong, _) => say(Reply::line_too_long()),
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
+            (Line::Whole(line), State::Connected) if is_proxy_header(line) => {
+                (Some(Reply::no_proxy_header_here()), Next::Close)
+            }
             (Line::Whole(line), _) => match Command::parse(line) {
                 Ok(command) => self.command(command, now),
                 Err(reply) => say(reply),
             },
         };
+        // Naming recipients brings a message forward; all else could go on for ever.
+        self.idle_commands += usize::from(self.recipients() <= recipients);
         self.bounded(step)
     }
 
-    /// TLS stands: all that was known is forgotten (RFC 3207 §4.2).
-    pub fn tls_started(&mut self) {
-        self.client = Client::new(self.client.address, true);
+    /// TLS stands, with that channel binding: all that was known is forgotten (RFC 3207 §4.2).
+    pub fn tls_started(&mut self, binding: Option<[u8; 32]>) {
+        self.client = self.client.over_tls(binding);
         self.state = State::Connected;
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        matches!(self.state, State::Open(_) | State::Receiving(_) | State::Chunking(_))
+    }
+
+    fn recipients(&self) -> usize {
+        if let State::Open(transaction) = &self.state { transaction.recipients.len() } else { 0 }
     }
 
     /// The envelope and origin of the content to receive.
@@ -245,6 +262,10 @@ impl Session {
             (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
                 rcpt(transaction, mailbox, asked, self.rules.recipients)
             }
+            // Who may not open a transaction hears why, and not that one is missing.
+            (State::Ready, Command::Rcpt(..)) if !policy::is_known(&self.rules, &self.client) => {
+                say(Reply::relaying_denied())
+            }
             (_, Command::Rcpt(..)) => say(Reply::mail_first()),
             (State::Open(transaction), Command::Data) if transaction.recipients.is_empty() => {
                 say(Reply::no_valid_recipients())
@@ -271,6 +292,7 @@ impl Session {
             starttls: self.starttls && !self.client.tls,
             auth,
             auth_clear: auth && self.client.is_private(),
+            auth_bound: auth && self.client.binding.is_some(),
         };
         let keywords = if extended { offer.keywords() } else { Vec::new() };
         say(Reply::hello(&self.rules.hostname, &keywords))
@@ -293,8 +315,8 @@ impl Session {
         self.challenges += 1;
         // RFC 2195 §2: a challenge is never used twice.
         let challenge = || format!("<{}.{}@{}>", self.challenges, self.nonce, self.rules.hostname);
-        let private = self.client.is_private();
-        let progress = Exchange::begin(mechanism, initial, private, challenge, &self.rules.credentials);
+        let channel = Channel { private: self.client.is_private(), binding: self.client.binding };
+        let progress = Exchange::begin(mechanism, initial, channel, challenge, &self.rules.credentials);
         self.progress(progress)
     }
 
@@ -325,13 +347,13 @@ impl Session {
                     return (Some(Reply::wrong_credentials()), Next::Penalty);
                 }
                 self.state = State::Closed;
-                (Some(Reply::too_many_failed_logins()), Next::Close)
+                (Some(Reply::too_many_failed_logins()), Next::LastPenalty)
             }
         }
     }
 
     fn mail(&mut self, reverse_path: ReversePath, asked: MailParameters, now: Timestamp) -> Step {
-        let permitted = match policy::may_relay(&self.rules, &self.client) {
+        let permitted = match policy::may_relay(&self.rules, &self.client, &reverse_path) {
             Ok(permitted) => permitted,
             Err(refusal) => return say(refusal),
         };
@@ -430,12 +452,14 @@ impl Session {
 
     /// Ends conversations that lead nowhere.
     fn bounded(&mut self, step: Step) -> Step {
-        self.idle_commands += 1;
         if step.0.as_ref().is_some_and(|reply| reply.severity() == Severity::Permanent) {
             self.errors += 1;
         }
         let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
-        if goes_on && (self.errors >= ERRORS_MAX || self.idle_commands >= IDLE_COMMANDS_MAX) {
+        let bounds = &self.rules.bounds;
+        let known = policy::is_known(&self.rules, &self.client);
+        let commands = if known { bounds.commands } else { bounds.commands_before_auth };
+        if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);
         }
@@ -468,10 +492,12 @@ fn is_http(line: &[u8]) -> bool {
     [&b"GET"[..], b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"].contains(&verb)
 }
 
-/// As Postfix' hard limit: after so many refusals nothing good is to be expected.
-const ERRORS_MAX: usize = 20;
-/// A mail library's connection pool may say NOOP now and then; more than this is no mail client.
-const IDLE_COMMANDS_MAX: usize = 2_000;
+/// A load balancer's header that this listener was not told to expect, or that somebody forged. Of the
+/// binary form, which begins with two empty lines, the third line is the first that tells.
+fn is_proxy_header(line: &[u8]) -> bool {
+    line.starts_with(b"PROXY ") || line == b"\0"
+}
+
 /// Then the connection ends, so that guessing costs a new one each time.
 const FAILED_LOGINS_MAX: u32 = 3;
 

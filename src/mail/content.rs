@@ -10,8 +10,6 @@ use memchr::{memchr, memmem};
 
 use super::trace;
 
-/// RFC 5321 §6.3 suggests at least 100; mail that passed 50 relays is going round in circles.
-pub const HOPS_MAX: usize = 50;
 /// A message may come back once or twice, by a list or a forwarding rule; more often it goes in circles,
 /// and the hops of others need not be waited for.
 pub const PASSES_MAX: usize = 5;
@@ -57,6 +55,8 @@ impl Content {
 /// What the header section says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Octets of the header section.
+    pub header: usize,
     /// Received fields.
     pub hops: usize,
     /// Those of them that are our own.
@@ -83,7 +83,7 @@ impl Facts {
     /// [`HeaderTooLarge`]; what it holds is then not looked at.
     pub fn of(head: &[u8], whole: bool) -> Result<Self, HeaderTooLarge> {
         let section = header_section(head, whole)?;
-        let mut facts = Self { eight_bit: !section.is_ascii(), ..Self::default() };
+        let mut facts = Self { header: section.len(), eight_bit: !section.is_ascii(), ..Self::default() };
         for field in fields(section) {
             if field.name.eq_ignore_ascii_case(b"received") {
                 facts.hops += 1;

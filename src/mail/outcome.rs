@@ -42,10 +42,58 @@ pub enum Scope {
     Message,
     /// This transaction: the same mail may pass at once in another.
     Transaction,
+    /// All mail from this sender.
+    Sender,
     /// Our login.
     Credential,
-    /// The upstream as a whole, or the way there.
+    /// All that our account may send: its quotas and rates.
+    Account,
+    /// The upstream as a whole.
     Upstream,
+    /// The way to the upstream.
+    Network,
+}
+
+/// Who can do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Who {
+    /// Whoever runs this relay.
+    #[serde(rename = "operator")]
+    Operator,
+    /// The upstream's people.
+    #[serde(rename = "the upstream")]
+    Upstream,
+    /// Whoever sent the message.
+    #[serde(rename = "the sender")]
+    Sender,
+    /// It passes by itself.
+    #[serde(rename = "nobody")]
+    Nobody,
+}
+
+impl Who {
+    /// The word for it, as the API has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Upstream => "the upstream",
+            Self::Sender => "the sender",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+/// What is known about a reply beyond its words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// Who can do something about it.
+    pub who: Who,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    /// The upstream said, or its window says, that nothing helps before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
 }
 
 /// What was seen, kept for reports and people.
@@ -68,12 +116,51 @@ pub struct Evidence {
     /// What it amounts to, where the upstream gave no code of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Enhanced>,
+    /// Who must act and what to do, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Box<Advice>>,
     /// The content went out and no final reply came: the upstream may have taken the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncertain: bool,
     /// The version of TLS it travelled by, if any: `TLSv1.3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
+}
+
+impl Evidence {
+    /// Who can do something about it, where that is known.
+    pub fn who(&self) -> Option<Who> {
+        self.advice.as_ref().map(|advice| advice.who)
+    }
+
+    /// What to do, where that is known.
+    pub fn help(&self) -> Option<&str> {
+        self.advice.as_ref()?.help.as_deref()
+    }
+
+    /// When the upstream wants to be asked again, if it said so.
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.advice.as_ref()?.not_before
+    }
+}
+
+/// What people read about a trouble, wherever they read it: what was seen and means (`reason`, an
+/// [`Evidence`] in one line), who must act, what to do, and when the next try is.
+pub fn sentence(reason: &str, who: Option<&str>, help: Option<&str>, next: Option<&str>) -> String {
+    let mut said = format!("{}.", reason.trim_end_matches('.'));
+    match who {
+        Some("operator") => said.push_str(" You must act: it won't get better by itself."),
+        Some("nobody") => said.push_str(" Nobody must act: it passes."),
+        Some(who) => said.push_str(&format!(" Who must act: {who}.")),
+        None => {}
+    }
+    if let Some(help) = help {
+        said.push_str(&format!(" What to do: {}.", help.trim_end_matches('.')));
+    }
+    if let Some(next) = next {
+        said.push_str(&format!(" Next try at {next}."));
+    }
+    said
 }
 
 /// In one line: the upstream's words, then ours.

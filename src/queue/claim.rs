@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Next, Queue,
+    Fault, Next, Queue, QueueId,
     entry::{ContentInfo, Entry, Recipient},
     schedule::Ready,
     writer::{EntryChange, NewContent, NewEntry, Request},
@@ -51,6 +51,21 @@ impl Claim {
         &self.ready.as_ref().expect("because only settling empties a claim, and that consumes it").content
     }
 
+    /// Takes the entry out of the window, untouched, until [`Queue::bring_back`] is asked for it.
+    ///
+    /// # Errors
+    /// So many are put off that no more can be remembered; the claim comes back.
+    pub fn put_off(self) -> Result<(), Self> {
+        let queue = self.queue.clone();
+        if !queue.shared.schedule().has_room_to_put_off() {
+            return Err(self);
+        }
+        if let Some(ready) = self.into_inner() {
+            queue.shared.schedule().put_off(&ready);
+        }
+        Ok(())
+    }
+
     fn into_inner(mut self) -> Option<Ready> {
         self.ready.take()
     }
@@ -86,6 +101,18 @@ impl Settled {
 }
 
 impl Queue {
+    /// Lets entries that were put off come into the window again. Others are passed over.
+    pub fn bring_back(&self, ids: &[QueueId]) {
+        if self.shared.schedule().bring_back(ids) {
+            self.shared.look.notify_one();
+        }
+    }
+
+    /// Entries that are put off.
+    pub fn put_off(&self) -> usize {
+        self.shared.schedule().away()
+    }
+
     /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one
     /// transaction. The work begins at once; the future tells when it is durable.
     pub fn settle(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {

@@ -82,13 +82,28 @@ pub struct Recipient {
     /// What the last of them showed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Evidence>,
+    /// The upstream that may have taken it already: its final reply was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perhaps: Option<String>,
+    /// When it wants to be tried again, where others of the entry may be tried earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Timestamp>,
 }
 
 impl Recipient {
     /// One that nothing was tried for yet.
     pub fn new(addressee: Addressee) -> Self {
         let Addressee { mailbox: address, notify, original } = addressee;
-        Self { address, notify, original, state: RecipientState::Pending, attempts: 0, last: None }
+        Self {
+            address,
+            notify,
+            original,
+            state: RecipientState::Pending,
+            attempts: 0,
+            last: None,
+            perhaps: None,
+            due: None,
+        }
     }
 }
 

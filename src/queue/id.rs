@@ -33,7 +33,7 @@ impl QueueId {
     }
 
     /// As the store keeps it.
-    pub(super) fn to_i64(self) -> i64 {
+    pub fn to_i64(self) -> i64 {
         self.0 as i64
     }
 

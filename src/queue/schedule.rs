@@ -14,6 +14,8 @@ use crate::{clock::Timestamp, mail::content::Content};
 const ENTRIES_MAX: usize = 1_000;
 /// Octets of content in the window.
 const OCTETS_MAX: usize = 16 * 1024 * 1024;
+/// Entries put off, of which only the id is kept.
+const AWAY_MAX: usize = 20_000;
 /// Below this many entries the window is filled again.
 const LOW: usize = 250;
 
@@ -31,6 +33,8 @@ pub(super) struct Schedule {
     octets: usize,
     /// In the window, or claimed: not to be taken from the store a second time.
     taken: HashSet<QueueId>,
+    /// Due, and put off by whoever claimed them: not to be taken from the store for now.
+    away: HashSet<QueueId>,
     /// The store may hold entries that are due and not taken.
     more: bool,
     /// When the store's next entry becomes due, as far as known.
@@ -77,7 +81,7 @@ impl Schedule {
         let changed = self.changed.take().unwrap_or_default();
         for ready in found {
             let id = ready.entry.id;
-            if !self.taken.contains(&id) && !changed.ids.contains(&id) {
+            if !self.is_taken(id) && !changed.ids.contains(&id) {
                 self.push(ready);
             }
         }
@@ -98,6 +102,32 @@ impl Schedule {
         self.ready.push_front(ready);
     }
 
+    /// Whether another entry can be put off.
+    pub(super) fn has_room_to_put_off(&self) -> bool {
+        self.away.len() < AWAY_MAX
+    }
+
+    /// A claimed entry leaves the window as it was, until [`Self::bring_back`].
+    pub(super) fn put_off(&mut self, ready: &Ready) {
+        self.taken.remove(&ready.entry.id);
+        self.away.insert(ready.entry.id);
+    }
+
+    /// Whether there were any of these.
+    pub(super) fn bring_back(&mut self, ids: &[QueueId]) -> bool {
+        let before = self.away.len();
+        for id in ids {
+            self.away.remove(id);
+        }
+        self.more |= self.away.len() < before;
+        self.away.len() < before
+    }
+
+    /// Entries that are put off.
+    pub(super) fn away(&self) -> usize {
+        self.away.len()
+    }
+
     /// An entry's new state is in the store, which is now the only one to know it; `due` is when it
     /// wants to be tried again, if at all.
     pub(super) fn forget(&mut self, id: QueueId, due: Option<Timestamp>) {
@@ -111,6 +141,7 @@ impl Schedule {
 
     /// Takes an entry for an operator to act on, until [`Self::forget`]. False if it is claimed.
     pub(super) fn withdraw(&mut self, id: QueueId) -> bool {
+        self.away.remove(&id);
         if self.taken.insert(id) {
             return true;
         }
@@ -150,7 +181,7 @@ impl Schedule {
 
     /// Whether an entry is in the window or claimed.
     pub(super) fn is_taken(&self, id: QueueId) -> bool {
-        self.taken.contains(&id)
+        self.taken.contains(&id) || self.away.contains(&id)
     }
 
     /// Whether an entry is claimed at this moment.
@@ -160,7 +191,7 @@ impl Schedule {
 
     /// How many entries a look at the store should bring, the taken ones among them.
     pub(super) fn look_limit(&self) -> usize {
-        self.taken.len() + ENTRIES_MAX / 2
+        self.taken.len() + self.away.len() + ENTRIES_MAX / 2
     }
 
     fn has_room(&self) -> bool {

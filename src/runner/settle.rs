@@ -26,12 +26,6 @@ use crate::{
 const UNCERTAIN_WAIT: Duration = Duration::from_secs(300);
 
 impl Runner {
-    pub(super) fn defer_all(&self, orders: &Orders, claim: Claim, evidence: &Evidence, until: Timestamp) {
-        let pending: Vec<usize> = claim.entry().pending().map(|(place, _)| place).collect();
-        let outcomes = vec![Outcome::Deferred(evidence.clone()); pending.len()];
-        drop(self.settle(orders, claim, &pending, outcomes, Some(until)));
-    }
-
     /// Records outcomes, decides how the entry goes on, and reports what is final.
     pub(super) fn settle(
         &self,
@@ -41,7 +35,7 @@ impl Runner {
         outcomes: Vec<Outcome>,
         until: Option<Timestamp>,
     ) -> Settled {
-        let now = self.0.clock.now();
+        let now = self.clock().now();
         let over = is_over(orders, claim.entry(), now);
         let entry = claim.entry_mut();
         let somebody = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)));
@@ -50,7 +44,11 @@ impl Runner {
         for (place, outcome) in pending.iter().zip(outcomes) {
             let recipient = &mut entry.recipients[*place];
             recipient.attempts += 1;
-            recipient.last = Some(outcome.evidence().clone());
+            let evidence = outcome.evidence();
+            if evidence.uncertain {
+                recipient.perhaps = Some(evidence.upstream.clone());
+            }
+            recipient.last = Some(evidence.clone());
             match outcome {
                 Outcome::Delivered(_) => recipient.state = RecipientState::Delivered,
                 Outcome::Failed(_) => {
@@ -68,19 +66,19 @@ impl Runner {
                 }
             }
         }
-        let next = match waits.time() {
-            None => Next::Done,
-            // It waits for the gate and for nothing else, so that it goes as soon as that opens.
-            Some(_) if until.is_some() => Next::Retry(now),
-            Some(wait) => Next::Retry(now.after(wait)),
-        };
-        let next_attempt = match next {
-            Next::Retry(due) => Some(until.unwrap_or(due)),
-            Next::Done | Next::Hold => None,
-        };
+        let due = waits.time().map(|wait| match until {
+            // They wait for the gate and for nothing else, so that they go as soon as that opens.
+            Some(_) => now,
+            None => now.after(wait),
+        });
+        pending.iter().for_each(|place| entry.recipients[*place].due = due);
+        // Those for whom there was no room, or who go by another upstream, don't wait for these.
+        let soonest = entry.pending().map(|(_, recipient)| recipient.due.unwrap_or(now)).min();
+        let next = soonest.map_or(Next::Done, Next::Retry);
+        let next_attempt = due.map(|due| until.unwrap_or(due));
         self.tell(claim.entry(), pending, next_attempt);
         let (reports, next) = self.reports(orders, &mut claim, &failed, next);
-        self.0.queue.settle(claim, next, reports)
+        self.queue().settle(claim, next, reports)
     }
 
     /// Who is told of the recipients that have failed. What nobody can be told is held, once all that
@@ -130,9 +128,9 @@ impl Runner {
 
     fn note_held(&self, claim: &mut Claim, reason: &str) {
         claim.entry_mut().held = Some(reason.to_owned());
-        self.0.observer.emit(Event {
+        self.observer().emit(Event {
             reply: Some(reason.to_owned()),
-            ..Event::new(self.0.clock.now(), EventKind::Held, claim.entry().id)
+            ..Event::new(self.clock().now(), EventKind::Held, claim.entry().id)
         });
     }
 
@@ -160,7 +158,7 @@ impl Runner {
             hostname: &orders.hostname,
             id: &entry.id.to_string(),
             arrival: entry.received,
-            now: self.0.clock.now(),
+            now: self.clock().now(),
             subject: content::decoded_subject(&head).as_deref(),
             message_id: entry.message_id.as_deref(),
             header,
@@ -171,12 +169,12 @@ impl Runner {
     pub(super) fn hold(&self, mut claim: Claim, reason: &str) -> Settled {
         tracing::error!(id = %claim.entry().id, reason, "message held");
         self.note_held(&mut claim, reason);
-        self.0.queue.settle(claim, Next::Hold, Vec::new())
+        self.queue().settle(claim, Next::Hold, Vec::new())
     }
 
     /// Events and counters of what an attempt showed.
-    fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
-        let metrics = self.0.observer.metrics();
+    pub(super) fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
+        let metrics = self.observer().metrics();
         for place in pending {
             let recipient = &entry.recipients[*place];
             let Some(evidence) = &recipient.last else { continue };
@@ -191,7 +189,7 @@ impl Runner {
             if kind == EventKind::Delivered {
                 metrics.delivered_after(delay);
             }
-            self.0.observer.emit(Event {
+            self.observer().emit(Event {
                 sender: Some(entry.reverse_path.as_str().to_owned()),
                 recipient: Some(recipient.address.to_string()),
                 upstream: Some(evidence.upstream.clone()),
@@ -231,6 +229,8 @@ impl Waiting {
         if evidence.uncertain {
             self.at_least = UNCERTAIN_WAIT.min(waits.longest);
         }
+        // The upstream said when.
+        let wait = evidence.not_before().map_or(wait, |at| wait.max(at.since(evidence.at)));
         self.soonest = Some(self.soonest.map_or(wait, |soonest| soonest.min(wait)));
     }
 
@@ -272,6 +272,7 @@ mod tests {
             reply: None,
             explanation: None,
             status: None,
+            advice: None,
             uncertain,
             tls: None,
         }

@@ -21,10 +21,15 @@ use super::{Embedded, StartError, parts, run};
 use crate::{
     clock::Clock,
     config::{
-        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenTls, ListenerTls,
-        Login, QueueSettings, Role, Settings, Upstream, UpstreamTls, User, Waits,
+        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenerTls, Login,
+        QueueSettings, Replies, Role, Serves, SessionBounds, Settings, Upstream, UpstreamTls, User, Waits,
     },
-    listener::{Listener, Terms, auth::Credentials, policy::Rules, tls},
+    listener::{
+        Listener, Terms,
+        auth::Credentials,
+        policy::{Rules, Senders},
+        tls,
+    },
     queue::{Action, Queue},
 };
 
@@ -98,10 +103,16 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         service: "dev".to_owned(),
         role: Role::Relay,
         hostname: "localhost".to_owned(),
-        listen: vec![Listen { address: options.smtp.to_string(), tls: ListenTls::StartTls }],
+        listen: vec![Listen::at(options.smtp.to_string())],
         tls: None,
         access: Access {
-            users: vec![User { name: "dotcloud".to_owned(), password: None }],
+            users: vec![User {
+                name: "dotcloud".to_owned(),
+                password: None,
+                senders: None,
+                limits: Vec::new(),
+            }],
+            senders: None,
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },
         bounds: Bounds {
@@ -110,8 +121,10 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             recipients: 1_000,
             connections: 1_000,
             connections_per_client: 200,
+            buffered: 64_000_000,
+            session: SessionBounds::default(),
         },
-        upstream,
+        upstreams: vec![upstream],
         queue: queue_settings(data.join("queue")),
         environment: EnvironmentSettings {
             files: vec![data.join("environment.json"), data.join("environment.yaml")],
@@ -119,6 +132,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             relay_password: false,
         },
         admin: AdminSettings { listen: options.admin, password: None },
+        breaker_bounces: 10,
         postmaster: None,
         log_level: "info".to_owned(),
         data,
@@ -166,6 +180,13 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         connections: 10,
         timeout: None,
         auth_retry: Waits { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
+        identity: None,
+        recipients: None,
+        messages: None,
+        provider: None,
+        replies: Replies::default(),
+        limits: Vec::new(),
+        serves: Serves::default(),
     };
     Ok((Embedded { captured, writer, listener, socket, shutdown }, upstream))
 }
@@ -185,14 +206,18 @@ fn listener(
         recipients: 1_000,
         binary: true,
         hold: Duration::ZERO,
+        senders: Senders::default(),
+        bounds: SessionBounds::default(),
         trace: false,
     };
     let identity = tls::load(Some(files), directory, "localhost")?;
     let terms = Terms {
         rules: Arc::new(rules),
+        allowances: Arc::default(),
         tls: Some(identity.config),
         connections: 50,
         connections_per_client: 50,
+        buffered: 64_000_000,
     };
     let (shutdown, told) = watch::channel(false);
     Ok((Listener::new(terms, captured.clone(), None, clock, told), shutdown))

@@ -14,11 +14,12 @@ pub mod parts;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use secrecy::SecretString;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, MissedTickBehavior, timeout_at},
 };
 
 use crate::{
@@ -27,13 +28,19 @@ use crate::{
     config::{self, ListenTls, Loaded, Settings, Source},
     delivery::tls::TlsFault,
     environment::{self, Published},
-    limits::gate::Gate,
-    listener::{Listener, tls::IdentityError},
+    listener::{
+        Listener,
+        allowance::Allowances,
+        socket::Socket,
+        tls::{self, Identity, IdentityError},
+    },
     observe::Observer,
     queue::{OpenError, Queue, WriterThread},
     runner::Runner,
 };
 
+/// How often the listener's certificate is looked at: soon enough for whoever waits, cheap enough to forget.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 /// SIGTERM to exit: container runtimes wait ten seconds before they kill.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -172,12 +179,14 @@ struct Service {
     published: Arc<ArcSwap<Published>>,
     bound: SocketAddr,
     listener: Listener,
+    allowances: ArcSwap<Allowances>,
     runner: Runner,
     shutdown: watch::Sender<bool>,
     running: tokio::task::JoinHandle<()>,
     reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
     writers: Vec<WriterThread>,
     capture_shutdown: Option<watch::Sender<bool>>,
+    certificate: tls::Stamp,
     clock: Clock,
 }
 
@@ -193,33 +202,48 @@ impl Service {
 
         parts::make_data_directory(&settings)?;
         let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
+        // Looked at before it is read, so that no change falls in between.
+        let mut certificate = parts::certificate_stamp(&settings);
         let identity = parts::identity(&settings)?;
+        if !certificate.is_complete() {
+            certificate = parts::certificate_stamp(&settings);
+        }
         let access = parts::access(&settings)?;
-        let orders = parts::orders(&settings, None, &clock)?;
+        let orders = parts::orders(&settings, &[], &clock)?;
         let mut sockets = Vec::new();
         for listen in &settings.listen {
-            sockets.push((bind(&listen.address).await?, listen.tls));
+            let socket = Socket::bind(&listen.address).await;
+            let socket =
+                socket.map_err(|error| StartError::Bind { address: listen.address.clone(), error })?;
+            sockets.push((socket, listen));
         }
         let admin_socket = bind(&settings.admin.listen.to_string()).await?;
         let bound = sockets
-            .first()
-            .and_then(|(socket, _)| socket.local_addr().ok())
+            .iter()
+            .find_map(|(socket, _)| socket.tcp_address())
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
 
+        let entrances: Vec<_> = sockets
+            .into_iter()
+            .map(|(socket, listen)| {
+                let address = socket.tcp_address().map_or(listen.address.clone(), |bound| bound.to_string());
+                tracing::info!(address, tls = ?listen.tls, "taking mail");
+                (socket, parts::entrance(listen))
+            })
+            .collect();
         let published = parts::published(&settings, bound, identity.as_ref(), &access);
         publish(&settings, &published).await;
-        let gate = Gate::new(clock.clone());
-        let terms = parts::terms(&settings, access, identity.as_ref());
+        let allowances = parts::allowances(&settings, &Allowances::default(), &clock);
+        let terms = parts::terms(&settings, access, identity.as_ref(), Arc::clone(&allowances));
         let listener =
             Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());
-        let runner = Runner::new(orders, queue.clone(), gate.clone(), observer.clone(), clock.clone());
+        let runner = Runner::new(orders, queue.clone(), observer.clone(), clock.clone());
         let (reload, reloads) = mpsc::channel(4);
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let published = Arc::new(ArcSwap::from_pointee(published));
         let admin = Admin {
             settings: Arc::clone(&settings),
             queue,
-            gate,
             runner: runner.clone(),
             observer,
             published: Arc::clone(&published),
@@ -236,34 +260,35 @@ impl Service {
         if let Some(embedded) = embedded {
             let socket = TcpListener::from_std(embedded.socket)
                 .map_err(|error| StartError::Bind { address: "the embedded upstream".to_owned(), error })?;
+            let socket = Socket::Tcp(socket);
             tokio::spawn(async move { embedded.listener.accept(socket, ListenTls::StartTls).await });
             tokio::spawn(dev::bound_captured(embedded.captured));
             writers.push(embedded.writer);
             capture_shutdown = Some(embedded.shutdown);
         }
-        for (socket, tls) in sockets {
-            if let Ok(address) = socket.local_addr() {
-                tracing::info!(%address, ?tls, "taking mail");
-            }
+        for (socket, entrance) in entrances {
             let listener = listener.clone();
-            tokio::spawn(async move { listener.accept(socket, tls).await });
+            tokio::spawn(async move { listener.accept(socket, entrance).await });
         }
         let (running, until) = (runner.clone(), told);
         let running = tokio::spawn(async move { running.run(until).await });
-        let upstream = &settings.load().upstream;
-        tracing::info!(upstream = upstream.name, port = upstream.port, "ready");
+        for upstream in &settings.load().upstreams {
+            tracing::info!(upstream = upstream.name, port = upstream.port, "ready");
+        }
         Ok(Self {
             settings,
             source,
             published,
             bound,
             listener,
+            allowances: ArcSwap::new(allowances),
             runner,
             shutdown,
             running,
             reloads,
             writers,
             capture_shutdown,
+            certificate,
             clock,
         })
     }
@@ -271,6 +296,8 @@ impl Service {
     /// Serves signals and reloads; then drains.
     async fn until_stopped(mut self, signals: Signals) -> Vec<WriterThread> {
         let Signals { mut terminate, mut interrupt, mut hangup } = signals;
+        let mut look = tokio::time::interval(CERTIFICATE_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -280,6 +307,7 @@ impl Service {
                         tracing::error!("not reloaded, the settings in force stay: {problem}");
                     }
                 }
+                _ = look.tick() => self.look_at_certificate().await,
                 Some(answer) = self.reloads.recv() => {
                     let result = self.reload().await;
                     let _ = answer.send(result);
@@ -304,10 +332,50 @@ impl Service {
         if runner.is_err() {
             tracing::warn!("an upstream still owes a final reply: that message will be tried again");
         }
+        self.allowances.load().close();
         if let Some(capture) = self.capture_shutdown {
             let _ = capture.send(true);
         }
         self.writers
+    }
+
+    /// Takes the certificate up again if its files have changed. One that can't be used changes nothing.
+    async fn look_at_certificate(&mut self) {
+        let settings = self.settings.load_full();
+        let looked = {
+            let settings = Arc::clone(&settings);
+            tokio::task::spawn_blocking(move || parts::certificate_stamp(&settings)).await
+        };
+        let Ok(stamp) = looked else { return };
+        if stamp == self.certificate {
+            return;
+        }
+        self.certificate = stamp;
+        match (parts::identity(&settings), parts::access(&settings)) {
+            (Ok(identity), Ok(access)) => {
+                self.change_listener(&settings, identity.as_ref(), access).await;
+                let fingerprint = identity.map(|identity| identity.fingerprint);
+                tracing::info!(fingerprint, "the listener's certificate has changed and was taken up");
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!("the listener's certificate has changed, but the one in use stays: {error}");
+            }
+        }
+    }
+
+    /// Holds clients to these settings, and tells apps.
+    async fn change_listener(
+        &self,
+        settings: &Settings,
+        identity: Option<&Identity>,
+        access: Vec<(String, SecretString)>,
+    ) {
+        let published = parts::published(settings, self.bound, identity, &access);
+        publish(settings, &published).await;
+        let allowances = parts::allowances(settings, &self.allowances.load(), &self.clock);
+        self.listener.change(parts::terms(settings, access, identity, Arc::clone(&allowances)));
+        self.allowances.store(allowances);
+        self.published.store(Arc::new(published));
     }
 
     /// Reads the configuration again and goes by it. Queue, connections and counters stay.
@@ -327,15 +395,11 @@ impl Service {
             None => return Err("local mode has no configuration to read again".to_owned()),
         };
         let access = parts::access(&settings).map_err(|error| error.to_string())?;
-        let same = old.upstream.is_same(&settings.upstream) && old.hostname == settings.hostname;
-        let kept = same.then(|| self.runner.agent());
-        let orders = parts::orders(&settings, kept, &self.clock).map_err(|error| error.to_string())?;
-        let published = parts::published(&settings, self.bound, identity.as_ref(), &access);
-        publish(&settings, &published).await;
-        self.listener.change(parts::terms(&settings, access, identity.as_ref()));
+        let kept = self.runner.agents();
+        let orders = parts::orders(&settings, &kept, &self.clock).map_err(|error| error.to_string())?;
+        self.change_listener(&settings, identity.as_ref(), access).await;
         self.runner.change(orders);
         let unchanged = parts::needs_restart(&old, &settings);
-        self.published.store(Arc::new(published));
         self.settings.store(Arc::new(settings));
         let said = if unchanged.is_empty() {
             "configuration read again".to_owned()

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -15,13 +15,14 @@ use tracing_subscriber::EnvFilter;
 use super::StartError;
 use crate::{
     clock::Clock,
-    config::{ListenTls, Settings},
+    config::{Access, Listen, ListenTls, Settings},
     delivery::Agent,
     environment::Published,
     listener::{
-        Terms,
+        Entrance, Terms,
+        allowance::Allowances,
         auth::Credentials,
-        policy::Rules,
+        policy::{Rules, Senders},
         tls::{self, Identity},
     },
     runner::Orders,
@@ -60,6 +61,11 @@ pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, StartErr
     Ok(Some(tls::load(settings.tls.as_ref(), &settings.data.join("tls"), &settings.hostname)?))
 }
 
+/// What our certificate's files look like now.
+pub(crate) fn certificate_stamp(settings: &Settings) -> tls::Stamp {
+    tls::stamp(settings.tls.as_ref(), &settings.data.join("tls"))
+}
+
 /// Logins of apps, each with its password; the first is the one that is published.
 pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>, StartError> {
     let mut logins = Vec::new();
@@ -73,43 +79,86 @@ pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>,
     Ok(logins)
 }
 
+/// How much logins may hand in.
+pub(crate) fn allowances(settings: &Settings, old: &Allowances, clock: &Clock) -> Arc<Allowances> {
+    Arc::new(Allowances::of(&settings.access.users, &limits(settings), old, clock))
+}
+
+/// Where it is remembered what was used of limits.
+fn limits(settings: &Settings) -> PathBuf {
+    settings.data.join("limits")
+}
+
 /// What the listener holds its clients to.
 pub(crate) fn terms(
     settings: &Settings,
     access: Vec<(String, SecretString)>,
     identity: Option<&Identity>,
+    allowances: Arc<Allowances>,
 ) -> Terms {
     let bounds = &settings.bounds;
+    let upstreams = settings.upstreams.iter().map(|upstream| upstream.connections).sum();
     let rules = Rules {
         hostname: settings.hostname.clone(),
         credentials: Credentials::new(access),
         networks: settings.access.networks.clone(),
+        senders: senders(&settings.access),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
         binary: bounds.binary,
+        bounds: bounds.session,
         // The other half of a message's life is for bringing it to its upstream.
         hold: settings.queue.lifetime / 2,
         trace: true,
     };
     Terms {
         rules: Arc::new(rules),
+        allowances,
         tls: identity.map(|identity| Arc::clone(&identity.config)),
-        connections: bounds.connections,
+        connections: within_descriptors(bounds.connections, upstreams),
         connections_per_client: bounds.connections_per_client,
+        buffered: bounds.buffered,
     }
 }
 
-/// What the runner goes by. An agent is kept where the upstream is the same.
-pub(crate) fn orders(settings: &Settings, kept: Option<Agent>, clock: &Clock) -> Result<Orders, StartError> {
-    let agent = match kept {
-        Some(agent) => agent,
-        None => Agent::new(settings.upstream.clone(), &settings.hostname, clock.clone())?,
-    };
+/// As many clients as leave descriptors for deliveries, the queue's files and the web page.
+fn within_descriptors(wanted: usize, upstream: usize) -> usize {
+    const KEPT: usize = 64;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let most = limit.saturating_sub(KEPT + upstream).max(1);
+    if most < wanted {
+        tracing::warn!(
+            "the limit of {limit} open files leaves room for {most} clients, not for {wanted} (smtp_max_connections)"
+        );
+    }
+    wanted.min(most)
+}
+
+fn senders(access: &Access) -> Senders {
+    let of_users = access.users.iter().filter_map(|user| Some((user.name.clone(), user.senders.clone()?)));
+    Senders { of_all: access.senders.clone(), of_users: of_users.collect() }
+}
+
+/// What holds for the clients of one address.
+pub(crate) fn entrance(listen: &Listen) -> Entrance {
+    Entrance { tls: listen.tls, login_required: listen.login_required, proxies: listen.proxies.clone() }
+}
+
+/// What the runner goes by. Agents are kept, with their TLS sessions, where connections of theirs are as
+/// good as new ones.
+pub(crate) fn orders(settings: &Settings, old: &[Agent], clock: &Clock) -> Result<Orders, StartError> {
+    let agents = settings.upstreams.iter().map(|upstream| {
+        let kept = old.iter().find_map(|agent| agent.with(upstream, &settings.hostname));
+        kept.map_or_else(|| Agent::new(upstream.clone(), &settings.hostname, clock.clone()), Ok)
+    });
     Ok(Orders {
-        agent,
+        agents: agents.collect::<Result<_, _>>()?,
+        data: settings.data.clone(),
         queue: settings.queue.clone(),
         hostname: settings.hostname.clone(),
         postmaster: settings.postmaster.as_deref().and_then(|address| Mailbox::parse(address).ok()),
+        breaker_bounces: settings.breaker_bounces,
     })
 }
 
@@ -120,9 +169,14 @@ pub(crate) fn published(
     identity: Option<&Identity>,
     access: &[(String, SecretString)],
 ) -> Published {
-    let upstream = &settings.upstream;
+    // What apps may want to know of several upstreams is what holds for the first.
+    let upstream = settings.upstreams.first();
+    let login = upstream.and_then(|upstream| upstream.login.as_ref());
+    let limits: Vec<String> =
+        upstream.iter().flat_map(|upstream| &upstream.limits).map(ToString::to_string).collect();
     let first = access.first().cloned().unwrap_or_else(|| (String::new(), SecretString::from("")));
-    let tls = match settings.listen.first().map(|listen| listen.tls) {
+    // Apps elsewhere can't reach a Unix socket.
+    let tls = match settings.listen.iter().find(|listen| !listen.is_unix()).map(|listen| listen.tls) {
         Some(ListenTls::StartTls) => "starttls",
         Some(ListenTls::Implicit) => "implicit",
         Some(ListenTls::None) | None => "none",
@@ -135,15 +189,13 @@ pub(crate) fn published(
         password: first.1,
         tls,
         fingerprint: identity.filter(|_| tls != "none").map(|identity| identity.fingerprint.clone()),
-        relay_server: upstream.server.clone(),
-        relay_port: upstream.port,
-        relay_username: upstream.login.as_ref().map(|login| login.username.clone()),
-        relay_password: upstream
-            .login
-            .as_ref()
+        relay_server: upstream.map(|upstream| upstream.server.clone()).unwrap_or_default(),
+        relay_port: upstream.map_or(0, |upstream| upstream.port),
+        relay_username: login.map(|login| login.username.clone()),
+        relay_password: login
             .filter(|_| settings.environment.relay_password)
             .map(|login| login.password.clone()),
-        rate_limit: None,
+        rate_limit: (!limits.is_empty()).then(|| limits.join(",")),
         max_message_size: settings.bounds.message_size,
         max_recipients: settings.bounds.recipients,
     }

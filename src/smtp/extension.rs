@@ -98,8 +98,10 @@ pub struct Offer {
     pub starttls: bool,
     /// PLAIN and LOGIN show the password to whoever listens, so only over TLS or loopback.
     pub auth_clear: bool,
-    /// CRAM-MD5 doesn't, so it is offered whenever AUTH is of use.
+    /// CRAM-MD5 and SCRAM don't, so it is offered whenever AUTH is of use.
     pub auth: bool,
+    /// The connection has a channel binding (RFC 9266), so SCRAM can be tied to it.
+    pub auth_bound: bool,
 }
 
 impl Offer {
@@ -131,10 +133,10 @@ impl Offer {
         if self.starttls {
             lines.push("STARTTLS".to_owned());
         }
-        match (self.auth, self.auth_clear) {
-            (true, true) => lines.push("AUTH PLAIN LOGIN CRAM-MD5".to_owned()),
-            (true, false) => lines.push("AUTH CRAM-MD5".to_owned()),
-            (false, _) => {}
+        if self.auth {
+            let clear = if self.auth_clear { " PLAIN LOGIN" } else { "" };
+            let bound = if self.auth_bound { " SCRAM-SHA-256-PLUS" } else { "" };
+            lines.push(format!("AUTH{clear} CRAM-MD5 SCRAM-SHA-256{bound}"));
         }
         lines
     }

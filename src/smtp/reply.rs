@@ -163,8 +163,17 @@ impl Reply {
     pub fn idle_too_long(hostname: &str) -> Self {
         Self::say(421, (4, 4, 2), format!("{hostname} waited too long for you; closing"))
     }
+    pub fn too_slow() -> Self {
+        Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
+    }
     pub fn too_many_errors() -> Self {
         Self::say(421, (4, 7, 0), "too many errors; closing")
+    }
+    pub fn no_proxy_header_here() -> Self {
+        Self::say(550, (5, 7, 1), "a PROXY header is not taken from your address; closing")
+    }
+    pub fn proxy_header_expected() -> Self {
+        Self::say(421, (4, 7, 0), "a PROXY header was expected from your address (proxy_protocol); closing")
     }
     pub fn not_http() -> Self {
         Self::say(421, (4, 7, 0), "this is a mail server; closing")
@@ -277,6 +286,12 @@ impl Reply {
     pub fn sender_ok() -> Self {
         Self::say(250, (2, 1, 0), "sender ok")
     }
+    pub fn relaying_denied() -> Self {
+        Self::say(550, (5, 7, 1), "relaying is for this network's own applications (smtp_networks)")
+    }
+    pub fn sender_not_allowed(sender: impl fmt::Display, key: &str) -> Self {
+        Self::say(550, (5, 7, 1), format!("sender {sender} is not among {key}"))
+    }
     pub fn recipient_ok() -> Self {
         Self::say(250, (2, 1, 5), "recipient ok")
     }
@@ -358,6 +373,16 @@ impl Reply {
     /// is on stable storage; nothing but the queue can make one.
     pub fn accepted(receipt: &crate::queue::Receipt) -> Self {
         Self::say(250, (2, 0, 0), format!("queued as {}", receipt.id()))
+    }
+
+    // Limits that the operator set for a login: the message may come again.
+    pub fn limit_reached(until: Option<&str>) -> Self {
+        let when = until.map_or_else(String::new, |until| format!(" at {until}"));
+        Self::say(451, (4, 7, 1), format!("the limit of this login is used up; try again later{when}"))
+    }
+    pub fn limit_too_small(limit: &str) -> Self {
+        let words = format!("the limit of this login ({limit}) has no room for so many recipients at once");
+        Self::say(452, (4, 5, 3), words)
     }
 
     // Our faults: always 4yz, so that the client keeps the message (RFC 5321 §4.2.1).

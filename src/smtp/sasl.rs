@@ -27,13 +27,12 @@ pub fn plain(username: &str, password: &str) -> Vec<u8> {
     format!("\0{username}\0{password}").into_bytes()
 }
 
-/// Takes the message of PLAIN apart: user name and password. The authorisation identity must be
-/// empty or equal to the user name, because nobody here may act for another.
-pub fn parse_plain(message: &[u8]) -> Option<(&str, &str)> {
+/// Takes the message of PLAIN apart: whom it wants to act as (empty: as itself), user name, password.
+pub fn parse_plain(message: &[u8]) -> Option<(&str, &str, &str)> {
     let mut parts = std::str::from_utf8(message).ok()?.split('\0');
     let (authzid, username, password) = (parts.next()?, parts.next()?, parts.next()?);
-    let sound = parts.next().is_none() && !username.is_empty() && (authzid.is_empty() || authzid == username);
-    sound.then_some((username, password))
+    let sound = parts.next().is_none() && !username.is_empty();
+    sound.then_some((authzid, username, password))
 }
 
 /// The response to a CRAM-MD5 challenge.
@@ -88,10 +87,9 @@ mod tests {
     }
 
     #[test]
-    fn plain_is_read_back_and_nobody_acts_for_another() {
-        assert_eq!(parse_plain(&plain("a", "b c")), Some(("a", "b c")));
-        assert_eq!(parse_plain(b"a\0a\0p"), Some(("a", "p")));
-        assert_eq!(parse_plain(b"root\0a\0p"), None);
+    fn plain_is_read_back() {
+        assert_eq!(parse_plain(&plain("a", "b c")), Some(("", "a", "b c")));
+        assert_eq!(parse_plain(b"root\0a\0p"), Some(("root", "a", "p")));
         assert_eq!(parse_plain(b"\0\0p"), None);
         assert_eq!(parse_plain(b"\0a\0p\0x"), None);
         assert_eq!(parse_plain(b"a"), None);

@@ -63,6 +63,26 @@ impl Authority {
 }
 
 impl Identity {
+    /// The same, and it wants one of the client's by this authority.
+    pub fn server_config_that_asks(&self, authority: &Authority) -> rustls::ServerConfig {
+        use rustls::pki_types::pem::PemObject as _;
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        let der = rustls::pki_types::CertificateDer::from_pem_slice(authority.pem.as_bytes());
+        roots.add(der.expect("the test CA's own PEM")).expect("an authority");
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            std::sync::Arc::new(roots),
+            std::sync::Arc::clone(&provider),
+        );
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_der.clone()));
+        rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("rustls' own versions")
+            .with_client_cert_verifier(verifier.build().expect("a verifier"))
+            .with_single_cert(vec![self.cert_der.clone()], key)
+            .expect("a certificate and its key")
+    }
+
     /// A rustls server that shows this certificate.
     pub fn server_config(&self) -> rustls::ServerConfig {
         let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());

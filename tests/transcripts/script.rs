@@ -18,6 +18,7 @@
 //! ```
 //!
 //! In client lines `<x*300>` is 300 times `x`, `<plain USER PASSWORD>` and `<base64 TEXT>` are base64, and
+//! `<scram-first USER>` and `<scram-final USER PASSWORD>` are SCRAM-SHA-256's, and
 //! `<cram-md5 USER PASSWORD>` answers the last challenge, `<cram-md5 USER PASSWORD 1>` the first.
 
 // A test program's module has nobody else to be public for.
@@ -25,7 +26,11 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use outpost::smtp::sasl;
+use outpost::config::SessionBounds;
+use outpost::smtp::{pattern::AddressPattern, sasl, scram};
+
+/// The client's share of the nonce of SCRAM.
+const NONCE: &str = "client-nonce";
 
 /// Where a dialog happens.
 #[derive(Clone, Debug)]
@@ -40,6 +45,18 @@ pub struct Setting {
     pub users: bool,
     /// BINARYMIME is offered.
     pub binary: bool,
+    /// The bounds of a session.
+    pub bounds: SessionBounds,
+    /// Octets that may be held in memory.
+    pub buffered: usize,
+    /// Others find no place.
+    pub crowded: bool,
+    /// `auth: required`.
+    pub login_required: bool,
+    /// `smtp_senders`.
+    pub senders: Option<Vec<AddressPattern>>,
+    /// The senders that `dotcloud` may use.
+    pub user_senders: Option<Vec<AddressPattern>>,
     /// Octets of content.
     pub message_size: u64,
     /// Recipients of one message.
@@ -99,6 +116,12 @@ impl Script {
                 starttls: true,
                 users: true,
                 binary: false,
+                bounds: SessionBounds::default(),
+                buffered: 1_000_000,
+                crowded: false,
+                login_required: false,
+                senders: None,
+                user_senders: None,
                 message_size: 100_000,
                 recipients: 100,
                 full: false,
@@ -212,6 +235,17 @@ impl Setting {
             ("tls", _) => self.tls = yes?,
             ("starttls", _) => self.starttls = yes?,
             ("users", _) => self.users = yes?,
+            ("buffered", _) => self.buffered = value.parse().ok()?,
+            ("crowded", _) => self.crowded = yes?,
+            ("command-line", _) => self.bounds.command_line = value.parse().ok()?,
+            ("header-size", _) => self.bounds.header = value.parse().ok()?,
+            ("hops", _) => self.bounds.hops = value.parse().ok()?,
+            ("errors", _) => self.bounds.errors = value.parse().ok()?,
+            ("commands", _) => self.bounds.commands = value.parse().ok()?,
+            ("commands-before-auth", _) => self.bounds.commands_before_auth = value.parse().ok()?,
+            ("auth", "required") => self.login_required = true,
+            ("senders", _) => self.senders = patterns(value),
+            ("user-senders", _) => self.user_senders = patterns(value),
             ("message-size", _) => self.message_size = value.parse().ok()?,
             ("recipients", _) => self.recipients = value.parse().ok()?,
             ("queue", "full") => self.full = true,
@@ -225,6 +259,10 @@ impl Setting {
         }
         Some(())
     }
+}
+
+fn patterns(list: &str) -> Option<Vec<AddressPattern>> {
+    list.split(' ').map(AddressPattern::parse).collect()
 }
 
 /// The octets that a client's words stand for. `challenges` are those heard, in base64.
@@ -271,6 +309,13 @@ fn computed(inner: &str, challenges: &[String]) -> Option<Vec<u8>> {
             let which = words.next().map_or(challenges.len(), |n| n.parse().expect("a number")) - 1;
             let challenge = sasl::decode(&challenges[which]).expect("a challenge in base64");
             Some(sasl::encode(sasl::cram_md5(user, password, &challenge)).into())
+        }
+        ("scram-first", Some(user), _) => Some(sasl::encode(scram::Client::new(user, NONCE, None).1).into()),
+        ("scram-final", Some(user), Some(password)) => {
+            let first = sasl::decode(challenges.last()?).expect("a challenge in base64");
+            let first = String::from_utf8(first).expect("a challenge is text");
+            let (last, _) = scram::Client::new(user, NONCE, None).0.respond(password, &first)?;
+            Some(sasl::encode(last).into())
         }
         ("base64", Some(_), _) => Some(sasl::encode(octets(&inner["base64 ".len()..], &[])).into()),
         _ => {
@@ -336,7 +381,8 @@ pub fn leave_out_keywords(lines: &mut Vec<String>) {
 
 /// What came, with placeholders for what varies.
 pub fn masked(got: &str) -> String {
-    if got.starts_with("334 PD") {
+    // Of CRAM-MD5 (`<`) and SCRAM (`r=`, `v=`).
+    if ["334 PD", "334 cj", "334 dj"].iter().any(|start| got.starts_with(start)) {
         return "334 <challenge>".to_owned();
     }
     let date = got.strip_prefix("|\\t").is_some_and(|date| date.ends_with(" +0000"));

@@ -65,7 +65,7 @@ proptest! {
         let loaded = read_with(&text, None, &[]).expect("right");
         let shown = format!("{:?}", loaded.settings);
         prop_assert!(!shown.contains(&secret));
-        let login = loaded.settings.upstream.login.expect("a login");
+        let login = loaded.settings.upstreams[0].login.clone().expect("a login");
         prop_assert_eq!(login.password.expose_secret(), &secret);
         for key in ["smtp_relay_port", "smtp_listen", "smtp_relay_tls", "smtp_queue_lifetime", "smtp_relay_server"] {
             if let Err(problems) = read_with(&text.replace("smtp_relay_password", key), None, &[]) {

@@ -57,13 +57,13 @@ fn problems(text: &str) -> String {
 fn the_relay_of_the_mission_reads_as_it_stands() {
     let settings = read(MAILGUN);
     assert_eq!((settings.service.as_str(), settings.role), ("mailer", Role::Relay));
-    let upstream = &settings.upstream;
+    let upstream = &settings.upstreams[0];
     assert_eq!((upstream.server.as_str(), upstream.port), ("smtp.mailgun.org", 587));
     assert_eq!((upstream.name.as_str(), upstream.tls), ("smtp.mailgun.org", UpstreamTls::StartTls));
     let login = upstream.login.as_ref().expect("a login");
     assert_eq!(login.username, "postmaster@yourmailgundomain.com");
     assert_eq!(login.password.expose_secret(), "YourMailgunPassword");
-    assert_eq!(settings.listen, [Listen { address: "0.0.0.0:587".into(), tls: ListenTls::StartTls }]);
+    assert_eq!(settings.listen, [Listen::at("0.0.0.0:587")]);
     assert_eq!(settings.access.users[0].name, "dotcloud");
     assert!(settings.access.users[0].password.is_none());
     assert_eq!(settings.queue.directory, Path::new("/data/queue"));
@@ -77,8 +77,8 @@ fn the_relay_of_the_mission_reads_as_it_stands() {
 #[test]
 fn only_the_server_is_needed() {
     let settings = read(&relay(""));
-    assert_eq!(settings.upstream.port, 587);
-    assert!(settings.upstream.login.is_none());
+    assert_eq!(settings.upstreams[0].port, 587);
+    assert!(settings.upstreams[0].login.is_none());
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn the_local_mta_of_the_mission_reads_as_it_stands() {
     let loaded = read_with(LOCAL, Some("www"), &[]).expect("it is right");
     let settings = loaded.settings;
     assert_eq!((settings.service.as_str(), settings.role), ("www", Role::LocalMta));
-    assert_eq!(settings.upstream.port, 25);
-    assert_eq!(settings.upstream.login.expect("a login").username, "postmaster@company.com");
+    assert_eq!(settings.upstreams[0].port, 25);
+    assert_eq!(settings.upstreams[0].login.clone().expect("a login").username, "postmaster@company.com");
     assert_eq!(settings.listen[0].address, "127.0.0.1:25");
     assert_eq!(settings.access.users[0].name, "dotcloud", "and not the upstream's");
     assert!(settings.access.networks.iter().any(|net| net.contains(&std::net::IpAddr::from([127, 0, 0, 1]))));
@@ -113,10 +113,39 @@ x: *shared
 }
 
 #[test]
+fn several_upstreams_each_have_their_keys_and_what_they_serve() {
+    let text = "mailer:
+  type: smtp
+  config:
+    smtp_auth_retry: 1s..2s
+    smtp_users: {shop: {password: x, rate_limit: [5/second, 9 recipients/hour]}}
+    smtp_relays:
+      - {name: first, server: a.example, port: 465, username: u, password: p, rate_limit: 14/second}
+      - server: smtp.office365.com
+        priority: 2
+        weight: 3
+        senders: [shop.example, .shop.example]
+        recipients: vip@b.example
+        users: shop
+";
+    let settings = read(text);
+    let [first, second] = &settings.upstreams[..] else { panic!("two") };
+    assert_eq!((first.name.as_str(), first.tls), ("first", UpstreamTls::Implicit));
+    assert_eq!(first.limits, [parse_limit("14/second").expect("a limit")]);
+    assert_eq!(first.auth_retry.longest, Duration::from_secs(2));
+    assert_eq!((second.name.as_str(), second.connections), ("smtp.office365.com", 3));
+    let shown: Vec<_> = second.limits.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["30 messages/minute", "10000 recipients/day"], "what the provider documents");
+    let Serves { priority, weight, senders, recipients, users } = &second.serves;
+    assert_eq!((*priority, *weight, senders.len(), recipients.len(), users.len()), (2, 3, 2, 1, 1));
+    assert_eq!(settings.access.users[1].limits.len(), 2);
+}
+
+#[test]
 fn every_option_of_the_upstream_exists_for_a_local_mta_too() {
     let text =
         format!("{LOCAL}    smtp_tls: implicit\n    smtp_relay_tls_ca: ca.pem\n    smtp_relay_auth: plain\n");
-    let upstream = read_with(&text, Some("www"), &[]).expect("it is right").settings.upstream;
+    let upstream = read_with(&text, Some("www"), &[]).expect("it is right").settings.upstreams.remove(0);
     assert_eq!(upstream.tls, UpstreamTls::Implicit);
     assert_eq!(upstream.ca.as_deref(), Some(Path::new("/etc/app/ca.pem")));
     assert_eq!(upstream.login.expect("a login").mechanism, AuthMechanism::Plain);
@@ -131,12 +160,14 @@ smtp_relay_timeout: 1m30s
 smtp_auth_retry: 2s..4s
 smtp_listen:
   - 127.0.0.1:2525
-  - {address: '[::]:465', tls: implicit}
+  - {address: '[::]:465', tls: implicit, auth: required, proxy_protocol: [10.0.0.5, 10.1.0.0/16]}
+  - {address: 'unix:/run/outpost/smtp', proxy_protocol: true}
 smtp_hostname: mailer.example.com
 smtp_username: app
 smtp_password: 0123
 smtp_users:
-  shop: {password: 1e3}
+  shop: {password: 1e3, senders: shop.example}
+smtp_senders: [example.com, '@example.org', .example.net, a@example.edu]
 smtp_networks: [10.0.0.0/8, 192.168.1.1, 'fd00::/8']
 smtp_tls_cert: cert.pem
 smtp_tls_key: /k.pem
@@ -144,6 +175,16 @@ smtp_max_message_size: 10MiB
 smtp_max_recipients: 5
 smtp_max_connections: 6
 smtp_max_connections_per_client: 7
+smtp_max_buffered: 1MB
+smtp_max_command_line: 1000
+smtp_max_header_size: 100KB
+smtp_max_hops: 9
+smtp_max_errors: 8
+smtp_max_commands: 70
+smtp_max_commands_before_auth: 60
+smtp_timeout: 1m
+smtp_transaction_timeout: 2m
+smtp_min_rate: \"0\"
 smtp_queue: spool
 smtp_queue_lifetime: 2d
 smtp_retry: 1s..2s
@@ -158,16 +199,34 @@ smtp_admin_listen: 0.0.0.0:80
 smtp_admin_password: x
 smtp_log_level: warn,outpost::queue=debug",
     ));
-    assert_eq!(settings.upstream.fingerprint.expect("set")[..2], [0xab, 0]);
-    assert_eq!(settings.upstream.timeout, Some(Duration::from_secs(90)));
-    assert_eq!(settings.upstream.auth_retry.longest, Duration::from_secs(4));
-    assert_eq!(settings.listen[1], Listen { address: "[::]:465".into(), tls: ListenTls::Implicit });
+    assert_eq!(settings.upstreams[0].fingerprint.expect("set")[..2], [0xab, 0]);
+    assert_eq!(settings.upstreams[0].timeout, Some(Duration::from_secs(90)));
+    assert_eq!(settings.upstreams[0].auth_retry.longest, Duration::from_secs(4));
+    let proxies = vec!["10.0.0.5/32".parse().expect("a network"), "10.1.0.0/16".parse().expect("a network")];
+    let implicit =
+        Listen { tls: ListenTls::Implicit, login_required: true, proxies, ..Listen::at("[::]:465") };
+    assert_eq!(settings.listen[1], implicit);
+    assert!(settings.listen[2].is_unix() && !settings.listen[2].login_required);
+    assert_eq!(settings.listen[2].proxies, settings.access.networks);
     let secret =
         |n: usize| settings.access.users[n].password.as_ref().expect("set").expose_secret().to_owned();
     assert_eq!((secret(0), secret(1)), ("0123".into(), "1e3".into()), "numbers keep their text");
     assert_eq!(settings.access.networks[1].to_string(), "192.168.1.1/32");
+    let shown = |list: &Option<Vec<AddressPattern>>| {
+        list.iter().flatten().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&settings.access.users[1].senders), ["shop.example"]);
+    assert_eq!(
+        shown(&settings.access.senders),
+        ["example.com", "example.org", ".example.net", "a@example.edu"]
+    );
     assert_eq!(settings.tls.expect("set").cert, Path::new("/etc/app/cert.pem"));
     assert_eq!(settings.bounds.message_size, 10 << 20);
+    let bounds = settings.bounds.session;
+    assert_eq!((bounds.command_line, bounds.header, bounds.hops, bounds.errors), (1000, 100_000, 9, 8));
+    assert_eq!((bounds.commands, bounds.commands_before_auth, bounds.min_rate), (70, 60, 0));
+    assert_eq!((bounds.timeout.as_secs(), bounds.transaction_timeout.as_secs()), (60, 120));
+    assert_eq!(settings.bounds.buffered, 1_000_000);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
     assert_eq!(settings.queue.min_free, 0);
     assert_eq!(settings.environment.files, [PathBuf::from("/etc/app/a.json"), "/b.env".into()]);
@@ -177,14 +236,14 @@ smtp_log_level: warn,outpost::queue=debug",
 #[test]
 fn a_map_may_be_shared_by_anchor_and_merge() {
     let text = "x-common: &common\n  smtp_relay_server: a.example\n  smtp_relay_port: 25\nmailer:\n  type: smtp\n  config:\n    <<: *common\n    smtp_relay_port: 26\n";
-    let upstream = read(text).upstream;
+    let upstream = read(text).upstreams.remove(0);
     assert_eq!((upstream.server.as_str(), upstream.port), ("a.example", 26));
 }
 
 #[test]
 fn a_byte_order_mark_at_the_start_is_no_harm() {
     assert_eq!(read(&format!("\u{feff}{MAILGUN}")).service, "mailer");
-    assert_eq!(read(&MAILGUN.replace('\n', "\r\n")).upstream.port, 587);
+    assert_eq!(read(&MAILGUN.replace('\n', "\r\n")).upstreams[0].port, 587);
 }
 
 #[test]

@@ -24,12 +24,12 @@ fn mistakes_of_the_upstream_are_named_when_it_is_read() {
             problems(&text).starts_with("dotcloud.yml:8:21: credentials never travel without verified TLS")
         );
         let allowed = read(&format!("{text}    smtp_relay_allow_insecure_auth: true\n"));
-        assert!(allowed.upstream.allow_insecure_auth);
+        assert!(allowed.upstreams[0].allow_insecure_auth);
     }
     let implicit = read(&MAILGUN.replace("587", "465"));
-    assert_eq!(implicit.upstream.tls, UpstreamTls::Implicit);
-    assert_eq!(read(&MAILGUN.replace("smtp.mailgun.org", "'[fd00::1]'")).upstream.server, "fd00::1");
-    assert_eq!(read(&MAILGUN.replace("smtp.mailgun.org", "my_mailer")).upstream.server, "my_mailer");
+    assert_eq!(implicit.upstreams[0].tls, UpstreamTls::Implicit);
+    assert_eq!(read(&MAILGUN.replace("smtp.mailgun.org", "'[fd00::1]'")).upstreams[0].server, "fd00::1");
+    assert_eq!(read(&MAILGUN.replace("smtp.mailgun.org", "my_mailer")).upstreams[0].server, "my_mailer");
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn the_service_is_chosen_or_the_choice_is_explained() {
     let empty = read_with("web: {type: php}", Some("web"), &[]).expect_err("wrong").to_string();
     assert!(empty.contains(":1:1: smtp_server is missing"), "{empty}");
     let by_variable = read_with("web: {type: php}", Some("web"), &[("SMTP_SERVER", "mailer")]);
-    assert_eq!(by_variable.expect("right").settings.upstream.server, "mailer");
+    assert_eq!(by_variable.expect("right").settings.upstreams[0].server, "mailer");
     assert!(
         problems("mailer:\n  type: smtp\n  smtp_relay_server: a\n")
             .contains("3:3: settings of the service stand under its `config`")

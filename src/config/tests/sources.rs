@@ -14,7 +14,7 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
         &[("SMTP_RELAY_PORT", "2525"), ("SMTP_NETWORKS", "10.0.0.0/8, ::1"), ("SMTP_USERNAME", "")],
     );
     let settings = set.expect("right").settings;
-    assert_eq!((settings.upstream.port, settings.access.networks.len()), (2525, 2));
+    assert_eq!((settings.upstreams[0].port, settings.access.networks.len()), (2525, 2));
     assert_eq!(settings.access.users[0].name, "dotcloud", "an empty variable is none");
     let wrong = |env: &[(&str, &str)]| read_with(MAILGUN, None, env).expect_err("wrong").to_string();
     assert_eq!(
@@ -22,8 +22,8 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
         "$SMTP_RELAY_PORT: smtp_relay_port wants a port from 1 to 65535\n  help: for example `587`"
     );
     assert!(
-        wrong(&[("SMTP_RATE_LIMIT", "1/day")])
-            .starts_with("$SMTP_RATE_LIMIT: smtp_rate_limit is not available")
+        wrong(&[("SMTP_RELAY_OAUTH", "x")])
+            .starts_with("$SMTP_RELAY_OAUTH: smtp_relay_oauth is not available")
     );
     let both = wrong(&[("SMTP_RELAY_PASSWORD", "s3cret"), ("SMTP_RELAY_PASSWORD_FILE", "/x")]);
     assert!(
@@ -34,8 +34,8 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
     );
     let www =
         read_with(LOCAL, Some("www"), &[("SMTP_SERVER", "mailer"), ("SMTP_PASSWORD", "x")]).expect("right");
-    assert_eq!(www.settings.upstream.server, "mailer");
-    assert_eq!(www.settings.upstream.login.expect("a login").password.expose_secret(), "x");
+    assert_eq!(www.settings.upstreams[0].server, "mailer");
+    assert_eq!(www.settings.upstreams[0].login.clone().expect("a login").password.expose_secret(), "x");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn secrets_come_from_files_and_credentials() {
     let credentials = dir.path().to_str().expect("text");
     let text = MAILGUN.replace("    smtp_relay_password: YourMailgunPassword\n", "");
     let password = |text: &str, env: &[(&str, &str)]| {
-        let login = read_with(text, None, env)?.settings.upstream.login.expect("a login");
+        let login = read_with(text, None, env)?.settings.upstreams[0].login.clone().expect("a login");
         Ok::<_, Problems>(login.password.expose_secret().to_owned())
     };
     let with = |name: &str| format!("{text}    smtp_relay_password_file: {}\n", at(name).display());
@@ -114,4 +114,54 @@ fn without_a_file_the_environment_is_enough() {
         error.starts_with("dotcloud.yml: no file here, nor /etc/outpost/dotcloud.yml\n  help:"),
         "{error}"
     );
+}
+
+#[test]
+fn a_preset_fills_in_what_is_not_set_and_a_key_beside_it_wins() {
+    let with = |lines: &str| format!("mailer:\n  type: smtp\n  config:\n{lines}");
+    let read = |lines: &str| read(&with(lines)).upstreams.remove(0);
+    let gmail = read("    smtp_relay_provider: gmail\n");
+    assert_eq!(
+        (gmail.server.as_str(), gmail.port, gmail.tls),
+        ("smtp.gmail.com", 587, UpstreamTls::StartTls)
+    );
+    assert_eq!((gmail.recipients, gmail.provider.as_deref()), (Some(100), Some("gmail")));
+    let own = read(
+        "    smtp_relay_provider: office365\n    smtp_relay_connections: 1\n    smtp_relay_server: a.example\n",
+    );
+    assert_eq!((own.server.as_str(), own.connections), ("a.example", 1));
+    let ses = read("    smtp_relay_provider: ses-eu-west-1\n    smtp_relay_port: 2465\n");
+    assert_eq!((ses.server.as_str(), ses.tls), ("email-smtp.eu-west-1.amazonaws.com", UpstreamTls::Implicit));
+    assert_eq!(read("    smtp_relay_server: smtp.office365.com\n").connections, 3);
+    assert_eq!(read("    smtp_relay_provider: fastmail\n").tls, UpstreamTls::Implicit);
+    let wrong = |lines: &str| read_with(&with(lines), None, &[]).expect_err("it is wrong").to_string();
+    assert!(wrong("    smtp_relay_provider: ses\n").contains("ses-eu-west-1"));
+    assert!(wrong("    smtp_relay_provider: sendgird\n").contains("did you mean sendgrid"));
+}
+
+#[test]
+fn known_mistakes_with_a_login_are_named_and_never_the_login() {
+    for (server, user, password, words) in [
+        ("smtp.gmail.com", "me@gmail.com", "my-own-password", "app password"),
+        ("smtp.gmail.com", "me", "abcd efgh ijkl mnop", "full address"),
+        ("smtp.sendgrid.net", "me@x.example", "SG.abc", "apikey"),
+        ("smtp.sendgrid.net", "apikey", "hunter-two", "SG."),
+        ("smtp.resend.com", "me@x.example", "re_1", "resend"),
+        (
+            "email-smtp.us-east-1.amazonaws.com",
+            "AKIAIOSFODNN7EXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "IAM user's secret key",
+        ),
+        ("smtp-relay.brevo.com", "me@x.example", "xkeysib-1", "SMTP key"),
+        ("smtp.critsend.com", "me", "p", "has ended its service"),
+    ] {
+        let text = format!(
+            "mailer:\n  type: smtp\n  config:\n    smtp_relay_server: {server}\n    smtp_relay_username: '{user}'\n    smtp_relay_password: '{password}'\n"
+        );
+        let warnings = read_with(&text, None, &[]).expect("it is right").warnings;
+        let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|said| said.contains(words)), "{server}: {said:?}");
+        assert!(!said.iter().any(|said| said.contains(password) && password.len() > 1), "{said:?}");
+    }
 }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 use crate::{
-    config::{UpstreamTls, Waits},
+    config::{Replies, Serves, UpstreamTls, Waits},
     delivery::Forward,
     mail::{content::Content, envelope::Handling},
     smtp::{
@@ -29,6 +29,13 @@ fn upstream() -> Upstream {
         connections: 1,
         timeout: Some(Duration::from_secs(5)),
         auth_retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(60) },
+        identity: None,
+        recipients: None,
+        messages: None,
+        provider: None,
+        replies: Replies::default(),
+        limits: Vec::new(),
+        serves: Serves::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -34,6 +34,8 @@ pub enum Shows {
     WrongName,
     /// One by an authority that nobody knows.
     UnknownAuthority,
+    /// The right one, and it asks for the client's, by the same CA.
+    GoodAndAsks,
 }
 
 /// What it makes of STARTTLS.
@@ -69,8 +71,18 @@ pub struct Behaviour {
     pub password: String,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// What it says first instead of its greeting, and hangs up.
+    pub greeting: Option<String>,
+    /// What it says to a login, whatever the password.
+    pub login: Option<String>,
+    /// Replies to MAIL by address; 250 for all others.
+    pub senders: HashMap<String, String>,
     /// Replies to RCPT by address; 250 for all others.
     pub recipients: HashMap<String, String>,
+    /// So many recipients are accepted in one transaction; 452 4.5.3 for the rest.
+    pub most_recipients: usize,
+    /// What it says behind the dot instead of taking the message.
+    pub refusal: Option<String>,
     /// How long it thinks before the final reply.
     pub final_delay: Duration,
     pub ending: Ending,
@@ -83,6 +95,13 @@ pub struct Heard {
     pub wire: Vec<u8>,
     /// What came inside TLS, decrypted.
     pub inside: Vec<u8>,
+}
+
+/// When a whole message came, and for how many recipients.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Instant,
+    pub recipients: usize,
 }
 
 /// The server; it ends when dropped.
@@ -99,6 +118,7 @@ struct State {
     heard: Mutex<Vec<Arc<Mutex<Heard>>>>,
     ledger: Mutex<HashMap<String, usize>>,
     messages: Mutex<Vec<Vec<u8>>>,
+    arrivals: Mutex<Vec<Arrival>>,
     auth_attempts: AtomicUsize,
     open: Mutex<HashMap<usize, TcpStream>>,
     running: AtomicBool,
@@ -122,16 +142,26 @@ impl Upstream {
         let config = |identity: Identity| Arc::new(identity.server_config());
         let configs = HashMap::from([
             (Shows::Good, config(known.identity(&here))),
+            (Shows::GoodAndAsks, Arc::new(known.identity(&here).server_config_that_asks(&known))),
             (Shows::Expired, config(known.expired_identity(&here))),
             (Shows::WrongName, config(known.identity(&["other.example"]))),
             (Shows::UnknownAuthority, config(unknown.identity(&here))),
         ]);
+        let client = known.identity(&["client.test"]);
+        for (name, pem) in [("client.pem", &client.cert_pem), ("client.key", &client.key_pem)] {
+            std::fs::write(dir.path().join(name), pem).expect("the client's identity can be written");
+        }
         let behaviour = Behaviour {
             shows: Shows::Good,
             starttls: StartTls::Offered,
             password: password.to_owned(),
             mechanisms: "PLAIN LOGIN",
+            greeting: None,
+            login: None,
+            senders: HashMap::new(),
             recipients: HashMap::new(),
+            most_recipients: usize::MAX,
+            refusal: None,
             final_delay: Duration::ZERO,
             ending: Ending::Reply,
         };
@@ -141,6 +171,7 @@ impl Upstream {
             heard: Mutex::default(),
             ledger: Mutex::default(),
             messages: Mutex::default(),
+            arrivals: Mutex::default(),
             auth_attempts: AtomicUsize::new(0),
             open: Mutex::default(),
             running: AtomicBool::new(false),
@@ -182,6 +213,11 @@ impl Upstream {
         self.dir.path().join("ca.pem")
     }
 
+    /// A file of the client's identity that it takes: `client.pem` or `client.key`.
+    pub fn client_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// The relay's keys for this upstream, by name, so that the name counts.
     pub fn upstream_of(&self, service: Service, password: &str) -> Service {
         service
@@ -210,6 +246,11 @@ impl Upstream {
     /// The messages themselves, in the order of their arrival, dots unstuffed.
     pub fn messages(&self) -> Vec<Vec<u8>> {
         locked(&self.state.messages).clone()
+    }
+
+    /// When messages came, oldest first.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        locked(&self.state.arrivals).clone()
     }
 
     /// How many AUTH commands it has had.

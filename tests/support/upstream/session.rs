@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::super::bytes::{field_name, header_fields};
-use super::{Behaviour, Ending, Heard, StartTls, State, USER, locked};
+use super::{Arrival, Behaviour, Ending, Heard, StartTls, State, USER, locked};
 
 /// A socket that keeps what it reads.
 struct Recorder {
@@ -47,6 +48,9 @@ pub(super) fn converse(stream: TcpStream, state: &State, heard: &Arc<Mutex<Heard
     stream.set_nodelay(true)?;
     let recorder = Recorder { stream, heard: Arc::clone(heard) };
     let mut clear = Session::new(recorder, state, None);
+    if let Some(greeting) = locked(&state.behaviour).greeting.clone() {
+        return clear.say(&greeting);
+    }
     clear.say("220 upstream.test ESMTP, scripted")?;
     if let Next::Over = clear.run()? {
         return Ok(());
@@ -66,11 +70,13 @@ struct Session<'a, S> {
     buffer: Vec<u8>,
     trusted: bool,
     recipients: usize,
+    /// MAIL was refused, so nothing behind it makes sense.
+    refused: bool,
 }
 
 impl<'a, S: Read + Write> Session<'a, S> {
     fn new(stream: S, state: &'a State, inside: Option<&'a Arc<Mutex<Heard>>>) -> Self {
-        Self { stream, state, inside, buffer: Vec::new(), trusted: false, recipients: 0 }
+        Self { stream, state, inside, buffer: Vec::new(), trusted: false, recipients: 0, refused: false }
     }
 
     fn run(&mut self) -> io::Result<Next> {
@@ -104,12 +110,19 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 "MAIL" if !self.trusted => self.say("530 5.7.0 Authentication required")?,
                 "MAIL" => {
                     self.recipients = 0;
-                    self.say("250 2.1.0 Ok")?;
+                    let address = between(rest, '<', '>').to_ascii_lowercase();
+                    let reply = behaviour.senders.get(&address);
+                    self.refused = reply.is_some();
+                    self.say(reply.map_or("250 2.1.0 Ok", String::as_str))?;
                 }
+                "RCPT" if self.refused => self.say("503 5.5.1 no sender, says the test")?,
                 "RCPT" => {
                     let address = between(rest, '<', '>').to_ascii_lowercase();
                     match behaviour.recipients.get(&address) {
                         Some(reply) => self.say(reply)?,
+                        None if self.recipients >= behaviour.most_recipients => {
+                            self.say("452 4.5.3 too many recipients, says the test")?;
+                        }
                         None => {
                             self.recipients += 1;
                             self.say("250 2.1.5 Ok")?;
@@ -152,6 +165,9 @@ impl<'a, S: Read + Write> Session<'a, S> {
     }
 
     fn authenticate(&mut self, rest: &str, behaviour: &Behaviour) -> io::Result<()> {
+        if let Some(reply) = &behaviour.login {
+            return self.say(reply);
+        }
         let (mechanism, initial) = rest.split_once(' ').unwrap_or((rest, ""));
         let given = match mechanism.to_ascii_uppercase().as_str() {
             "PLAIN" => {
@@ -190,8 +206,15 @@ impl<'a, S: Read + Write> Session<'a, S> {
             message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
             message.extend_from_slice(b"\r\n");
         }
+        let refusal = locked(&self.state.behaviour).refusal.clone();
+        if let Some(reply) = refusal {
+            sleep(locked(&self.state.behaviour).final_delay);
+            self.say(&reply)?;
+            return Ok(!reply.starts_with("421"));
+        }
         *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
         locked(&self.state.messages).push(message);
+        locked(&self.state.arrivals).push(Arrival { at: Instant::now(), recipients: self.recipients });
         let behaviour = locked(&self.state.behaviour).clone();
         sleep(behaviour.final_delay);
         if behaviour.ending != Ending::DropBeforeReply {

@@ -1,0 +1,277 @@
+//! Which lane a message goes by: drawn from the queue, routed, taken, or laid where it belongs.
+//!
+//! A lane that is ready for work draws from the queue. What turns out to be another's is laid on that
+//! one's tray; what nobody can carry now is put off: it leaves the queue's window, so that it is in
+//! nobody's way, until a lane that it may go by is ready and draws it. Trays are short, and of what is
+//! put off only the id is kept.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    Runner,
+    lane::{Job, Lane, lock},
+    settle::is_over,
+};
+use crate::{
+    clock::Timestamp,
+    config::Serves,
+    delivery::{Agent, route},
+    limits::account::Blocked,
+    mail::outcome::Evidence,
+    queue::{Claim, Next, Report, entry::Entry},
+};
+
+/// What a tray holds: enough that a worker never waits for the queue, little enough to be given back.
+const TRAY: usize = 20;
+/// How many of the messages put off for it a lane asks for at once.
+const BROUGHT_BACK: usize = 100;
+/// When so much is put off that not even the ids are kept, a message is looked at again after so long.
+const LATER: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The lanes at one moment, with what routes depend on.
+struct Lanes {
+    lanes: Arc<Vec<Arc<Lane>>>,
+    agents: Vec<Arc<Agent>>,
+    open: Vec<bool>,
+}
+
+/// What an operator wants to know of a message that is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// The upstream that it goes by, or would.
+    pub upstream: Option<String>,
+    /// Why it doesn't go now.
+    pub blocked: Option<Obstacle>,
+}
+
+/// Why a message doesn't go now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// In words.
+    pub reason: String,
+    /// Until when, as far as that is known.
+    pub until: Option<Timestamp>,
+    /// What was seen, where it was an upstream's doing.
+    pub evidence: Option<Evidence>,
+}
+
+impl Runner {
+    /// Waits for a message that this lane can carry.
+    pub(super) async fn draw(&self, lane: &Lane) -> Job {
+        let _drawing = Drawing::begin(lane);
+        loop {
+            let laid = lane.laid.notified();
+            if let Some(job) = self.try_draw(lane) {
+                return job;
+            }
+            tokio::select! {
+                claim = self.queue().claim() => {
+                    if let Some(job) = self.sort(lane, claim) {
+                        return job;
+                    }
+                }
+                () = laid => {}
+            }
+        }
+    }
+
+    /// A message that this lane can carry, if one is at hand.
+    pub(super) fn try_draw(&self, lane: &Lane) -> Option<Job> {
+        let laid = lock(&lane.tray).pop_front();
+        if laid.is_some() {
+            return laid;
+        }
+        self.bring_back(lane);
+        while let Some(claim) = self.queue().try_claim() {
+            let job = self.sort(lane, claim);
+            if job.is_some() {
+                return job;
+            }
+        }
+        None
+    }
+
+    /// Whether some of it can go by a lane that is open.
+    pub(super) fn can_go_elsewhere(&self, job: &Job) -> bool {
+        let all = self.all_lanes();
+        all.lanes.len() > 1 && {
+            let entry = job.claim.entry();
+            job.places.iter().any(|place| all.order(entry, *place).into_iter().any(|lane| all.open[lane]))
+        }
+    }
+
+    /// What becomes of a message now, unless it is under way, for people.
+    pub fn outlook(&self, entry: &Entry) -> Outlook {
+        let all = self.all_lanes();
+        let now = self.clock().now();
+        let Some(place) = due(entry, now).first().copied() else {
+            return Outlook { upstream: None, blocked: None };
+        };
+        let order = all.order(entry, place);
+        let name = |lane: &usize| all.agents[*lane].upstream().name.clone();
+        let Some(first) = order.first() else {
+            let reason = "no upstream of smtp_relays serves this sender, recipient and login".to_owned();
+            return Outlook {
+                upstream: None,
+                blocked: Some(Obstacle { reason, until: None, evidence: None }),
+            };
+        };
+        let obstacle = |lane: &usize| obstacle(&all.lanes[*lane], now);
+        let goes = order.iter().find(|lane| obstacle(lane).is_none());
+        let until = order.iter().filter_map(|lane| obstacle(lane)?.until).min();
+        Outlook {
+            upstream: Some(name(goes.unwrap_or(first))),
+            blocked: obstacle(first).filter(|_| goes.is_none()).map(|first| Obstacle { until, ..first }),
+        }
+    }
+
+    /// Takes what is this lane's; finds a place for the rest.
+    fn sort(&self, lane: &Lane, claim: Claim) -> Option<Job> {
+        let all = self.all_lanes();
+        let now = self.clock().now();
+        let due = due(claim.entry(), now);
+        if let [agent] = &all.agents[..]
+            && is_for_all(&agent.upstream().serves)
+        {
+            return Some(Job { claim, places: due });
+        }
+        let orders: Vec<Vec<usize>> = due.iter().map(|place| all.order(claim.entry(), *place)).collect();
+        let is_ours = |other: usize| std::ptr::eq(lane, &*all.lanes[other]);
+        let choice =
+            |order: &Vec<usize>| order.iter().copied().find(|other| is_ours(*other) || all.open[*other]);
+        let mine = |order: &Vec<usize>| choice(order).is_some_and(is_ours);
+        let places: Vec<usize> =
+            due.iter().zip(&orders).filter(|(_, order)| mine(order)).map(|(place, _)| *place).collect();
+        if !places.is_empty() {
+            return Some(Job { claim, places });
+        }
+        // Somebody else's: one that is open, or one that waits for something to try its luck with.
+        let draws = |other: &usize| all.lanes[*other].drawing.load(Ordering::Relaxed) > 0;
+        let taker = orders.iter().find_map(choice).or_else(|| orders.iter().flatten().copied().find(draws));
+        if let Some(taker) = taker {
+            let taker = &all.lanes[taker];
+            let mut tray = lock(&taker.tray);
+            if tray.len() < TRAY {
+                tray.push_back(Job { claim, places: due });
+                drop(tray);
+                taker.laid.notify_one();
+                return None;
+            }
+        }
+        let candidates: Vec<usize> = match taker {
+            Some(taker) => vec![taker],
+            None => orders.into_iter().flatten().collect(),
+        };
+        self.put_off(&all, claim, due, candidates);
+        None
+    }
+
+    /// Nobody can carry it now.
+    fn put_off(&self, all: &Lanes, claim: Claim, places: Vec<usize>, mut candidates: Vec<usize>) {
+        let orders = self.orders();
+        candidates.sort_unstable();
+        candidates.dedup();
+        // The failure that closed the gate was an attempt at this one as well: it would have been its.
+        let failed = candidates.iter().find_map(|lane| all.lanes[*lane].gate.closed());
+        if let Some(closed) = failed
+            && is_over(&orders, claim.entry(), closed.evidence.at)
+        {
+            return self.defer(&orders, Job { claim, places }, &closed.evidence, closed.until);
+        }
+        let id = claim.entry().id;
+        match claim.put_off() {
+            Ok(()) => {
+                for lane in &candidates {
+                    let lane = &all.lanes[*lane];
+                    lock(&lane.put_off).push(id);
+                    lane.laid.notify_one();
+                }
+                if candidates.is_empty() {
+                    lock(self.unserved()).push(id);
+                }
+            }
+            Err(claim) => {
+                let later = self.clock().now().after(LATER);
+                drop(self.queue().settle(claim, Next::Retry(later), Vec::<Report>::new()));
+            }
+        }
+    }
+
+    /// Asks the queue for some of what was put off until now.
+    fn bring_back(&self, lane: &Lane) {
+        let mut put_off = lock(&lane.put_off);
+        let count = put_off.len().min(BROUGHT_BACK);
+        let ids: Vec<_> = put_off.drain(..count).collect();
+        drop(put_off);
+        if !ids.is_empty() {
+            self.queue().bring_back(&ids);
+        }
+    }
+
+    fn all_lanes(&self) -> Lanes {
+        let lanes = self.lanes();
+        let agents = lanes.iter().map(|lane| lane.agent()).collect();
+        let open = lanes.iter().map(|lane| lane.is_open()).collect();
+        Lanes { lanes, agents, open }
+    }
+}
+
+impl Lanes {
+    /// The lanes that a recipient may go by, best first.
+    fn order(&self, entry: &Entry, place: usize) -> Vec<usize> {
+        let recipient = &entry.recipients[place];
+        // That one may have taken it, and only there a second copy may be recognised as one.
+        if let Some(name) = &recipient.perhaps
+            && let Some(lane) = self.agents.iter().position(|agent| agent.upstream().name == *name)
+        {
+            return vec![lane];
+        }
+        let facts = route::Facts {
+            sender: entry.reverse_path.mailbox(),
+            user: entry.origin.user.as_deref(),
+            // Each try draws lots anew.
+            seed: entry.id.to_i64().cast_unsigned().wrapping_add(u64::from(recipient.attempts)),
+        };
+        let serves = self.agents.iter().map(|agent| &agent.upstream().serves);
+        route::order(serves, facts, &recipient.address)
+    }
+}
+
+/// Counts as drawing until dropped.
+struct Drawing<'l>(&'l Lane);
+
+impl<'l> Drawing<'l> {
+    fn begin(lane: &'l Lane) -> Self {
+        lane.drawing.fetch_add(1, Ordering::Relaxed);
+        Self(lane)
+    }
+}
+
+impl Drop for Drawing<'_> {
+    fn drop(&mut self) {
+        self.0.drawing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The pending recipients that are due, by their places, or all of them, if only the entry is: an
+/// operator wants it tried.
+fn due(entry: &Entry, now: Timestamp) -> Vec<usize> {
+    let is_due = |due: Option<Timestamp>| due.is_none_or(|due| due <= now);
+    let due: Vec<usize> =
+        entry.pending().filter(|(_, recipient)| is_due(recipient.due)).map(|(place, _)| place).collect();
+    if due.is_empty() { entry.pending().map(|(place, _)| place).collect() } else { due }
+}
+
+fn is_for_all(serves: &Serves) -> bool {
+    serves.senders.is_empty() && serves.recipients.is_empty() && serves.users.is_empty()
+}
+
+/// Why nothing goes by a lane now. While a probe is due, something may.
+fn obstacle(lane: &Lane, now: Timestamp) -> Option<Obstacle> {
+    if let Some(closed) = lane.gate.closed().filter(|closed| closed.until > now) {
+        let reason = closed.evidence.to_string();
+        return Some(Obstacle { reason, until: Some(closed.until), evidence: Some(closed.evidence) });
+    }
+    let Blocked { reason, until } = lane.account.blocked()?;
+    Some(Obstacle { reason, until, evidence: None })
+}

@@ -1,0 +1,160 @@
+//! Who gets in, and by which door: load balancers, Unix sockets, certificates, clients that log in.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    time::Duration,
+};
+
+use support::{ports, relay::Relay, service::Service};
+
+/// A relay whose upstream is never there: what is taken stays in the queue.
+fn mailer() -> Service {
+    Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free())
+}
+
+/// Says all of it at once and hears the server out.
+fn dialog(port: u16, words: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    stream.write_all(words.as_bytes()).expect("it is heard");
+    stream.shutdown(Shutdown::Write).expect("our end is ended");
+    let mut heard = String::new();
+    // A server that closes before it has read everything resets the connection; what it said stands.
+    let _ = stream.read_to_string(&mut heard);
+    heard
+}
+
+const PROBE: &str = "EHLO a\r\nMAIL FROM:<a@b.example>\r\nQUIT\r\n";
+
+#[test]
+fn a_load_balancer_names_the_client_and_nobody_else_does() {
+    let (balanced, plain) = (ports::free(), ports::free());
+    let listen = format!(
+        "[{{address: '127.0.0.1:{balanced}', proxy_protocol: 127.0.0.1}}, \
+          {{address: '127.0.0.1:{plain}', proxy_protocol: 10.0.0.5}}]"
+    );
+    let relay = Relay::start(&mailer().set("smtp_listen", listen));
+    let probe = |header: &str| dialog(balanced, &format!("{header}{PROBE}"));
+    assert!(probe("PROXY TCP4 192.0.2.7 127.0.0.1 1 2\r\n").contains("530 5.7.0"), "a stranger");
+    assert!(probe("PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n").contains("250 2.1.0"), "one of us");
+    assert!(probe("PROXY UNKNOWN\r\n").contains("530 5.7.0"), "nobody in particular");
+    let unnamed = probe("");
+    assert!(unnamed.starts_with("421 4.7.0 a PROXY header was expected"), "{unnamed}");
+    let forged = dialog(plain, &format!("PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n{PROBE}"));
+    assert!(forged.contains("550 5.7.1 a PROXY header is not taken") && !forged.contains("250"), "{forged}");
+    assert!(dialog(plain, PROBE).contains("250 2.1.0"), "without a header it is a listener like any other");
+    drop(relay);
+}
+
+#[test]
+fn a_unix_socket_takes_mail_like_loopback_and_outlives_a_kill() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("smtp");
+    let service = mailer();
+    let listen = format!("['127.0.0.1:{}', 'unix:{}']", service.smtp, path.display());
+    let mut relay = Relay::start(&service.set("smtp_listen", listen));
+    for _ in 0..2 {
+        let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let mut stream = UnixStream::connect(&path).expect("a connection");
+        let words = "EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nSubject: x\r\n\r\nx\r\n.\r\nQUIT\r\n";
+        stream.write_all(words.as_bytes()).expect("it is heard");
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).expect("an answer");
+        assert!(heard.contains("250 2.0.0 queued as "), "{heard}");
+        relay.kill9();
+        assert!(path.exists(), "a stale socket is left behind");
+        relay.up();
+    }
+    assert_eq!(relay.queue().len(), 2);
+    assert!(relay.queue().iter().all(|item| item["client"] == "127.0.0.1"));
+    assert_eq!(relay.environment()["DOTCLOUD_MAILER_SMTP_PORT"], relay.smtp.to_string());
+}
+
+#[test]
+fn msmtp_logs_in_by_scram() {
+    let relay = Relay::start(&mailer().set("smtp_password", "sésame-4711").set("smtp_networks", "192.0.2.1"));
+    let send = |password: &str| {
+        let mut msmtp = std::process::Command::new(support::programs::require("/usr/bin/msmtp".as_ref()));
+        msmtp
+            .args(["--host=127.0.0.1", &format!("--port={}", relay.smtp), "--auth=scram-sha-256"])
+            .args(["--user=dotcloud", "--tls=off", "--from=a@b.example", "c@d.example"])
+            .arg(format!("--passwordeval=printf %s '{password}'"))
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let mut child = msmtp.spawn().expect("msmtp starts");
+        child.stdin.take().expect("its input").write_all(b"Subject: x\n\nx\n").expect("it reads");
+        child.wait_with_output().expect("msmtp ends")
+    };
+    let sent = send("sésame-4711");
+    assert!(sent.status.success(), "{}", support::programs::shown(&sent));
+    assert_eq!(relay.queue()[0]["user"], "dotcloud");
+    let refused = send("sesame-4711");
+    assert!(!refused.status.success());
+    assert!(support::programs::shown(&refused).contains("535"), "{}", support::programs::shown(&refused));
+}
+
+/// What `openssl s_client` sees of the relay's STARTTLS.
+fn s_client(port: u16, args: &[&str]) -> (bool, String) {
+    let output = std::process::Command::new("openssl")
+        .args(["s_client", "-starttls", "smtp", "-connect", &format!("127.0.0.1:{port}"), "-brief"])
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("openssl runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// SHA-256 of the certificate that the relay shows.
+fn shown_fingerprint(port: u16) -> String {
+    let script = format!(
+        "openssl s_client -starttls smtp -connect 127.0.0.1:{port} </dev/null 2>/dev/null \
+         | openssl x509 -noout -fingerprint -sha256"
+    );
+    let output = support::programs::run(std::process::Command::new("sh").args(["-c", &script]));
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_lowercase().replace(':', "");
+    text.rsplit_once('=').expect("a fingerprint").1.to_owned()
+}
+
+#[test]
+fn only_tls_1_2_and_1_3_are_spoken() {
+    let relay = Relay::start(&mailer());
+    for (version, expected) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
+        let (ok, said) = s_client(relay.smtp, &[version]);
+        assert!(ok && said.contains(&format!("Protocol version: {expected}")), "{version}: {said}");
+    }
+    for version in ["-tls1_1", "-tls1"] {
+        // The client's own policy would refuse them as well.
+        let (ok, said) = s_client(relay.smtp, &[version, "-cipher", "DEFAULT:@SECLEVEL=0"]);
+        assert!(!ok && said.contains(" alert "), "{version}: {said}");
+    }
+}
+
+#[test]
+fn a_changed_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let relay = Relay::start(&mailer());
+    let published = |relay: &Relay| {
+        let fingerprint = &relay.environment()["DOTCLOUD_MAILER_SMTP_TLS_FINGERPRINT"];
+        fingerprint.as_str().expect("a fingerprint").to_owned()
+    };
+    let first = shown_fingerprint(relay.smtp);
+    assert!(!relay.log().contains("was taken up"), "nothing has changed yet");
+    assert_eq!(published(&relay), first);
+    let cert = relay.environment_file().with_file_name("tls").join("cert.pem");
+    let key = cert.with_file_name("key.pem");
+
+    // The certificate alone: it no longer matches its key.
+    let identity = support::certs::Authority::new("test CA").identity(&["localhost"]);
+    std::fs::write(&cert, &identity.cert_pem).expect("it can be written");
+    support::wait::until_true("the broken pair is noticed", || relay.log().contains("the one in use stays"));
+    assert_eq!((shown_fingerprint(relay.smtp), published(&relay)), (first.clone(), first.clone()));
+
+    std::fs::write(&key, &identity.key_pem).expect("it can be written");
+    support::wait::until_true("the new pair is shown", || shown_fingerprint(relay.smtp) != first);
+    support::wait::until_true("and published", || published(&relay) == shown_fingerprint(relay.smtp));
+}

@@ -1,0 +1,388 @@
+//! Providers' bad days: quotas, throttling, refused logins and refusals of everything, played by the
+//! scripted upstream in the providers' own words. Nothing bounces that is not the message's own fault,
+//! the pause is told, and the mail arrives once when the day is better.
+
+mod support;
+
+use std::collections::HashMap;
+
+use support::client::message_with;
+use support::relay::Relay;
+use support::service::Service;
+use support::upstream::{Behaviour, Upstream};
+use support::wait;
+
+const PASSWORD: &str = "upstream-sesame-4711";
+
+fn mailer(upstream: &Upstream) -> Service {
+    upstream.upstream_of(Service::mailer(), PASSWORD)
+}
+
+fn send(relay: &Relay, sender: &str, tokens: impl IntoIterator<Item = String>) {
+    let mut client = relay.client();
+    for token in tokens {
+        let sent = client.send(sender, &["someone@example.test"], &message_with(&token));
+        sent.expect("the relay takes it, whatever the upstream is like");
+    }
+}
+
+fn tokens(prefix: &str, count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(move |number| format!("{prefix}-{number}"))
+}
+
+fn states(relay: &Relay) -> HashMap<String, usize> {
+    let mut states = HashMap::new();
+    for item in relay.queue() {
+        *states.entry(item["state"].as_str().expect("a state").to_owned()).or_default() += 1;
+    }
+    states
+}
+
+/// How many messages have bounced, by what the log says.
+fn bounces(relay: &Relay) -> usize {
+    relay.log().lines().filter(|line| line.contains(" bounced id=")).count()
+}
+
+fn upstream_status(relay: &Relay) -> serde_json::Value {
+    relay.status()["upstreams"][0].clone()
+}
+
+/// The whole story of a day: three messages wait, the pause is told with its words and its time, and
+/// once the day is better they arrive once each.
+fn a_day(name: &str, bad: fn(&mut Behaviour), words: &[&str], who: &str, seconds: std::ops::Range<i64>) {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(bad);
+    let relay = Relay::start(&mailer(&upstream));
+    send(&relay, "sender@example.test", tokens(name, 3));
+    let status = wait::until(&format!("{name}: the pause is told"), || {
+        Some(upstream_status(&relay)).filter(|status| status["state"] != "up")
+    });
+    assert_eq!(status["state"], "paused", "{name}: {status}");
+    let reason = status["reason"].as_str().expect("a reason");
+    for word in words {
+        assert!(reason.contains(word), "{name}: {word:?} is not in {reason}");
+    }
+    assert_eq!(status["who_must_act"], who, "{name}: {status}");
+    let until: jiff::Timestamp = status["until"].as_str().expect("a time").parse().expect("a time");
+    let wait = until.as_second() - jiff::Timestamp::now().as_second();
+    assert!(seconds.contains(&wait), "{name}: {wait} s");
+    let told = relay.told(&["status"]);
+    assert!(words.iter().all(|word| told.contains(word)) && told.contains("Next try at"), "{name}: {told}");
+    wait::until_true("all wait", || states(&relay) == HashMap::from([("deferred".to_owned(), 3)]));
+    assert_eq!(bounces(&relay), 0, "{name}");
+
+    upstream.set(|behaviour| {
+        behaviour.greeting = None;
+        behaviour.login = None;
+        behaviour.refusal = None;
+        behaviour.senders.clear();
+        behaviour.recipients.clear();
+    });
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.arrived(), 3, "{name}");
+    assert!(upstream.ledger().values().all(|count| *count == 1), "{name}: {:?}", upstream.ledger());
+    assert_eq!(bounces(&relay), 0, "{name}");
+}
+
+fn behind_the_dot(reply: &str) -> Option<String> {
+    Some(reply.to_owned())
+}
+
+const HOUR: std::ops::Range<i64> = 3_500..3_700;
+
+#[test]
+fn gmail_s_daily_limit_pauses_the_account_for_an_hour_at_a_time() {
+    let bad = |it: &mut Behaviour| {
+        let reply =
+            "550 5.4.5 Daily user sending limit exceeded. For more information on Gmail sending limits";
+        it.senders.insert("sender@example.test".into(), reply.into());
+    };
+    a_day("gmail", bad, &["550 5.4.5", "daily limit is used up"], "operator", HOUR);
+}
+
+#[test]
+fn gmail_s_unusual_rate_pauses_for_minutes() {
+    let bad = |it: &mut Behaviour| {
+        it.refusal =
+            behind_the_dot("421 4.7.0 Our system has detected an unusual rate of mail. Try again later");
+    };
+    a_day("gmail-rate", bad, &["421 4.7.0", "unusual"], "nobody", 590..615);
+}
+
+#[test]
+fn ses_s_daily_quota_behind_the_dot_pauses_the_account() {
+    let bad = |it: &mut Behaviour| {
+        it.refusal = behind_the_dot("454 Throttling failure: Daily message quota exceeded.");
+    };
+    a_day("ses", bad, &["454 Throttling failure", "24 hours"], "operator", HOUR);
+}
+
+#[test]
+fn sendgrid_s_used_up_credits_are_no_wrong_password() {
+    let bad = |it: &mut Behaviour| {
+        it.login = behind_the_dot("451 Authentication failed: Maximum credits exceeded");
+    };
+    a_day("sendgrid", bad, &["Maximum credits exceeded", "not wrong"], "operator", HOUR);
+}
+
+#[test]
+fn office_365_s_submission_quota_pauses_the_account() {
+    let bad = |it: &mut Behaviour| {
+        it.refusal = behind_the_dot(
+            "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message",
+        );
+    };
+    a_day("office365", bad, &["SubmissionQuotaExceeded", "10,000 recipients"], "operator", HOUR);
+}
+
+#[test]
+fn a_small_host_s_seconds_are_taken_at_their_word() {
+    let bad = |it: &mut Behaviour| {
+        it.refusal = behind_the_dot("550 Too many messages. Try again in 92 seconds");
+    };
+    a_day("small", bad, &["Try again in 92 seconds"], "nobody", 85..95);
+}
+
+/// One message waits for as long as the upstream is like this, and arrives once when it is not.
+fn is_kept(name: &str, bad: impl FnOnce(&mut Behaviour), state: &str) {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(bad);
+    let relay = Relay::start(&mailer(&upstream).set("smtp_retry", "10m..30m"));
+    send(&relay, "sender@example.test", [name.to_owned()]);
+    wait::until_true(&format!("{name}: it was tried"), || {
+        let queue = relay.queue();
+        queue.len() == 1 && queue[0]["state"] != "active" && !queue[0]["reason"].is_null()
+    });
+    assert_eq!(upstream_status(&relay)["state"], state, "{name}");
+    assert_eq!(bounces(&relay), 0, "{name}");
+    let id = relay.queue()[0]["id"].as_str().expect("an id").to_owned();
+    let shown = relay.told(&["queue", "show", &id]);
+    assert!(shown.contains("what now:") && shown.contains("Next try at"), "{name}: {shown}");
+
+    upstream.set(|behaviour| {
+        behaviour.greeting = None;
+        behaviour.login = None;
+        behaviour.refusal = None;
+        behaviour.senders.clear();
+        behaviour.recipients.clear();
+    });
+    relay.told(&["queue", "retry", "--all"]);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger(), HashMap::from([(name.to_owned(), 1)]), "{name}");
+}
+
+#[test]
+fn what_is_said_at_the_door_keeps_the_mail() {
+    for reply in ["554 5.7.1 we do not know you", "521 no mail here", "421 4.3.2 closing", "777 what?"] {
+        is_kept(reply, |it| it.greeting = Some(reply.into()), "down");
+    }
+}
+
+#[test]
+fn what_is_said_of_the_login_keeps_the_mail() {
+    for reply in [
+        "535 5.7.8 no",
+        "534 5.7.9 Application-specific password required",
+        "454 4.7.0 Temporary authentication failure",
+        "432 4.7.12 a password transition is needed",
+        "504 5.5.4 no such mechanism",
+        "550 5.7.30 Basic authentication is not supported",
+    ] {
+        is_kept(reply, |it| it.login = Some(reply.into()), "paused");
+    }
+}
+
+#[test]
+fn what_is_said_behind_mail_rcpt_and_the_dot_for_now_keeps_the_mail() {
+    let mail = |reply: &'static str| {
+        move |it: &mut Behaviour| drop(it.senders.insert("sender@example.test".into(), reply.into()))
+    };
+    let rcpt = |reply: &'static str| {
+        move |it: &mut Behaviour| drop(it.recipients.insert("someone@example.test".into(), reply.into()))
+    };
+    let dot = |reply: &'static str| move |it: &mut Behaviour| it.refusal = Some(reply.into());
+    is_kept("mail-530", mail("530 5.7.0 Authentication required"), "paused");
+    is_kept("mail-452", mail("452 4.3.1 no space"), "down");
+    is_kept("mail-451", mail("451 4.7.1 later"), "up");
+    is_kept("rcpt-450", rcpt("450 4.2.0 greylisted"), "up");
+    is_kept("rcpt-545", rcpt("550 5.4.5 whatever"), "paused");
+    is_kept("dot-451", dot("451 4.3.0 later"), "up");
+    is_kept("dot-421", dot("421 4.3.0 closing"), "up");
+    is_kept("dot-432", dot("432 4.3.2 Concurrent connections limit exceeded"), "down");
+}
+
+#[test]
+fn only_the_refused_recipient_bounces() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.recipients.insert("gone@example.test".into(), "550 5.1.1 no such user".into());
+        it.recipients.insert("full@example.test".into(), "552 5.2.2 mailbox full".into());
+    });
+    let relay = Relay::start(&mailer(&upstream));
+    let recipients = ["a@example.test", "gone@example.test", "full@example.test", "b@example.test"];
+    relay.client().send("sender@example.test", &recipients, &message_with("one")).expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&1));
+    assert_eq!(bounces(&relay), 2);
+}
+
+#[test]
+fn ses_s_rate_is_kept_to_within_seconds_without_anybody() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.refusal = behind_the_dot("454 Throttling failure: Maximum sending rate exceeded.");
+    });
+    let relay = Relay::start(&mailer(&upstream).set("smtp_retry", "10m..30m"));
+    send(&relay, "sender@example.test", tokens("rate", 3));
+    wait::until_true("it was throttled", || upstream_status(&relay)["state"] == "paused");
+    upstream.set(|it| it.refusal = None);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 3 && upstream.ledger().values().all(|count| *count == 1));
+    assert_eq!(bounces(&relay), 0);
+}
+
+#[test]
+fn too_many_recipients_go_at_once_in_further_transactions() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.most_recipients = 4);
+    // Had any of them to wait for a retry, the test would run out of time.
+    let relay = Relay::start(&mailer(&upstream).set("smtp_retry", "10m..30m"));
+    let recipients: Vec<String> = (0..10).map(|number| format!("r{number}@example.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    relay.client().send("sender@example.test", &recipients, &message_with("many")).expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("many"), Some(&3), "4, 4 and 2");
+    assert_eq!(bounces(&relay), 0);
+}
+
+#[test]
+fn a_message_for_more_than_a_transaction_takes_goes_in_several() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream).set("smtp_relay_recipients", 4).set("smtp_relay_messages", 2);
+    let relay = Relay::start(&service.set("smtp_retry", "10m..30m"));
+    let recipients: Vec<String> = (0..10).map(|number| format!("r{number}@example.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    relay.client().send("sender@example.test", &recipients, &message_with("many")).expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("many"), Some(&3), "4, 4 and 2");
+    let asked =
+        |heard: &support::upstream::Heard| memchr::memmem::find_iter(&heard.inside, b"MAIL FROM").count();
+    assert_eq!(upstream.heard().iter().map(asked).collect::<Vec<_>>(), [2, 1], "two over each connection");
+}
+
+#[test]
+fn an_upstream_that_refuses_everything_gets_ten_bounces_and_then_nothing_more() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.refusal = behind_the_dot("554 5.7.1 your account is suspended, says the test");
+        it.final_delay = std::time::Duration::from_millis(200);
+    });
+    let service = mailer(&upstream).set("smtp_relay_connections", 10).set("smtp_retry", "10m..30m");
+    let mut relay = Relay::start(&service);
+    let loads: Vec<_> = (0..5)
+        .map(|session| {
+            std::thread::spawn({
+                let port = relay.smtp;
+                move || {
+                    let mut client = support::client::Client::connect(port).expect("a session");
+                    for token in tokens(&format!("all-{session}"), 12) {
+                        client.send_token(&token).expect("taken");
+                    }
+                }
+            })
+        })
+        .collect();
+    loads.into_iter().for_each(|load| load.join().expect("sent"));
+    // Sixty messages; what is not bounced is held, reports apart, which the upstream refuses as well.
+    wait::until_true("all the rest is held", || {
+        let states = states(&relay);
+        states.get("held").is_some_and(|held| *held >= 50) && states.len() == 1
+    });
+    let before = bounces(&relay);
+    assert!(before <= 10, "{before} bounced");
+    let status = upstream_status(&relay);
+    assert_eq!(
+        (&status["state"], &status["who_must_act"]),
+        (&"paused".into(), &"operator".into()),
+        "{status}"
+    );
+    assert!(relay.told(&["status"]).contains("suspended, says the test"));
+    assert!(relay.log().contains("nothing more bounces"), "an alarm");
+
+    // A restart is no reason to bounce another ten.
+    relay.terminate();
+    relay.up();
+    send(&relay, "sender@example.test", tokens("later", 5));
+    wait::until_true("these are held too", || {
+        let states = states(&relay);
+        states.get("held").is_some_and(|held| *held >= 55) && states.len() == 1
+    });
+    assert_eq!(bounces(&relay), before);
+
+    upstream.set(|it| {
+        it.refusal = None;
+        it.final_delay = std::time::Duration::ZERO;
+    });
+    relay.told(&["reload"]);
+    // A report among the first ten has nobody to be reported to.
+    let dead = |item: &serde_json::Value| {
+        item["reason"].as_str().is_some_and(|reason| reason.contains("no sender to tell"))
+    };
+    wait::until_true("all else goes", || relay.queue().iter().all(dead));
+    assert!(upstream.ledger().values().all(|count| *count == 1), "{:?}", upstream.ledger());
+    let arrived = upstream.ledger().keys().filter(|token| token.contains('-')).count();
+    assert!(arrived >= 65 - 10, "{arrived} arrived");
+}
+
+#[test]
+fn a_probe_that_passes_sets_the_rest_free() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.refusal = behind_the_dot("550 no"));
+    let relay = Relay::start(&mailer(&upstream).set("smtp_breaker_bounces", 1));
+    send(&relay, "sender@example.test", tokens("probe", 6));
+    wait::until_true("held", || states(&relay).get("held").is_some_and(|held| *held >= 5));
+    upstream.set(|it| it.refusal = None);
+    relay.wait_for_empty_queue();
+    assert!(bounces(&relay) <= 1);
+    let arrived = upstream.ledger();
+    assert!(arrived.keys().filter(|token| token.starts_with("probe-")).count() >= 5, "{arrived:?}");
+    assert!(arrived.values().all(|count| *count == 1), "{arrived:?}");
+}
+
+#[test]
+fn a_refused_sender_is_held_alone_and_goes_once_released() {
+    let upstream = Upstream::start(PASSWORD);
+    let refusal = "550 5.7.1 bad@example.test is not authorised to send, says the test";
+    upstream.set(|it| drop(it.senders.insert("bad@example.test".into(), refusal.into())));
+    let relay = Relay::start(&mailer(&upstream).set("smtp_retry", "10m..30m"));
+    send(&relay, "bad@example.test", tokens("bad", 15));
+    send(&relay, "good@example.test", tokens("good", 15));
+    wait::until_true("the good ones pass, the bad ones are held", || {
+        upstream.arrived() == 15 && states(&relay) == HashMap::from([("held".to_owned(), 15)])
+    });
+    assert!(upstream.ledger().keys().all(|token| token.starts_with("good-")));
+    assert_eq!(bounces(&relay), 0);
+    let status = upstream_status(&relay);
+    assert_eq!(status["state"], "up", "{status}");
+    assert!(relay.told(&["status"]).contains("bad@example.test"));
+
+    upstream.set(|it| it.senders.clear());
+    relay.told(&["queue", "release", "--all"]);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
+fn a_rule_of_the_operator_s_own_wins() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.refusal = behind_the_dot("550 no more today, says the test"));
+    let rule = "[{text: no more today, scope: account, means: the hoster's day is over, wait: 2h}]";
+    let relay = Relay::start(&mailer(&upstream).set("smtp_relay_replies", rule));
+    send(&relay, "sender@example.test", tokens("own", 2));
+    wait::until_true("it is paused", || {
+        let status = upstream_status(&relay);
+        status["reason"].as_str().is_some_and(|reason| reason.contains("the hoster's day is over"))
+    });
+    assert_eq!(bounces(&relay), 0);
+}

@@ -1,0 +1,328 @@
+//! Limits and several upstreams, end to end: the upstreams' own clocks are the ledger.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use support::client::message_with;
+use support::relay::Relay;
+use support::service::Service;
+use support::upstream::{Arrival, Ending, USER, Upstream};
+use support::{http, wait};
+
+const PASSWORD: &str = "upstream-sesame-4711";
+
+/// A relay with several upstreams: name, server, and what else stands in its map.
+fn several(upstreams: &[(&str, &Upstream, &str)]) -> Service {
+    Service::mailer().set("smtp_relays", relays(upstreams))
+}
+
+fn relays(upstreams: &[(&str, &Upstream, &str)]) -> String {
+    let items = upstreams.iter().map(|(name, upstream, more)| {
+        format!(
+            "\n      - {{name: {name}, server: localhost, port: {}, username: {USER}, password: {PASSWORD}, \
+             tls_ca: {}{more}}}",
+            upstream.port,
+            upstream.ca_file().display()
+        )
+    });
+    items.collect()
+}
+
+fn send(relay: &Relay, prefix: &str, count: usize) {
+    let mut client = relay.client();
+    for number in 0..count {
+        client.send_token(&format!("{prefix}-{number}")).expect("it is taken");
+    }
+}
+
+/// The most that came within any stretch of this length.
+fn most_within(arrivals: &[Arrival], length: Duration, count: impl Fn(&Arrival) -> usize) -> usize {
+    let from = |first: usize| {
+        let within = arrivals[first..].iter().take_while(|arrival| arrival.at - arrivals[first].at < length);
+        within.map(&count).sum()
+    };
+    (0..arrivals.len()).map(from).max().unwrap_or(0)
+}
+
+/// `used` of the first limit of that window.
+fn used(relay: &Relay, window: &str) -> u64 {
+    let status = relay.status();
+    let limits = status["limits"].as_array().expect("limits").clone();
+    let limit = limits.iter().find(|limit| limit["window"] == window).expect("a limit of that window");
+    limit["used"].as_u64().expect("a number")
+}
+
+#[test]
+fn ten_a_second_and_fifty_a_day_are_never_exceeded_though_it_is_killed_again_and_again() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| behaviour.final_delay = Duration::from_millis(30));
+    let service = upstream
+        .upstream_of(Service::mailer(), PASSWORD)
+        .set("smtp_rate_limit", "[10/second, 50 recipients/day]");
+    let mut relay = Relay::start(&service);
+    send(&relay, "many", 80);
+    for kill_at in [7, 16, 25] {
+        wait::until_true("it sends", || upstream.arrived() >= kill_at);
+        relay.kill9();
+        relay.up();
+    }
+    wait::until_true("the day is used up", || used(&relay, "day") == 50);
+    std::thread::sleep(Duration::from_millis(1_500));
+
+    let arrivals = upstream.arrivals();
+    let recipients: usize = arrivals.iter().map(|arrival| arrival.recipients).sum();
+    assert!(recipients <= 50, "{recipients} in a day");
+    // What was under way at a kill counts, whether it had arrived or not.
+    assert!(recipients >= 50 - 3 * 10, "{recipients} in a day");
+    let second = most_within(&arrivals, Duration::from_secs(1), |_| 1);
+    assert!(second <= 10, "{second} in a second");
+    assert!(second >= 8, "a whole second may go at once, and {second} went");
+
+    let status = relay.status();
+    assert_eq!(status["upstreams"][0]["state"], "paused");
+    let reason = status["upstreams"][0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("50 recipients/day"), "{reason}");
+    let item = &relay.queue()[0];
+    assert_eq!(
+        (item["state"].as_str(), item["recipients"][0]["attempts"].as_u64()),
+        (Some("deferred"), Some(0))
+    );
+    assert!(item["reason"].as_str().is_some_and(|reason| reason.contains("50 recipients/day")), "{item}");
+    assert!(item["recipients"][0]["next_attempt"].is_string(), "{item}");
+    let metrics = http::get(relay.admin, "/metrics").text();
+    for line in ["outpost_rate_limit_used{", "outpost_rate_limit_max{"] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    assert!(metrics.contains("window=\"day\",counts=\"recipients\"} 50"), "{metrics}");
+    let said = relay.told(&["status"]);
+    assert!(said.contains("50 of 50 recipients in day used"), "{said}");
+    let published = relay.environment()["DOTCLOUD_MAILER_SMTP_RATE_LIMIT"].clone();
+    assert_eq!(published, "10 messages/second,50 recipients/day");
+}
+
+#[test]
+fn a_message_to_more_than_may_be_reached_is_split_and_the_rest_waits() {
+    let upstream = Upstream::start(PASSWORD);
+    let service =
+        upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "3 recipients/day");
+    let relay = Relay::start(&service);
+    let to: Vec<String> = (0..5).map(|number| format!("user{number}@example.test")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    relay.client().send("a@example.test", &to, &message_with("split")).expect("it is taken");
+    wait::until_true("three are reached", || used(&relay, "day") == 3);
+    wait::until_true("two wait", || {
+        let item = &relay.queue()[0];
+        let states: Vec<_> =
+            item["recipients"].as_array().expect("a list").iter().map(|r| r["state"].clone()).collect();
+        states.iter().filter(|state| *state == "delivered").count() == 3
+            && states.iter().filter(|state| *state == "deferred").count() == 2
+    });
+    assert_eq!(upstream.arrivals().iter().map(|arrival| arrival.recipients).collect::<Vec<_>>(), [3]);
+
+    // More is allowed: it goes at once, though nothing had become due.
+    relay.home.write(&[&service.set("smtp_rate_limit", "10 recipients/day")]);
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.arrivals().iter().map(|arrival| arrival.recipients).sum::<usize>(), 5);
+}
+
+#[test]
+fn what_is_over_the_first_upstreams_limit_goes_by_the_second() {
+    let (first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let relay = Relay::start(&several(&[
+        ("first", &first, ", priority: 1, rate_limit: 5/day"),
+        ("second", &second, ", priority: 2"),
+    ]));
+    send(&relay, "over", 12);
+    relay.wait_for_empty_queue();
+    assert_eq!((first.arrivals().len(), second.arrivals().len()), (5, 7));
+    assert!(first.ledger().keys().all(|token| !second.ledger().contains_key(token)), "each once");
+    let status = relay.status();
+    assert_eq!(
+        (&status["upstreams"][0]["state"], &status["upstreams"][1]["state"]),
+        (&"paused".into(), &"up".into())
+    );
+}
+
+#[test]
+fn while_the_first_upstream_is_down_the_second_takes_the_mail_and_gives_it_back() {
+    let (mut first, second) = (Upstream::stopped(PASSWORD), Upstream::start(PASSWORD));
+    let relay =
+        Relay::start(&several(&[("first", &first, ", priority: 1"), ("second", &second, ", priority: 2")]));
+    send(&relay, "down", 30);
+    relay.wait_for_empty_queue();
+    assert_eq!(second.arrivals().len(), 30);
+
+    first.up();
+    let mut number = 0;
+    wait::until_true("the first is tried again, and takes mail", || {
+        number += 1;
+        relay.client().send_token(&format!("back-{number}")).expect("it is taken");
+        relay.status()["upstreams"][0]["state"] == "up"
+    });
+    let before = second.arrivals().len();
+    send(&relay, "up", 30);
+    relay.wait_for_empty_queue();
+    let late = second.arrivals().len() - before;
+    assert!(late <= 1, "{late} went by the second although the first is up");
+    let all = first.ledger().into_iter().chain(second.ledger());
+    assert!(all.into_iter().all(|(_, count)| count == 1), "each once");
+}
+
+#[test]
+fn mail_for_a_closed_upstream_is_in_nobodys_way_and_goes_when_it_opens() {
+    let (mut closed, open) = (Upstream::stopped(PASSWORD), Upstream::start(PASSWORD));
+    let relay = Relay::start(&several(&[
+        ("closed", &closed, ", recipients: closed.test"),
+        ("open", &open, ", recipients: open.test"),
+    ]));
+    let mut client = relay.client();
+    let mut send = |to: &str, token: &str| {
+        client.send("a@example.test", &[to], &message_with(token)).expect("it is taken");
+    };
+    // More than the queue's window holds.
+    for number in 0..1_500 {
+        send("a@closed.test", &format!("closed-{number}"));
+    }
+    for number in 0..50 {
+        send("a@open.test", &format!("open-{number}"));
+    }
+    send("a@nowhere.test", "unserved");
+    wait::until_true("the open one has its mail", || open.arrived() == 50);
+    let status = relay.status();
+    assert_eq!(status["upstreams"][0]["state"], "down");
+    wait::until_true("all that waits is deferred", || relay.status()["queue"]["deferred"] == 1_501);
+    let reason = relay.queue().last().expect("the last")["reason"].as_str().expect("a reason").to_owned();
+    assert!(reason.contains("smtp_relays"), "{reason}");
+
+    closed.up();
+    wait::until_true("the closed one gets its mail", || closed.arrived() == 1_500);
+    wait::until_true("one is left, which nobody serves", || relay.status()["queue"]["messages"] == 1);
+    assert_eq!(closed.arrivals().len(), 1_500, "each once");
+}
+
+#[test]
+fn recipients_of_one_message_go_by_their_own_upstreams_each_at_its_own_pace() {
+    let (slow, quick) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let busy = "450 4.2.0 greylisted, says the test".to_owned();
+    slow.set(|behaviour| drop(behaviour.recipients.insert("a@slow.test".to_owned(), busy)));
+    let relay = Relay::start(
+        &several(&[
+            ("slow", &slow, ", recipients: slow.test"),
+            ("quick", &quick, ", recipients: quick.test"),
+        ])
+        .set("smtp_retry", "3s..4s"),
+    );
+    let to = ["a@slow.test", "b@quick.test", "c@quick.test"];
+    relay.client().send("a@example.test", &to, &message_with("both")).expect("it is taken");
+    wait::until_true("the quick ones are reached", || quick.arrived() == 1);
+    assert_eq!(quick.arrivals()[0].recipients, 2, "in one transaction");
+    wait::until_true("the slow one was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    let item = relay.queue().remove(0);
+    assert_eq!(item["recipients"][0]["attempts"], 1, "it waits, though the others were due: {item}");
+    assert_eq!((&item["upstream"], &item["state"]), (&"slow".into(), &"deferred".into()));
+    slow.set(|behaviour| behaviour.recipients.clear());
+    // An operator's word brings it at once.
+    relay.told(&["queue", "retry", "--all"]);
+    relay.wait_for_empty_queue();
+    assert_eq!((slow.arrivals().len(), quick.arrivals().len()), (1, 1));
+}
+
+#[test]
+fn after_a_lost_final_reply_a_message_is_not_given_to_another_upstream() {
+    let (mut first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    first.set(|behaviour| behaviour.ending = Ending::DropBeforeReply);
+    let relay =
+        Relay::start(&several(&[("first", &first, ", priority: 1"), ("second", &second, ", priority: 2")]));
+    relay.client().send_token("perhaps").expect("it is taken");
+    wait::until_true("it arrives without an answer", || first.arrived() == 1);
+    first.down();
+    first.set(|behaviour| behaviour.ending = Ending::Reply);
+    wait::until_true("the first is known to be down", || {
+        relay.client().send_token("other").expect("it is taken");
+        relay.status()["upstreams"][0]["state"] == "down"
+    });
+    // Longer than the longest wait: it was due again, and stayed.
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!second.ledger().contains_key("perhaps"), "{:?}", second.ledger());
+    first.up();
+    relay.wait_for_empty_queue();
+    assert_eq!(first.ledger().get("perhaps"), Some(&2));
+    assert!(!second.ledger().contains_key("perhaps"));
+}
+
+#[test]
+fn other_upstreams_in_the_settings_take_what_is_queued_already() {
+    let (gone, new) = (Upstream::stopped(PASSWORD), Upstream::start(PASSWORD));
+    let service = several(&[("gone", &gone, ""), ("other", &gone, ", senders: none.test")]);
+    let relay = Relay::start(&service);
+    send(&relay, "queued", 20);
+    relay.home.write(&[&service.set("smtp_relays", relays(&[("new", &new, "")]))]);
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert_eq!(new.arrived(), 20);
+}
+
+/// Logs in and sends messages until one is refused; how many were taken, and the refusal.
+fn taken_of_login(port: u16, login: &str, recipients: usize) -> (usize, String) {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a session");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
+    let mut stream = BufReader::new(stream);
+    let mut say = |line: &str| {
+        stream.get_mut().write_all(line.as_bytes()).expect("it listens");
+        loop {
+            let mut reply = String::new();
+            stream.read_line(&mut reply).expect("it answers");
+            if reply.as_bytes().get(3) != Some(&b'-') {
+                return reply;
+            }
+        }
+    };
+    say("");
+    say("EHLO client.test\r\n");
+    let plain = BASE64.encode(format!("\0{login}\0secret"));
+    assert!(say(&format!("AUTH PLAIN {plain}\r\n")).starts_with("235"));
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut taken = 0;
+    while Instant::now() < end {
+        say("MAIL FROM:<a@example.test>\r\n");
+        for number in 0..recipients {
+            say(&format!("RCPT TO:<user{number}@example.test>\r\n"));
+        }
+        say("DATA\r\n");
+        let reply = say(&format!("{}.\r\n", message_with(&format!("{login}-{taken}"))));
+        if !reply.starts_with("250") {
+            return (taken, reply);
+        }
+        taken += 1;
+    }
+    panic!("nothing was ever refused");
+}
+
+#[test]
+fn a_login_over_its_limit_is_told_to_come_again_and_a_kill_forgets_nothing() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream
+        .upstream_of(Service::mailer(), PASSWORD)
+        .set("smtp_users", "{shop: {password: secret, rate_limit: 6 recipients/hour}, crm: {password: secret, rate_limit: 1/hour}}");
+    let mut relay = Relay::start(&service);
+    let (taken, refusal) = taken_of_login(relay.smtp, "shop", 2);
+    assert_eq!(taken, 3, "{refusal}");
+    assert!(refusal.starts_with("451 4.7.1 ") && refusal.contains("again later at "), "{refusal}");
+    let (taken, refusal) = taken_of_login(relay.smtp, "shop", 7);
+    assert_eq!(taken, 0, "{refusal}");
+    assert!(refusal.starts_with("452 4.5.3 "), "{refusal}");
+    relay.kill9();
+    relay.up();
+    assert_eq!(taken_of_login(relay.smtp, "shop", 1).0, 0);
+    assert_eq!(taken_of_login(relay.smtp, "crm", 1).0, 1, "each login has its own");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.arrivals().len(), 4);
+}
