@@ -148,7 +148,7 @@ pub(crate) fn published(
         relay_password: upstream
             .login
             .as_ref()
-            .filter(|_| settings.environment.relay_password)
+            .filter(|login| settings.environment.relay_password && login.oauth.is_none())
             .map(|login| login.password.clone()),
         rate_limit: None,
         max_message_size: settings.bounds.message_size,
