@@ -97,6 +97,7 @@ impl Runner {
             let now = self.0.clock.now();
             let wanted = stopped.iter().filter(|stopped| stopped.open.wants_probe(now));
             let senders: Vec<Option<String>> = wanted.map(|stopped| stopped.sender.clone()).collect();
+            let mut in_vain = false;
             for sender in &senders {
                 let wants = |entry: &Entry| {
                     sender.as_ref().is_none_or(|sender| entry.reverse_path.as_str() == sender)
@@ -106,13 +107,17 @@ impl Runner {
                     None => self.held_behind(None, wants).await,
                     found => found,
                 };
-                if let Some(listed) = found {
-                    last = Some(listed.id);
-                    self.release(&listed).await;
+                match found {
+                    Some(listed) => {
+                        last = Some(listed.id);
+                        self.release(&listed).await;
+                    }
+                    // The next message that comes will be the probe.
+                    None => in_vain = true,
                 }
             }
             let next = stopped.iter().map(|stopped| stopped.open.until.since(now)).min();
-            let wait = next.map_or(LONGEST, |wait| wait.clamp(LOOK, LONGEST));
+            let wait = next.filter(|_| !in_vain).map_or(LONGEST, |wait| wait.clamp(LOOK, LONGEST));
             let _ = tokio::time::timeout(wait, self.0.breaker.changed_once()).await;
         }
     }
