@@ -39,7 +39,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap", &["cli/", "admin/queue.rs"]),
     ("axum", &["admin/"]),
     ("maud", &["admin/"]),
-    ("hyper", &["admin/", "cli/"]),
+    ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),
     ("serde_saphyr", &["config/", "environment/"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs"]),

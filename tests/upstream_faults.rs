@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -332,5 +335,80 @@ fn restarts_in_a_loop_try_a_wrong_password_three_times_and_the_right_one_at_once
     relay.kill9();
     relay.home.write(&[&service.set("smtp_relay_password", PASSWORD)]);
     relay.up();
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+/// A token endpoint on loopback that gives the tokens of a list, the last one for ever; gives what it
+/// was asked.
+fn token_endpoint(tokens: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (seen, tokens) = (Arc::clone(&asked), tokens.iter().map(ToString::to_string).collect::<Vec<_>>());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let (mut text, mut chunk) = (String::new(), [0; 4096]);
+            while !text.contains("scope=") {
+                let Ok(count @ 1..) = stream.read(&mut chunk) else { break };
+                text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            }
+            let mut seen = seen.lock().expect("no poison");
+            let token = tokens.get(seen.len()).or(tokens.last()).expect("a token");
+            seen.push(text);
+            let body = if token == "refused" {
+                "{\"error\": \"invalid_grant\", \"error_description\": \"Token has been revoked.\"}"
+                    .to_owned()
+            } else {
+                format!("{{\"access_token\": \"{token}\", \"expires_in\": 3600}}")
+            };
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
+            let _ =
+                stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
+        }
+    });
+    (port, asked)
+}
+
+fn with_tokens(upstream: &Upstream, port: u16) -> Service {
+    let oauth = format!(
+        "{{token_url: 'http://127.0.0.1:{port}/token', client_id: us, refresh_token: 'refresh/me', scope: mail}}"
+    );
+    mailer(upstream, "").without("smtp_relay_password").set("smtp_relay_oauth", oauth)
+}
+
+#[test]
+fn a_token_takes_the_password_s_place_and_a_refused_one_is_fetched_anew() {
+    for mechanism in ["XOAUTH2", "OAUTHBEARER"] {
+        let upstream = Upstream::start("token-2");
+        upstream.set(|behaviour| {
+            behaviour.mechanisms = if mechanism == "XOAUTH2" { "PLAIN XOAUTH2" } else { "OAUTHBEARER" }
+        });
+        let (port, asked) = token_endpoint(&["token-1", "token-2"]);
+        let relay = Relay::start(&with_tokens(&upstream, port));
+        relay.client().send_token("one").expect("it is taken");
+        assert_arrives_once(&upstream, &relay, "one");
+        let asked = asked.lock().expect("no poison").clone();
+        assert_eq!(asked.len(), 2, "{asked:?}");
+        assert!(
+            asked[0].contains("grant_type=refresh_token&client_id=us&refresh_token=refresh%2Fme"),
+            "{asked:?}"
+        );
+        for secret in ["token-1", "token-2", "refresh/me"] {
+            assert_no_output_has(&relay, secret);
+        }
+    }
+}
+
+#[test]
+fn a_revoked_consent_is_the_operator_s_affair_and_keeps_the_mail() {
+    let upstream = Upstream::start("token-2");
+    upstream.set(|behaviour| behaviour.mechanisms = "XOAUTH2");
+    let (port, _) = token_endpoint(&["refused", "token-2"]);
+    let relay = Relay::start(&with_tokens(&upstream, port).set("smtp_auth_retry", "10m..30m"));
+    relay.client().send_token("one").expect("it is taken");
+    wait_for_words(&relay, &["invalid_grant"], || ());
+    assert_eq!(upstream.auth_attempts(), 0);
+    relay.told(&["reload"]);
     assert_arrives_once(&upstream, &relay, "one");
 }

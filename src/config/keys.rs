@@ -147,13 +147,15 @@ pub const KEYS: &[Key] = &[
         .doc("Our own certificate, where the upstream asks for one, with its chain."),
     Key::new("smtp_relay_tls_key", "the path of a PEM file", "/etc/outpost/client.key")
         .doc("Its private key."),
-    Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5", "auto")
+    Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5, xoauth2, oauthbearer", "auto")
         .default("auto")
         .doc("The mechanism to log in with; auto: the strongest that both sides have."),
     Key::new("smtp_relay_allow_insecure_auth", "true or false", "true")
         .default("false")
         .doc("Send credentials even where nobody verified who reads them."),
-    Key::later("smtp_relay_oauth", "Tokens instead of a password."),
+    Key::new("smtp_relay_oauth", "a map of token_url, client_id, client_secret, refresh_token, scope",
+             "{token_url: …, client_id: …, refresh_token: …}")
+        .doc("Access tokens instead of a password."),
     Key::new("smtp_relay_connections", "a number from 1 to 1000", "10")
         .default("the preset's, else 10")
         .doc("Most connections at once."),
@@ -403,4 +405,13 @@ pub(super) const MISTAKE: &[Key] = &[
     Key::new("password_not", "a regular expression", "^x"),
     Key::new("says", "words", "this is an API key"),
     Key::new("help", "words", "make an SMTP key"),
+];
+
+/// What tells where access tokens come from.
+pub(super) const OAUTH: &[Key] = &[
+    Key::new("token_url", "an https URL", "https://oauth2.googleapis.com/token"),
+    Key::new("client_id", "words", "1234.apps.googleusercontent.com"),
+    Key::new("client_secret", "a secret, in one line", "'…'").secret(),
+    Key::new("refresh_token", "a secret, in one line", "'…'").secret(),
+    Key::new("scope", "words", "https://mail.google.com/"),
 ];

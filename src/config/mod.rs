@@ -282,20 +282,14 @@ impl Upstream {
     /// Tells one login from another, after a restart too. So short that it gives nothing away.
     pub fn login_mark(&self) -> u16 {
         use sha2::Digest as _;
-        let login = self.login.as_ref();
-        let (user, password) =
-            login.map_or(("", ""), |login| (&login.username, login.password.expose_secret()));
-        let sum = sha2::Sha256::digest(format!("{}\0{}\0{user}\0{password}", self.server, self.port));
+        let login = self.login.as_ref().map(|login| login.identity().join("\0")).unwrap_or_default();
+        let sum = sha2::Sha256::digest(format!("{}\0{}\0{login}", self.server, self.port));
         u16::from_be_bytes([sum[0], sum[1]])
     }
 
     /// Whether a connection to the one is as good as one to the other.
     pub fn is_same(&self, other: &Self) -> bool {
-        let login = |upstream: &Self| {
-            upstream.login.as_ref().map(|login| {
-                (login.username.clone(), login.password.expose_secret().to_owned(), login.mechanism)
-            })
-        };
+        let login = |upstream: &Self| upstream.login.as_ref().map(Login::identity);
         let others = |upstream: &Self| Self {
             login: None,
             limits: Vec::new(),
@@ -333,6 +327,42 @@ pub struct Login {
     pub password: SecretString,
     /// Which mechanism to use.
     pub mechanism: AuthMechanism,
+    /// Where to get access tokens, which then take the password's place.
+    pub oauth: Option<OAuth>,
+}
+
+/// `smtp_relay_oauth` (RFC 6749): with a refresh token, or as a client by itself.
+#[derive(Clone, Debug)]
+pub struct OAuth {
+    /// The token endpoint.
+    pub token_url: String,
+    /// The client's name there.
+    pub client_id: String,
+    /// Its secret.
+    pub client_secret: Option<SecretString>,
+    /// What stands for the user's consent.
+    pub refresh_token: Option<SecretString>,
+    /// What is asked for.
+    pub scope: Option<String>,
+}
+
+impl Login {
+    /// All that makes one login another, secrets included.
+    fn identity(&self) -> [String; 8] {
+        let secret = |secret: Option<&SecretString>| secret.map_or("", |s| s.expose_secret()).to_owned();
+        let oauth = self.oauth.as_ref();
+        let text = |text: Option<&String>| text.cloned().unwrap_or_default();
+        [
+            self.username.clone(),
+            secret(Some(&self.password)),
+            format!("{:?}", self.mechanism),
+            text(oauth.map(|oauth| &oauth.token_url)),
+            text(oauth.map(|oauth| &oauth.client_id)),
+            secret(oauth.and_then(|oauth| oauth.client_secret.as_ref())),
+            secret(oauth.and_then(|oauth| oauth.refresh_token.as_ref())),
+            text(oauth.and_then(|oauth| oauth.scope.as_ref())),
+        ]
+    }
 }
 
 /// `smtp_relay_auth`.
@@ -346,6 +376,10 @@ pub enum AuthMechanism {
     Login,
     /// RFC 2195.
     CramMd5,
+    /// RFC 7628.
+    OAuthBearer,
+    /// The same before it had an RFC.
+    XOAuth2,
 }
 
 /// A first and a longest wait; between them waits grow.

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    AuthMechanism, ListenerTls, Login, Role, Serves, Upstream, UpstreamTls, Waits,
+    AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, Upstream, UpstreamTls, Waits,
     keys::{self, Key, key},
     limit::{Limit, limit},
     node::Kind,
@@ -160,8 +160,8 @@ fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
         reader.warn(port, "many networks block outgoing connections to port 25", Some(&help));
     }
     let Some(login) = &upstream.login else { return };
-    let password = login.password.expose_secret();
-    for (mistake, about_password) in preset.mistakes(&login.username, Some(password)) {
+    let password = login.oauth.is_none().then(|| login.password.expose_secret());
+    for (mistake, about_password) in preset.mistakes(&login.username, password) {
         let key = if about_password { key!("smtp_relay_password") } else { key!("smtp_relay_username") };
         reader.warn(reader.place(key), mistake.says.clone(), Some(&mistake.help));
     }
@@ -190,13 +190,67 @@ fn login(reader: &mut Reader<'_>) -> Option<Login> {
     let username = reader.one(user_key, value::text);
     let password = reader.secret(password_key);
     let mechanism = reader.one(key!("smtp_relay_auth"), value::mechanism).unwrap_or(AuthMechanism::Auto);
+    let oauth = oauth(reader);
+    let has_oauth = reader.is_set(key!("smtp_relay_oauth"));
+    if !has_oauth && matches!(mechanism, AuthMechanism::XOAuth2 | AuthMechanism::OAuthBearer) {
+        let help = "say where tokens come from: smtp_relay_oauth";
+        reader.report(
+            reader.place(key!("smtp_relay_auth")),
+            "this mechanism needs access tokens",
+            Some(help),
+        );
+    }
+    if has_oauth && reader.is_set(password_key) {
+        let help = "keep one of them";
+        reader.report(reader.place(password_key), "smtp_relay_oauth takes the password's place", Some(help));
+    }
     for (there, missing) in [(user_key, password_key), (password_key, user_key)] {
+        if there.name == user_key.name && has_oauth {
+            continue;
+        }
         if reader.is_set(there) && !reader.is_set(missing) {
             let message = format!("{} without {}", reader.name(there), reader.name(missing));
             reader.report(reader.place(there), message, Some("set both for a login, or neither"));
         }
     }
-    Some(Login { username: username?, password: password?, mechanism })
+    // A token takes its place.
+    let password = if oauth.is_some() { SecretString::from("") } else { password? };
+    Some(Login { username: username?, password, mechanism, oauth })
+}
+
+/// Where access tokens come from.
+fn oauth(reader: &mut Reader<'_>) -> Option<OAuth> {
+    let key = key!("smtp_relay_oauth");
+    let found = reader.find(key)?;
+    let map = match found.value {
+        Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
+        _ => {
+            reader.complain(key, &found, Wrong::Help("write it as a map, in the file".to_owned()));
+            return None;
+        }
+    };
+    let mut inner = reader.inside(map, keys::OAUTH, "smtp_relay_oauth");
+    for needed in [key!(keys::OAUTH, "token_url"), key!(keys::OAUTH, "client_id")] {
+        if !inner.is_set(needed) {
+            let message = format!("{} is missing", needed.name);
+            inner.report(inner.place(needed), message, Some(&format!("for example `{}`", needed.example)));
+        }
+    }
+    let (secret, refresh) = (key!(keys::OAUTH, "client_secret"), key!(keys::OAUTH, "refresh_token"));
+    if !inner.is_set(secret) && !inner.is_set(refresh) {
+        let help = "set refresh_token for a user's consent, or client_secret for a client of its own";
+        inner.report(inner.place(refresh), "neither refresh_token nor client_secret is set", Some(help));
+    }
+    let oauth = (
+        inner.one(key!(keys::OAUTH, "token_url"), value::token_url),
+        inner.one(key!(keys::OAUTH, "client_id"), value::text),
+        inner.secret(secret),
+        inner.secret(refresh),
+        inner.one(key!(keys::OAUTH, "scope"), value::text),
+    );
+    reader.absorb(inner);
+    let (token_url, client_id, client_secret, refresh_token, scope) = oauth;
+    Some(OAuth { token_url: token_url?, client_id: client_id?, client_secret, refresh_token, scope })
 }
 
 /// What can't work or can't be safe is said now, not when the first mail fails.

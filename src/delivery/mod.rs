@@ -19,6 +19,7 @@ pub mod client;
 mod dial;
 mod lost;
 mod needs;
+mod oauth;
 pub mod phase;
 pub mod route;
 mod source;
@@ -27,6 +28,7 @@ mod transaction;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use secrecy::SecretString;
 use tokio::{net::TcpStream, time::timeout};
 
 use self::{
@@ -34,12 +36,13 @@ use self::{
     client::Client,
     dial::dial,
     lost::Lost,
+    oauth::Tokens,
     phase::Phase,
     tls::{Connector, TlsFault},
 };
 use crate::{
     clock::Clock,
-    config::{Upstream, UpstreamTls},
+    config::{Login, Upstream, UpstreamTls},
     mail::{
         content::Content,
         envelope::Handling,
@@ -49,7 +52,7 @@ use crate::{
     smtp::{
         address::{Mailbox, ReversePath},
         parameter::{Notify, OriginalRecipient},
-        reply::Reply,
+        reply::{Reply, Severity},
     },
 };
 
@@ -90,6 +93,7 @@ pub struct Agent {
     upstream: Arc<Upstream>,
     hostname: Arc<str>,
     connector: Arc<Connector>,
+    tokens: Option<Arc<Tokens>>,
     clock: Clock,
 }
 
@@ -109,7 +113,9 @@ impl Agent {
     /// A certificate file can't be used.
     pub fn new(upstream: Upstream, hostname: &str, clock: Clock) -> Result<Self, TlsFault> {
         let connector = Arc::new(Connector::new(&upstream)?);
-        Ok(Self { upstream: Arc::new(upstream), hostname: hostname.into(), connector, clock })
+        let oauth = upstream.login.as_ref().and_then(|login| login.oauth.clone());
+        let tokens = oauth.map(Tokens::new);
+        Ok(Self { upstream: Arc::new(upstream), hostname: hostname.into(), connector, tokens, clock })
     }
 
     /// Whether connections of both go to the same place in the same way.
@@ -291,19 +297,43 @@ impl Agent {
         if !verified && !self.upstream.allow_insecure_auth {
             return Err(fail("the login is not sent without verified TLS", HELP_STARTTLS));
         }
-        let Some(mechanism) = auth::choose(login.mechanism, &client.capabilities().auth) else {
+        let Some(mechanism) = auth::choose(login, &client.capabilities().auth) else {
             let words = format!(
                 "the upstream offers no AUTH mechanism of ours ({})",
                 client.capabilities().auth.join(" ")
             );
             return Err(fail(&words, "remove the user name and password, or set smtp_relay_auth"));
         };
-        let reply = client.authenticate(mechanism, login).await.map_err(|lost| self.lost(lost))?;
+        let (token, was_at_hand) = self.token().await?;
+        let given = Login { password: token.unwrap_or_else(|| login.password.clone()), ..login.clone() };
+        let mut reply = client.authenticate(mechanism, &given).await.map_err(|lost| self.lost(lost))?;
+        if let Some(tokens) = self.tokens.as_ref().filter(|_| !reply.is_success()) {
+            tokens.forget();
+            // A token can end before its time; the next one may do.
+            if was_at_hand && reply.severity() == Severity::Permanent {
+                let (token, _) = self.token().await?;
+                let given = Login { password: token.unwrap_or(given.password), ..login.clone() };
+                reply = client.authenticate(mechanism, &given).await.map_err(|lost| self.lost(lost))?;
+            }
+        }
         if reply.is_success() {
             done(Step::new("AUTH", format!("logged in with {} as {}", mechanism.name(), login.username)));
             return Ok(());
         }
         Err(self.refused(Phase::Auth, &reply, "the upstream does not answer the login as it should"))
+    }
+
+    /// An access token in the password's place, if that is how we log in, and whether it was at hand.
+    async fn token(&self) -> Result<(Option<SecretString>, bool), Box<Trouble>> {
+        let Some(tokens) = &self.tokens else { return Ok((None, false)) };
+        match tokens.token().await {
+            Ok((token, was_at_hand)) => Ok((Some(token), was_at_hand)),
+            Err(fault) => {
+                let who = if fault.scope == Scope::Credential { Who::Operator } else { Who::Upstream };
+                let words = Some(fault.words);
+                Err(self.trouble(Phase::Auth, fault.scope, None, words, who, Some(HELP_TOKEN)))
+            }
+        }
     }
 
     fn must(&self, phase: Phase, reply: &Reply) -> Result<(), Box<Trouble>> {
@@ -362,5 +392,7 @@ impl Step {
 
 const HELP_NAME: &str = "check smtp_relay_server and the name server of this host";
 const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
+const HELP_TOKEN: &str =
+    "check smtp_relay_oauth; a refresh token that has expired or was revoked must be made anew";
 const HELP_STARTTLS: &str =
     "somebody may be stripping it; if the upstream really has none, set smtp_relay_tls: implicit (port 465)";

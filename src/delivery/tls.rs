@@ -67,10 +67,7 @@ impl Connector {
             (UpstreamTls::None | UpstreamTls::Opportunistic, ..) => Arc::new(Pin { pin: None, provider }),
             (_, Some(pin), _) => Arc::new(Pin { pin: Some(pin), provider }),
             (_, None, Some(ca)) => authorities(ca, provider)?,
-            (_, None, None) => Arc::new(
-                rustls_platform_verifier::Verifier::new(provider)
-                    .map_err(|error| TlsFault::setting(format!("the system's root certificates: {error}")))?,
-            ),
+            (_, None, None) => Arc::new(system_verifier(provider)?),
         };
         let identity = upstream.identity.clone();
         // What the operator set wins over what was published.
@@ -175,6 +172,16 @@ impl TlsFault {
 }
 
 const HELP_PORT: &str = "on port 465 smtp_relay_tls must be implicit, on 587 starttls";
+
+/// For other servers than the upstream: the system's roots, nothing else.
+pub(super) fn system_roots() -> Result<Arc<ClientConfig>, TlsFault> {
+    config(Arc::new(system_verifier(net::crypto())?), None)
+}
+
+fn system_verifier(provider: Arc<CryptoProvider>) -> Result<rustls_platform_verifier::Verifier, TlsFault> {
+    rustls_platform_verifier::Verifier::new(provider)
+        .map_err(|error| TlsFault::setting(format!("the system's root certificates: {error}")))
+}
 
 fn config(
     verifier: Arc<dyn ServerCertVerifier>,

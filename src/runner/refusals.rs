@@ -110,6 +110,7 @@ impl Runner {
             let now = self.clock().now();
             let wanted = stopped.iter().filter(|stopped| stopped.open.wants_probe(now));
             let senders: Vec<Option<String>> = wanted.map(|stopped| stopped.sender.clone()).collect();
+            let mut in_vain = false;
             for sender in &senders {
                 let wants = |entry: &Entry| {
                     sender.as_ref().is_none_or(|sender| entry.reverse_path.as_str() == sender)
@@ -119,13 +120,17 @@ impl Runner {
                     None => self.held_behind(None, &breaker.held(), wants).await,
                     found => found,
                 };
-                if let Some(listed) = found {
-                    last = Some(listed.id);
-                    self.release(&listed).await;
+                match found {
+                    Some(listed) => {
+                        last = Some(listed.id);
+                        self.release(&listed).await;
+                    }
+                    // The next message that comes will be the probe.
+                    None => in_vain = true,
                 }
             }
             let next = stopped.iter().map(|stopped| stopped.open.until.since(now)).min();
-            let wait = next.map_or(LONGEST, |wait| wait.clamp(LOOK, LONGEST));
+            let wait = next.filter(|_| !in_vain).map_or(LONGEST, |wait| wait.clamp(LOOK, LONGEST));
             let _ = tokio::time::timeout(wait, breaker.changed_once()).await;
         }
     }

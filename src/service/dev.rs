@@ -175,7 +175,12 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         ca: Some(ca),
         fingerprint: None,
         published: Vec::new(),
-        login: Some(Login { username: USERNAME.to_owned(), password, mechanism: AuthMechanism::Auto }),
+        login: Some(Login {
+            username: USERNAME.to_owned(),
+            password,
+            mechanism: AuthMechanism::Auto,
+            oauth: None,
+        }),
         allow_insecure_auth: false,
         connections: 10,
         timeout: None,

@@ -193,7 +193,7 @@ pub(crate) fn published(
         relay_port: upstream.map_or(0, |upstream| upstream.port),
         relay_username: login.map(|login| login.username.clone()),
         relay_password: login
-            .filter(|_| settings.environment.relay_password)
+            .filter(|login| settings.environment.relay_password && login.oauth.is_none())
             .map(|login| login.password.clone()),
         rate_limit: (!limits.is_empty()).then(|| limits.join(",")),
         max_message_size: settings.bounds.message_size,

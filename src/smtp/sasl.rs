@@ -27,6 +27,17 @@ pub fn plain(username: &str, password: &str) -> Vec<u8> {
     format!("\0{username}\0{password}").into_bytes()
 }
 
+/// The message of XOAUTH2, as Google and Microsoft document it.
+pub fn xoauth2(username: &str, token: &str) -> Vec<u8> {
+    format!("user={username}\x01auth=Bearer {token}\x01\x01").into_bytes()
+}
+
+/// The message of OAUTHBEARER (RFC 7628 §3.1). In the name, `,` and `=` are written out.
+pub fn oauthbearer(username: &str, token: &str) -> Vec<u8> {
+    let name = username.replace('=', "=3D").replace(',', "=2C");
+    format!("n,a={name},\x01auth=Bearer {token}\x01\x01").into_bytes()
+}
+
 /// Takes the message of PLAIN apart: whom it wants to act as (empty: as itself), user name, password.
 pub fn parse_plain(message: &[u8]) -> Option<(&str, &str, &str)> {
     let mut parts = std::str::from_utf8(message).ok()?.split('\0');

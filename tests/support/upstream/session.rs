@@ -170,6 +170,19 @@ impl<'a, S: Read + Write> Session<'a, S> {
         }
         let (mechanism, initial) = rest.split_once(' ').unwrap_or((rest, ""));
         let given = match mechanism.to_ascii_uppercase().as_str() {
+            "XOAUTH2" | "OAUTHBEARER" => {
+                let said = decoded(initial);
+                let bearer = format!("auth=Bearer {}\x01\x01", behaviour.password);
+                let user = format!("{}{USER}", if mechanism == "XOAUTH2" { "user=" } else { "n,a=" });
+                let said = String::from_utf8_lossy(&said).into_owned();
+                if said.starts_with(&user) && said.ends_with(&bearer) {
+                    (USER.as_bytes().to_vec(), behaviour.password.clone().into_bytes())
+                } else {
+                    // It wants an answer before it says no.
+                    self.ask("334 eyJzdGF0dXMiOiI0MDEifQ==")?;
+                    (Vec::new(), Vec::new())
+                }
+            }
             "PLAIN" => {
                 let answer = if initial.is_empty() { self.ask("334 ")? } else { decoded(initial) };
                 let mut parts = answer.split(|byte| *byte == 0).skip(1).map(<[u8]>::to_vec);

@@ -1,0 +1,193 @@
+//! Access tokens (RFC 6749): fetched with a refresh token or as a client, kept until shortly before they
+//! expire, and fetched by one at a time.
+//!
+//! Tokens and secrets stay in memory and in the request; what the endpoint says of an error is shown,
+//! bounded, and nothing else of its answer.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, Uri, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rustls::pki_types::ServerName;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio::{
+    net::lookup_host,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+
+use super::{dial::dial, tls};
+use crate::{config::OAuth, mail::outcome::Scope, net::Stream};
+
+/// For the whole of a fetch.
+const LIMIT: Duration = Duration::from_secs(30);
+/// So long before it expires a token is not used any more.
+const EARLY: Duration = Duration::from_secs(60);
+/// Where the endpoint does not say (RFC 6749 §5.1 only recommends that it does).
+const USUAL: Duration = Duration::from_secs(3_600);
+/// Octets of an answer.
+const ANSWER_MAX: usize = 64 * 1024;
+/// Characters that are shown of what the endpoint says of an error.
+const WORDS_MAX: usize = 200;
+
+/// What a form's value has written out: all but RFC 3986 §2.3.
+const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The tokens of one login.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    settings: OAuth,
+    held: Mutex<Option<Held>>,
+    /// Fetching; a second fetch at the same time would take the first one's refresh token away from
+    /// it where those are used once.
+    fetching: Semaphore,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    token: SecretString,
+    until: Instant,
+}
+
+/// There is no token.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// What was seen.
+    pub(super) words: String,
+    /// Whether the endpoint refused, or could not be asked.
+    pub(super) scope: Scope,
+}
+
+impl Fault {
+    fn network(words: impl std::fmt::Display) -> Self {
+        Self { words: format!("no access token: {words}"), scope: Scope::Network }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+    error: Option<String>,
+    error_description: Option<String>,
+}
+
+impl Tokens {
+    pub(super) fn new(settings: OAuth) -> Arc<Self> {
+        Arc::new(Self { settings, held: Mutex::default(), fetching: Semaphore::new(1) })
+    }
+
+    /// A token, and whether it was at hand.
+    ///
+    /// # Errors
+    /// None can be had now.
+    pub(super) async fn token(&self) -> Result<(SecretString, bool), Fault> {
+        if let Some(token) = self.at_hand() {
+            return Ok((token, true));
+        }
+        let _one = self.fetching.acquire().await;
+        // Another may have fetched it meanwhile.
+        if let Some(token) = self.at_hand() {
+            return Ok((token, true));
+        }
+        let held = timeout(LIMIT, self.fetch()).await.unwrap_or_else(|_| {
+            Err(Fault::network(format!("{} does not answer in time", self.settings.token_url)))
+        })?;
+        let token = held.token.clone();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        Ok((token, false))
+    }
+
+    /// The upstream does not take it.
+    pub(super) fn forget(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn at_hand(&self) -> Option<SecretString> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().filter(|held| held.until > Instant::now()).map(|held| held.token.clone())
+    }
+
+    async fn fetch(&self) -> Result<Held, Fault> {
+        let url = &self.settings.token_url;
+        let uri: Uri = url.parse().map_err(|error| Fault::network(format!("{url}: {error}")))?;
+        let answer =
+            ask(&uri, self.form()).await.map_err(|error| Fault::network(format!("{url}: {error}")))?;
+        let answer: Answer = serde_json::from_slice(&answer)
+            .map_err(|_| Fault::network(format!("what {url} answers is no token")))?;
+        if let Some(token) = answer.access_token {
+            let lasts = answer.expires_in.map_or(USUAL, Duration::from_secs).saturating_sub(EARLY);
+            return Ok(Held { token: token.into(), until: Instant::now() + lasts });
+        }
+        let said = [answer.error, answer.error_description].into_iter().flatten().collect::<Vec<_>>();
+        let said: String = said.join(": ").chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect();
+        let words = format!("the token endpoint {url} refuses: {said}");
+        Err(Fault { words, scope: Scope::Credential })
+    }
+
+    /// RFC 6749 §6 with a refresh token, else §4.4.2 as a client.
+    fn form(&self) -> String {
+        let OAuth { client_id, client_secret, refresh_token, scope, .. } = &self.settings;
+        let secret = |secret: &Option<SecretString>| secret.as_ref().map(|s| s.expose_secret().to_owned());
+        let grant = if refresh_token.is_some() { "refresh_token" } else { "client_credentials" };
+        let fields = [
+            ("grant_type", Some(grant.to_owned())),
+            ("client_id", Some(client_id.clone())),
+            ("client_secret", secret(client_secret)),
+            ("refresh_token", secret(refresh_token)),
+            ("scope", scope.clone()),
+        ];
+        let set = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let encoded = set.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, FORM)));
+        encoded.collect::<Vec<_>>().join("&")
+    }
+}
+
+/// One POST, and the body of its answer, whatever its status: an error is told in the body.
+async fn ask(uri: &Uri, form: String) -> io::Result<Bytes> {
+    let secure = uri.scheme_str() == Some("https");
+    let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let addresses = lookup_host((bare, port)).await?.collect();
+    let (stream, _) = dial(addresses, LIMIT).await?;
+    let stream = if secure {
+        let config = tls::system_roots().map_err(io::Error::other)?;
+        let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
+        Stream::Tls(Box::new(TlsConnector::from(config).connect(name, stream).await?.into()))
+    } else {
+        Stream::Plain(stream)
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
+        .header("host", uri.authority().map_or(host, |authority| authority.as_str()))
+        .header("content-type", "application/x-www-form-urlencoded")
+        .header("accept", "application/json")
+        .header("connection", "close")
+        .body(Full::new(Bytes::from(form)))
+        .map_err(io::Error::other)?;
+    let answer = async {
+        let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+        let status = answer.status();
+        if status.is_server_error() {
+            return Err(io::Error::other(format!("it answers {status}")));
+        }
+        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+        body.map(|body| body.to_bytes()).map_err(io::Error::other)
+    };
+    let answer = answer.await;
+    connection.abort();
+    answer
+}
