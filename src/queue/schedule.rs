@@ -133,8 +133,13 @@ impl Schedule {
         self.more && self.ready.len() < LOW && self.octets < OCTETS_MAX
     }
 
-    /// When the store must be looked at next, if nothing changes before.
-    pub(super) fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
+    /// When the store must be looked at next, if nothing changes before. What has become due does
+    /// not enter a window that is well filled: it would grow with each look while nothing leaves it.
+    pub(super) fn next_look(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.next_due.is_some_and(|due| due <= now) {
+            self.next_due = None;
+            self.more = true;
+        }
         if self.wants_look() { Some(now) } else { self.next_due }
     }
 

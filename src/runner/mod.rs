@@ -7,7 +7,11 @@
 //!
 //! - here: who carries what, and when
 //! - [`settle`]: what becomes of a message behind an attempt
+//! - [`report`]: who is told of it
+//! - [`late`]: who is told that it waits
 
+mod late;
+mod report;
 mod settle;
 
 use std::{
@@ -119,6 +123,8 @@ impl Runner {
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
         let feeding = self.0.queue.clone();
         let feeder = tokio::spawn(async move { feeding.feed().await });
+        let warning = self.clone();
+        let warner = tokio::spawn(async move { warning.warn_of_late_mail().await });
         let mut workers = JoinSet::new();
         let told = shutdown.clone();
         loop {
@@ -134,6 +140,7 @@ impl Runner {
             }
         }
         feeder.abort();
+        warner.abort();
         self.lock(&self.0.idle).clear();
         while workers.join_next().await.is_some() {}
     }
@@ -273,7 +280,8 @@ impl Runner {
         match client.attempt(&message, recorded).await {
             Attempt::Done(outcomes) => {
                 let until = self.pause(orders, &outcomes);
-                (Some(self.settle(orders, claim, &pending, outcomes, until)), until.is_some())
+                let upstream = Some(client.capabilities());
+                (Some(self.settle(orders, claim, &pending, outcomes, upstream, until)), until.is_some())
             }
             // Nothing was said of it: it goes back as it was.
             Attempt::Stale => (None, false),
