@@ -28,7 +28,7 @@ const OFTEN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(60
 
 /// How far the walk has come.
 #[derive(Debug, Default)]
-struct Walk {
+pub(super) struct Walk {
     seen: Option<QueueId>,
     /// Passed by while an attempt was under way: no more than there are connections.
     busy: Vec<QueueId>,
@@ -49,7 +49,7 @@ impl Runner {
         }
     }
 
-    async fn walk(&self, orders: &Orders, walk: &mut Walk, delay: Duration) -> Result<(), Fault> {
+    pub(super) async fn walk(&self, orders: &Orders, walk: &mut Walk, delay: Duration) -> Result<(), Fault> {
         let now = self.0.clock.now();
         let arrived = Timestamp(now.0.saturating_sub(delay.as_millis() as u64));
         let mut settled = Vec::new();
@@ -59,26 +59,21 @@ impl Runner {
         // A warning is a courtesy; it takes no room from mail.
         while self.0.queue.trouble().is_none() {
             let page = self.0.queue.list(walk.seen, PAGE).await?;
-            let more = page.len() == PAGE;
-            for listed in page {
-                if listed.id.time() > arrived {
-                    return Ok(());
-                }
+            let more = page.len() == PAGE && page.last().is_some_and(|listed| listed.id.time() <= arrived);
+            for listed in page.into_iter().take_while(|listed| listed.id.time() <= arrived) {
                 if listed.entry.is_some_and(|entry| is_to_be_warned(orders, &entry, now)) {
                     self.warn(orders, walk, listed.id, &mut settled).await?;
                 }
                 walk.seen = Some(listed.id);
                 if settled.len() >= AT_ONCE {
-                    for settled in settled.drain(..) {
-                        // If it can't be recorded the queue goes on trying.
-                        let _ = settled.durable().await;
-                    }
+                    recorded(&mut settled).await;
                 }
             }
             if !more {
                 break;
             }
         }
+        recorded(&mut settled).await;
         Ok(())
     }
 
@@ -107,6 +102,13 @@ impl Runner {
         let (reports, next) = self.reports(orders, &mut claim, &news, false, Next::Retry(due));
         settled.push(self.0.queue.settle(claim, next, reports));
         Ok(())
+    }
+}
+
+/// Waits until all are on disk. What can't be recorded the queue goes on trying.
+async fn recorded(settled: &mut Vec<Settled>) {
+    for settled in settled.drain(..) {
+        let _ = settled.durable().await;
     }
 }
 

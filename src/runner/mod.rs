@@ -366,3 +366,6 @@ impl Runner {
 fn forward(recipient: &Recipient) -> Forward<'_> {
     Forward { mailbox: &recipient.address, notify: recipient.notify, original: recipient.original.as_ref() }
 }
+
+#[cfg(test)]
+mod tests;
