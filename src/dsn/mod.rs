@@ -86,7 +86,7 @@ impl Report<'_> {
     /// RFC 6531: whether only a server with SMTPUTF8 can take the report. It is so for a sender whose
     /// address is beyond ASCII; for all others the report is kept to ASCII, and passes anywhere.
     pub fn is_utf8(&self) -> bool {
-        !self.to.as_str().is_ascii()
+        !self.to.is_ascii()
     }
 
     /// Composes it: for people, for programs, and what is returned of the message.
@@ -144,7 +144,7 @@ impl Report<'_> {
                 "multipart/report; report-type={status}; boundary=\"{}\"",
                 self.unique
             )))
-            .singlepart(part("text/plain; charset=utf-8", Body::new(people::text(self).into_bytes())))
+            .singlepart(part("text/plain; charset=utf-8", Body::new(people::text(self))))
             .singlepart(part(&format!("message/{status}"), fields))
             .singlepart(part(returned, octets))
     }

@@ -181,6 +181,25 @@ fn all_of_a_message_is_returned_unchanged() {
     assert_eq!(inner.raw_message(), message);
 }
 
+#[test]
+fn a_sender_beyond_ascii_reads_a_report_beyond_ascii_and_all_others_do_not() {
+    let refused = evidence(Some(Reply::new(550, Some(Enhanced(5, 1, 1)), "unbekannt: größe")), None);
+    let (to, a) = (mailbox("müller@bücher.example"), mailbox("ü@x.example"));
+    let original = OriginalRecipient { kind: "utf-8".into(), address: "ö@old.example".into() };
+    let recipients = vec![Fate { original: Some(&original), ..fate(&a, &refused) }];
+    let octets = report(Action::Failed, &to, recipients.clone()).compose();
+    assert_golden("failed-for-a-sender-beyond-ascii", &octets);
+    let ours = &blocks(&octets)[1];
+    assert_eq!(ours["Final-Recipient"], "utf-8; ü@x.example");
+    assert_eq!(ours["Original-Recipient"], "utf-8; ö@old.example");
+    assert_eq!(ours["Diagnostic-Code"], "smtp; 550 5.1.1 unbekannt: größe");
+
+    let octets = report(Action::Failed, &mailbox("app@sender.example"), recipients).compose();
+    assert!(octets.is_ascii());
+    assert_eq!(blocks(&octets)[1]["Final-Recipient"], "utf-8; \\x{FC}@x.example");
+    assert_eq!(blocks(&octets)[1]["Original-Recipient"], "utf-8; \\x{F6}@old.example");
+}
+
 /// Characters that mean something somewhere in a message, among all others.
 fn hostile() -> impl Strategy<Value = String> {
     let pieces = prop_oneof![

@@ -108,6 +108,10 @@ impl Runner {
     ) -> Report {
         let head = head(content);
         let original = Original { octets: &head, whole: content.size() == head.len() as u64 };
+        // RFC 6532 §3.7: a header section beyond ASCII is for those who asked for such mail.
+        let eight_bit = eight_bit && (!entry.handling.utf8_header || !to.is_ascii());
+        // RFC 8689: content that asks for TLS all the way does not come back by another.
+        let ret = entry.handling.ret.filter(|_| !entry.handling.require_tls);
         // Of what waits before a closed gate, only the gate knows why.
         let gate = self.0.gate.closed().filter(|_| action == Action::Delayed);
         let why = gate.as_ref().map(|closed| &closed.evidence);
@@ -135,7 +139,7 @@ impl Runner {
             subject: subject.as_deref(),
             message_id: entry.message_id.as_deref(),
             envid: entry.handling.envid.as_deref(),
-            returned: Returned::of(original, action, entry.handling.ret, eight_bit),
+            returned: Returned::of(original, action, ret, eight_bit),
         };
         let utf8 = report.is_utf8();
         let content = report.compose();
@@ -144,7 +148,7 @@ impl Runner {
             envelope: Envelope {
                 reverse_path: ReversePath::NULL,
                 recipients: vec![to.clone().into()],
-                handling: Handling { body, utf8, ..Handling::default() },
+                handling: Handling { body, utf8, utf8_header: utf8, ..Handling::default() },
             },
             origin: Origin {
                 client: "report".to_owned(),

@@ -69,6 +69,8 @@ pub struct Behaviour {
     pub password: String,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// Whether it offers DSN.
+    pub dsn: bool,
     /// Replies to RCPT by address; 250 for all others.
     pub recipients: HashMap<String, String>,
     /// How long it thinks before the final reply.
@@ -131,6 +133,7 @@ impl Upstream {
             starttls: StartTls::Offered,
             password: password.to_owned(),
             mechanisms: "PLAIN LOGIN",
+            dsn: false,
             recipients: HashMap::new(),
             final_delay: Duration::ZERO,
             ending: Ending::Reply,
