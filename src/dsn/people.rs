@@ -6,6 +6,9 @@ use crate::smtp::reply::Enhanced;
 /// Characters of a subject in a sentence.
 const SUBJECT_MAX: usize = 120;
 
+/// Recipients that are named to people; programs get them all.
+const NAMED_MAX: usize = 100;
+
 /// The report's Subject.
 pub(super) fn subject(report: &Report<'_>) -> String {
     let (word, alone) = match report.action {
@@ -39,8 +42,13 @@ pub(super) fn text(report: &Report<'_>) -> String {
         ),
         Action::Failed => format!("{message} could not be delivered to:\r\n"),
     });
-    for fate in &report.recipients {
+    for fate in report.recipients.iter().take(NAMED_MAX) {
         recipient(&mut text, report.action, fate);
+    }
+    if let Some(more @ 1..) = report.recipients.len().checked_sub(NAMED_MAX) {
+        text.push_str(&format!(
+            "\r\n  and {more} more, who are listed in the second part of this report.\r\n"
+        ));
     }
     text.push_str(&match report.action {
         Action::Relayed => "\r\nThat is as far as this relay can see. You hear of it again only if a later host reports on it.\r\n"

@@ -166,6 +166,22 @@ fn what_was_passed_on_is_told_without_a_promise() {
 }
 
 #[test]
+fn of_very_many_recipients_people_read_the_first_and_programs_read_all() {
+    let refused = evidence(Some(Reply::new(550, None, "no")), None);
+    let to = mailbox("app@sender.example");
+    let recipients: Vec<_> = (0..103).map(|n| mailbox(&format!("user{n}@x.example"))).collect();
+    let fates = recipients.iter().map(|recipient| fate(recipient, &refused)).collect();
+    let octets = report(Action::Failed, &to, fates).compose();
+    assert_eq!(blocks(&octets).len(), 104);
+    let parsed = MessageParser::default().parse(&octets).unwrap();
+    let people = parsed.body_text(0).unwrap();
+    assert!(
+        people.contains("user99@") && !people.contains("user100@") && people.contains("and 3 more"),
+        "{people}"
+    );
+}
+
+#[test]
 fn all_of_a_message_is_returned_unchanged() {
     let refused = evidence(Some(Reply::new(554, Some(Enhanced(5, 7, 1)), "spam")), None);
     let (to, a) = (mailbox("\"a b\"@sender.example"), mailbox("a@x.example"));
