@@ -40,6 +40,7 @@ async fn measure(producers: usize, size: usize) -> f64 {
     let settings = QueueSettings {
         directory: directory.path().join("queue"),
         lifetime: Duration::from_secs(86_400),
+        delay_warning: None,
         retry: wait,
         max_messages: None,
         max_bytes: None,

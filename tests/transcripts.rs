@@ -120,6 +120,7 @@ fn play_file(file: &Path, tls: &Tls, directory: &Path) -> Result<(), String> {
     let settings = QueueSettings {
         directory: directory.to_owned(),
         lifetime: Duration::from_secs(86_400),
+        delay_warning: None,
         retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) },
         max_messages: script.setting.full.then_some(0),
         max_bytes: None,

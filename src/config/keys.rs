@@ -267,7 +267,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_retry", "two durations, the first and the longest wait", "1m..1h")
         .default("1m..1h")
         .doc("The waits between tries."),
-    Key::later("smtp_delay_warning", "When to tell the sender that mail is late."),
+    Key::new("smtp_delay_warning", "a duration, or never", "4h")
+        .default("4h")
+        .doc("When to tell the sender that mail is late."),
     Key::new("smtp_queue_max_messages", "a number above 0", "100000")
         .doc("Messages in the queue; more are answered 452."),
     Key::new("smtp_queue_max_bytes", "a size above 0", "10GB")

@@ -398,6 +398,8 @@ pub struct QueueSettings {
     pub directory: PathBuf,
     /// When to give up.
     pub lifetime: Duration,
+    /// When to tell the sender that mail is late; `None`: never.
+    pub delay_warning: Option<Duration>,
     /// The waits of ordinary deferrals.
     pub retry: Waits,
     /// Messages; more are answered 452.

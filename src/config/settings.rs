@@ -53,6 +53,9 @@ fn queue(reader: &mut Reader<'_>, data: &Path) -> QueueSettings {
     QueueSettings {
         directory: directory.map_or_else(|| data.join("queue"), |path| reader.resolve(&place, path)),
         lifetime: reader.one(key!("smtp_queue_lifetime"), value::duration).unwrap_or(5 * DAY),
+        delay_warning: reader
+            .one(key!("smtp_delay_warning"), value::duration_or_never)
+            .unwrap_or(Some(4 * HOUR)),
         retry: reader.one(key!("smtp_retry"), value::waits).unwrap_or(Waits { first: MINUTE, longest: HOUR }),
         max_messages: reader.one(key!("smtp_queue_max_messages"), value::number(1..=u64::MAX)),
         max_bytes: reader.one(key!("smtp_queue_max_bytes"), value::positive_size),

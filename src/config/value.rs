@@ -115,6 +115,14 @@ pub(super) fn duration(text: &str) -> Read<Duration> {
     }
 }
 
+/// `4h`; `None` for `never`, which `0` means as well.
+pub(super) fn duration_or_never(text: &str) -> Read<Option<Duration>> {
+    match text.trim() {
+        "never" | "0" => Ok(None),
+        text => duration(text).map(Some),
+    }
+}
+
 /// `1m..1h`.
 pub(super) fn waits(text: &str) -> Read<Waits> {
     let (first, longest) = text.split_once("..").ok_or(Wrong::Plain)?;

@@ -146,6 +146,7 @@ impl Queue {
             subject: facts.subject,
             message_id: facts.message_id,
             held: report.held,
+            warned: false,
         };
         NewEntry { entry: Box::new(entry), content: NewContent::Memory(content) }
     }

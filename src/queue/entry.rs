@@ -48,6 +48,9 @@ pub struct Entry {
     /// Why an operator's word is waited for; `None` while it isn't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
+    /// Its sender was told that it is late.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warned: bool,
 }
 
 /// The content as it was accepted.
@@ -147,6 +150,7 @@ impl Entry {
             subject: None,
             message_id: None,
             held: None,
+            warned: false,
         }
     }
 
@@ -194,6 +198,7 @@ pub(super) mod tests {
             subject: Some("hello".into()),
             message_id: None,
             held: None,
+            warned: false,
         }
     }
 

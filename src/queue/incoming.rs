@@ -153,6 +153,7 @@ impl Incoming {
             subject: facts.subject,
             message_id: facts.message_id,
             held: None,
+            warned: false,
         };
         let content = match self.file {
             Some(file) => NewContent::File(file),

@@ -1,12 +1,12 @@
-//! What operators see of the queue and do with it, one entry at a time.
+//! What operators see of the queue and do with it, one entry at a time; and a claim out of turn.
 
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Next, Queue,
+    Claim, Fault, Next, Queue,
     entry::{Entry, RecipientState},
     id::QueueId,
-    schedule::Schedule,
+    schedule::{Ready, Schedule},
     store::{self, State},
     writer::{EntryChange, Request},
 };
@@ -82,6 +82,27 @@ impl Queue {
             Ok(row.map(|row| listed(row, &schedule)))
         })
         .await
+    }
+
+    /// Claims a queued entry out of its turn, and tells when that will be: to be settled with
+    /// [`Next::Retry`] for then, unless its time has come for something else.
+    ///
+    /// # Errors
+    /// See [`ActionError`]; a held entry is no more to be claimed than one that is not there.
+    pub async fn claim_by_id(&self, id: QueueId) -> Result<(Claim, Timestamp), ActionError> {
+        let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
+        let found = self.read(move |shared, reader| {
+            let Some(row) = reader.get(id)?.filter(|row| row.state == State::Queued) else {
+                return Ok(Err(ActionError::NoSuchEntry));
+            };
+            let Some(entry) = row.entry else { return Ok(Err(ActionError::Damaged)) };
+            let content = shared.content(reader, &entry)?;
+            let ready = content.map(|content| Ready { entry: Box::new(entry), content });
+            Ok(ready.map(|ready| (ready, row.due)).ok_or(ActionError::Damaged))
+        });
+        let (ready, due) = found.await??;
+        withdrawn.handed_over();
+        Ok((Claim { ready: Some(ready), queue: self.clone() }, due))
     }
 
     /// Does what an operator asks with one entry.

@@ -164,8 +164,13 @@ impl Schedule {
         self.more && self.ready.len() < LOW && self.octets < OCTETS_MAX
     }
 
-    /// When the store must be looked at next, if nothing changes before.
-    pub(super) fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
+    /// When the store must be looked at next, if nothing changes before. What has become due does
+    /// not enter a window that is well filled: it would grow with each look while nothing leaves it.
+    pub(super) fn next_look(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.next_due.is_some_and(|due| due <= now) {
+            self.next_due = None;
+            self.more = true;
+        }
         if self.wants_look() { Some(now) } else { self.next_due }
     }
 
@@ -209,5 +214,34 @@ fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::queue::entry::tests::sample;
+
+    fn ready(id: u64) -> Ready {
+        Ready { entry: Box::new(sample(id)), content: Content::Memory(Bytes::from_static(b"a\r\n")) }
+    }
+
+    #[test]
+    fn a_well_filled_window_is_not_filled_again_by_what_is_put_off() {
+        let now = Timestamp(1_000);
+        let mut schedule = Schedule::unknown();
+        schedule.begin_look();
+        schedule.fill((0..2 * LOW as u64).map(ready).collect(), true, None);
+        // As before a closed gate: one is tried, and is due again at once.
+        let tried = schedule.pop().expect("it is filled");
+        schedule.forget(tried.entry.id, Some(now));
+        assert_eq!(schedule.next_look(now), None);
+        while schedule.waiting() >= LOW {
+            let done = schedule.pop().expect("it is filled");
+            schedule.forget(done.entry.id, None);
+        }
+        assert_eq!(schedule.next_look(now), Some(now), "what was put off is looked for in the end");
     }
 }

@@ -13,6 +13,7 @@ fn settings(directory: &Path) -> QueueSettings {
     QueueSettings {
         directory: directory.to_owned(),
         lifetime: Duration::from_secs(5 * 86_400),
+        delay_warning: None,
         retry: Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) },
         max_messages: None,
         max_bytes: None,

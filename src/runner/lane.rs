@@ -349,7 +349,8 @@ impl Runner {
                     return Carried { settled: Some(settled), stop: false };
                 }
                 let until = self.pause(&orders, lane, agent, &outcomes);
-                let settled = self.settle(&orders, job.claim, &job.places, outcomes, until);
+                let upstream = Some(client.capabilities());
+                let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
             }
             // Nothing was said of it: it goes back as it was.
@@ -422,7 +423,7 @@ impl Runner {
 
     pub(super) fn defer(&self, orders: &Orders, job: Job, evidence: &Evidence, until: Timestamp) {
         let outcomes = vec![Outcome::Deferred(evidence.clone()); job.places.len()];
-        drop(self.settle(orders, job.claim, &job.places, outcomes, Some(until)));
+        drop(self.settle(orders, job.claim, &job.places, outcomes, None, Some(until)));
     }
 
     fn show(&self, agent: &Agent, open: usize) {

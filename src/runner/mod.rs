@@ -8,9 +8,13 @@
 //! - `sort`: which lane a message goes by
 //! - `refusals`: what refusals do to the mail behind them
 //! - `settle`: what becomes of a message behind an attempt
+//! - `report`: who is told of it
+//! - `late`: who is told that it waits
 
 mod lane;
+mod late;
 mod refusals;
+mod report;
 mod settle;
 mod sort;
 
@@ -162,6 +166,8 @@ impl Runner {
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
         let feeding = self.0.queue.clone();
         let feeder = tokio::spawn(async move { feeding.feed().await });
+        let warning = self.clone();
+        let warner = tokio::spawn(async move { warning.warn_of_late_mail().await });
         let mut running = JoinSet::new();
         let mut known: Vec<Arc<Lane>> = Vec::new();
         let told = shutdown.clone();
@@ -179,6 +185,7 @@ impl Runner {
             }
         }
         feeder.abort();
+        warner.abort();
         while running.join_next().await.is_some() {}
     }
 
@@ -222,3 +229,6 @@ fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
     let gate = Gate::remembering(memory, clock.clone());
     Arc::new(Lane::new(agent.clone(), gate, account, breaker))
 }
+
+#[cfg(test)]
+mod tests;

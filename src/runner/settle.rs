@@ -1,24 +1,20 @@
-//! What becomes of a message behind an attempt: outcomes noted, the next try chosen, its sender told.
+//! What becomes of a message behind an attempt: outcomes noted, the next try chosen.
 
 use std::time::Duration;
 
-use super::{Orders, Runner};
+use super::{Orders, Runner, report::News};
 use crate::{
     clock::Timestamp,
     config::Waits,
-    dsn::{self, Failure, Undelivered},
-    mail::{
-        content::{self, Content},
-        envelope::{Envelope, Handling, Origin},
-        outcome::{Evidence, Outcome, Scope},
-    },
+    dsn::wish::Happened,
+    mail::outcome::{Evidence, Outcome, Scope},
     observe::{Delivery, Event, EventKind},
     queue::{
-        Claim, Next, Report, Settled,
+        Claim, Next, Settled,
         entry::{Entry, RecipientState},
         retry,
     },
-    smtp::address::{Mailbox, ReversePath},
+    smtp::extension::Capabilities,
 };
 
 /// After an end that leaves open whether the upstream took the message, the next try waits at least
@@ -26,20 +22,27 @@ use crate::{
 const UNCERTAIN_WAIT: Duration = Duration::from_secs(300);
 
 impl Runner {
-    /// Records outcomes, decides how the entry goes on, and reports what is final.
+    /// Records outcomes, decides how the entry goes on, and tells whoever wants to hear of it.
+    /// `upstream` is what the upstream can do, if it could be asked; `until` is when it will be, if
+    /// not now.
     pub(super) fn settle(
         &self,
         orders: &Orders,
         mut claim: Claim,
         pending: &[usize],
         outcomes: Vec<Outcome>,
+        upstream: Option<&Capabilities>,
         until: Option<Timestamp>,
     ) -> Settled {
         let now = self.clock().now();
         let over = is_over(orders, claim.entry(), now);
         let entry = claim.entry_mut();
         let somebody = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)));
-        let mut failed = Vec::new();
+        let taken = match entry.handling.deliver_by {
+            Some(by) if by.trace => Happened::Traced,
+            _ => Happened::Taken { promises: upstream.is_some_and(|upstream| upstream.dsn) },
+        };
+        let mut news = News::default();
         let mut waits = Waiting::default();
         for (place, outcome) in pending.iter().zip(outcomes) {
             let recipient = &mut entry.recipients[*place];
@@ -50,16 +53,19 @@ impl Runner {
             }
             recipient.last = Some(evidence.clone());
             match outcome {
-                Outcome::Delivered(_) => recipient.state = RecipientState::Delivered,
+                Outcome::Delivered(_) => {
+                    recipient.state = RecipientState::Delivered;
+                    news.note(*place, recipient, taken);
+                }
                 Outcome::Failed(_) => {
                     recipient.state = RecipientState::Bounced;
-                    failed.push(*place);
+                    news.note(*place, recipient, Happened::Lost);
                 }
                 Outcome::Deferred(evidence)
                     if over && !(somebody && evidence.scope == Scope::Transaction) =>
                 {
                     recipient.state = RecipientState::Expired;
-                    failed.push(*place);
+                    news.note(*place, recipient, Happened::Lost);
                 }
                 Outcome::Deferred(evidence) => {
                     waits.note(orders.queue.retry, &evidence, recipient.attempts, somebody)
@@ -69,101 +75,28 @@ impl Runner {
         let due = waits.time().map(|wait| match until {
             // They wait for the gate and for nothing else, so that they go as soon as that opens.
             Some(_) => now,
-            None => now.after(wait),
+            None => in_time(entry, now, now.after(wait)),
         });
         pending.iter().for_each(|place| entry.recipients[*place].due = due);
         // Those for whom there was no room, or who go by another upstream, don't wait for these.
         let soonest = entry.pending().map(|(_, recipient)| recipient.due.unwrap_or(now)).min();
         let next = soonest.map_or(Next::Done, Next::Retry);
+        if next != Next::Done && !over && is_late(orders, entry, now) {
+            news.warn(entry);
+        }
         let next_attempt = due.map(|due| until.unwrap_or(due));
         self.tell(claim.entry(), pending, next_attempt);
-        let (reports, next) = self.reports(orders, &mut claim, &failed, next);
+        let eight_bit = upstream.is_some_and(|upstream| upstream.eight_bit_mime);
+        let (reports, next) = self.reports(orders, &mut claim, &news, eight_bit, next);
         self.queue().settle(claim, next, reports)
     }
 
-    /// Who is told of the recipients that have failed. What nobody can be told is held, once all that
-    /// can be delivered is.
-    fn reports(
-        &self,
-        orders: &Orders,
-        claim: &mut Claim,
-        failed: &[usize],
-        next: Next,
-    ) -> (Vec<Report>, Next) {
-        let entry = claim.entry();
-        let lost = |state| matches!(state, RecipientState::Bounced | RecipientState::Expired);
-        if !entry.recipients.iter().any(|recipient| lost(recipient.state)) {
-            return (Vec::new(), next);
-        }
-        // A report that can't be delivered to the postmaster is not reported to the postmaster.
-        let for_postmaster =
-            || orders.postmaster.as_ref().filter(|to| entry.recipients.iter().all(|r| r.address != **to));
-        let reason = match entry.reverse_path.mailbox().or_else(for_postmaster) {
-            Some(_) if failed.is_empty() => return (Vec::new(), next),
-            Some(to) => match self.report(orders, entry, claim.content(), failed, to) {
-                Ok(content) => {
-                    let recipients = vec![to.clone().into()];
-                    let origin = Origin {
-                        client: "report".to_owned(),
-                        hello: orders.hostname.clone(),
-                        ..Origin::default()
-                    };
-                    let envelope = Envelope {
-                        reverse_path: ReversePath::NULL,
-                        recipients,
-                        handling: Handling::default(),
-                    };
-                    return (vec![Report { envelope, origin, content, held: None }], next);
-                }
-                Err(error) => format!("not delivered, and {error}"),
-            },
-            None => "not delivered, and there is no sender to tell".to_owned(),
-        };
-        if next != Next::Done {
-            return (Vec::new(), next);
-        }
-        self.note_held(claim, &reason);
-        (Vec::new(), Next::Hold)
-    }
-
-    fn note_held(&self, claim: &mut Claim, reason: &str) {
+    pub(super) fn note_held(&self, claim: &mut Claim, reason: &str) {
         claim.entry_mut().held = Some(reason.to_owned());
         self.observer().emit(Event {
             reply: Some(reason.to_owned()),
             ..Event::new(self.clock().now(), EventKind::Held, claim.entry().id)
         });
-    }
-
-    fn report(
-        &self,
-        orders: &Orders,
-        entry: &Entry,
-        content: &Content,
-        failed: &[usize],
-        to: &Mailbox,
-    ) -> Result<Vec<u8>, dsn::ComposeError> {
-        let head = head(content);
-        let header = content::header_section(&head, content.size() == head.len() as u64).unwrap_or(&head);
-        let failures = failed
-            .iter()
-            .filter_map(|place| {
-                let recipient = &entry.recipients[*place];
-                let evidence = recipient.last.as_ref()?;
-                let expired = recipient.state == RecipientState::Expired;
-                Some(Failure { recipient: &recipient.address, evidence, expired })
-            })
-            .collect();
-        dsn::compose(&Undelivered {
-            to,
-            hostname: &orders.hostname,
-            id: &entry.id.to_string(),
-            arrival: entry.received,
-            now: self.clock().now(),
-            subject: content::decoded_subject(&head).as_deref(),
-            message_id: entry.message_id.as_deref(),
-            header,
-            failures,
-        })
     }
 
     pub(super) fn hold(&self, mut claim: Claim, reason: &str) -> Settled {
@@ -204,10 +137,37 @@ impl Runner {
     }
 }
 
-/// Whether a message has outlived the queue's patience. Asked only behind an attempt, so that a clock
-/// set forward expires nothing that was not just tried.
+/// Whether a message has outlived the queue's patience, or the time that its sender gave it. Asked
+/// only behind an attempt, so that a clock set forward expires nothing that was not just tried.
 pub(super) fn is_over(orders: &Orders, entry: &Entry, now: Timestamp) -> bool {
-    now.since(entry.received) >= orders.queue.lifetime
+    now >= given_up_at(orders, entry)
+}
+
+/// When an attempt that brings no yes will have been the last.
+pub(super) fn given_up_at(orders: &Orders, entry: &Entry) -> Timestamp {
+    let patience = entry.received.after(orders.queue.lifetime);
+    match entry.handling.deliver_by {
+        // RFC 2852 §4: then it is worth nothing any more.
+        Some(by) if by.or_return => patience.min(by.time),
+        _ => patience,
+    }
+}
+
+/// Whether the sender of a message should be told now that it is late.
+pub(super) fn is_late(orders: &Orders, entry: &Entry, now: Timestamp) -> bool {
+    let waits_long = orders.queue.delay_warning.is_some_and(|delay| now.since(entry.received) >= delay);
+    // RFC 2852 §4: wanted by a time, but not worthless behind it.
+    let is_overdue = entry.handling.deliver_by.is_some_and(|by| !by.or_return && now >= by.time);
+    !entry.warned && (waits_long || is_overdue)
+}
+
+/// A try is not put off beyond the time by which the sender wants the message to arrive: it would be
+/// the last, or the one after which the sender is told.
+fn in_time(entry: &Entry, now: Timestamp, due: Timestamp) -> Timestamp {
+    match entry.handling.deliver_by {
+        Some(by) if by.time > now => due.min(by.time),
+        _ => due,
+    }
 }
 
 /// How long an entry waits, of what its recipients want.
@@ -236,24 +196,6 @@ impl Waiting {
 
     fn time(&self) -> Option<Duration> {
         self.soonest.map(|soonest| soonest.max(self.at_least))
-    }
-}
-
-/// The start of the content, as far as a header section may reach.
-fn head(content: &Content) -> bytes::Bytes {
-    match content {
-        Content::Memory(octets) => octets.clone(),
-        Content::File { path, .. } => {
-            use std::io::Read as _;
-            let mut head = Vec::new();
-            // A large message that failed; rare enough to read where we are.
-            let read = std::fs::File::open(path)
-                .and_then(|file| file.take(content::HEADER_MAX as u64).read_to_end(&mut head));
-            if read.is_err() {
-                head.clear();
-            }
-            head.into()
-        }
     }
 }
 

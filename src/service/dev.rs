@@ -143,6 +143,7 @@ fn queue_settings(directory: PathBuf) -> QueueSettings {
     QueueSettings {
         directory,
         lifetime: Duration::from_secs(5 * 86_400),
+        delay_warning: Some(Duration::from_secs(4 * 3_600)),
         // Somebody is watching: what fails is tried again while they do.
         retry: Waits { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
         max_messages: None,

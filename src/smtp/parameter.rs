@@ -242,7 +242,7 @@ pub const ENVID_MAX: usize = 100;
 /// RFC 3461 §4.2: characters of ORCPT's value.
 pub const ORCPT_MAX: usize = 500;
 /// RFC 6533 §3: the address type whose text is not xtext.
-const UTF8: &str = "utf-8";
+pub const UTF8: &str = "utf-8";
 
 /// Text as xtext (RFC 3461 §4): printable ASCII, the rest as `+XX` an octet.
 pub fn encode_xtext(text: &str) -> String {
@@ -278,7 +278,7 @@ pub fn decode_xtext(xtext: &str) -> Option<String> {
 
 /// Text as utf-8-addr-xtext (RFC 6533 §3): printable ASCII, the rest as `\x{HEX}` a character. Any
 /// server takes it, with SMTPUTF8 or without.
-fn encode_unitext(text: &str) -> String {
+pub fn encode_unitext(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -18,6 +18,10 @@ def words(part):
         return part.as_string()
 
 
+def fields(block):
+    return {name.lower(): str(value) for name, value in block.items()}
+
+
 result = {
     "type": message.get_content_type(),
     "report_type": message.get_param("report-type"),
@@ -37,10 +41,12 @@ for part in message.walk():
         result["text"] = words(part)
     if part.get_content_type() == "message/delivery-status":
         # One block of fields about the message, then one for each recipient.
-        result["status"] = [
-            {name.lower(): str(value) for name, value in block.items()}
-            for block in part.get_payload()
-        ]
+        result["status"] = [fields(block) for block in part.get_payload()]
+    if part.get_content_type() == "message/global-delivery-status":
+        # Unknown to the package, which takes it for a message: the first block its header.
+        blocks = part.get_payload(0).as_bytes().strip().split(b"\n\n")
+        parser = BytesParser(policy=policy.default)
+        result["status"] = [fields(parser.parsebytes(block)) for block in blocks]
     if part.get_content_disposition() == "attachment":
         result["attachments"].append(part.get_filename())
 print(json.dumps(result))

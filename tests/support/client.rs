@@ -28,13 +28,19 @@ impl Client {
     ///
     /// `content` has CRLF line ends and no line that starts with a dot.
     pub fn send(&mut self, sender: &str, recipients: &[&str], content: &str) -> io::Result<String> {
-        let mut commands = format!("MAIL FROM:<{sender}>\r\n");
-        for recipient in recipients {
-            commands.push_str(&format!("RCPT TO:<{recipient}>\r\n"));
+        let recipients: Vec<String> = recipients.iter().map(|recipient| format!("<{recipient}>")).collect();
+        self.send_as(&format!("<{sender}>"), &recipients, content)
+    }
+
+    /// The same, with what follows the colons of MAIL and RCPT as it is to be said.
+    pub fn send_as(&mut self, mail: &str, rcpts: &[impl AsRef<str>], content: &str) -> io::Result<String> {
+        let mut commands = format!("MAIL FROM:{mail}\r\n");
+        for rcpt in rcpts {
+            commands.push_str(&format!("RCPT TO:{}\r\n", rcpt.as_ref()));
         }
         commands.push_str("DATA\r\n");
         self.write(commands.as_bytes())?;
-        for _ in 0..=recipients.len() {
+        for _ in 0..=rcpts.len() {
             self.expect('2')?;
         }
         self.expect('3')?;

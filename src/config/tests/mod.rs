@@ -187,6 +187,7 @@ smtp_transaction_timeout: 2m
 smtp_min_rate: \"0\"
 smtp_queue: spool
 smtp_queue_lifetime: 2d
+smtp_delay_warning: 1h
 smtp_retry: 1s..2s
 smtp_queue_max_messages: 10
 smtp_queue_max_bytes: 1GB
@@ -229,6 +230,7 @@ smtp_log_level: warn,outpost::queue=debug",
     assert_eq!(settings.bounds.buffered, 1_000_000);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
     assert_eq!(settings.queue.min_free, 0);
+    assert_eq!(settings.queue.delay_warning, Some(Duration::from_secs(3_600)));
     assert_eq!(settings.environment.files, [PathBuf::from("/etc/app/a.json"), "/b.env".into()]);
     assert!(settings.environment.relay_password);
 }

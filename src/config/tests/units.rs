@@ -22,6 +22,10 @@ fn units_mean_what_people_expect() {
     for text in ["", "0s", "5", "d", "1y", "1h30", "999999999999w", "-1s"] {
         assert!(value::duration(text).is_err(), "{text}");
     }
+    for (text, wanted) in [("never", None), ("0", None), ("4h", Some(Duration::from_secs(14_400)))] {
+        assert_eq!(value::duration_or_never(text), Ok(wanted), "{text}");
+    }
+    assert!(value::duration_or_never("Never mind").is_err());
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct Behaviour {
     pub password: String,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// Whether it offers DSN.
+    pub dsn: bool,
     /// What it says first instead of its greeting, and hangs up.
     pub greeting: Option<String>,
     /// What it says to a login, whatever the password.
@@ -156,6 +158,7 @@ impl Upstream {
             starttls: StartTls::Offered,
             password: password.to_owned(),
             mechanisms: "PLAIN LOGIN",
+            dsn: false,
             greeting: None,
             login: None,
             senders: HashMap::new(),

@@ -155,6 +155,9 @@ impl<'a, S: Read + Write> Session<'a, S> {
             lines.push("STARTTLS".to_owned());
         }
         lines.extend(["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"].map(str::to_owned));
+        if behaviour.dsn {
+            lines.push("DSN".to_owned());
+        }
         let last = lines.len() - 1;
         let lines: Vec<String> = lines
             .iter()
