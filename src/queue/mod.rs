@@ -195,8 +195,9 @@ impl Shared {
             let content = self.content_file(entry);
             let whole = match std::fs::symlink_metadata(self.spool.path(entry.id)) {
                 Ok(file) => file.is_file() && file.len() == entry.content.size,
-                // Any other error is the host's and passes; delivery will look again.
-                Err(error) => error.kind() != io::ErrorKind::NotFound,
+                // Any other error is the host's and passes, also a spool that was moved away or is not
+                // mounted; delivery will look again.
+                Err(error) => error.kind() != io::ErrorKind::NotFound || !self.spool.is_there(),
             };
             return Ok(whole.then_some(content));
         }
