@@ -89,6 +89,22 @@ impl Ledger {
         self.entries.get_mut(&id).expect("it was accepted first")
     }
 
+    /// The lines to go on with after a crash, when [`Self::compare`] has found how each entry is.
+    pub fn lines(&self) -> String {
+        let mut lines = String::new();
+        for (id, line) in &self.entries {
+            lines.push_str(&format!("accept {id} {} {}\n", line.size, line.crc32c));
+            lines.extend(line.fates.iter().map(|fate| begun(*id, *fate)));
+            lines.push_str(&durable(*id, line.fates[0]));
+        }
+        lines
+    }
+
+    /// Whether this entry was to be accepted; reports were not.
+    pub fn knows(&self, id: QueueId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
     /// Entries that were to be accepted.
     pub fn len(&self) -> usize {
         self.entries.len()

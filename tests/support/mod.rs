@@ -14,6 +14,7 @@ pub mod client;
 pub mod disk;
 pub mod http;
 pub mod ledger;
+pub mod mount;
 pub mod ports;
 pub mod postfix;
 pub mod programs;

@@ -4,9 +4,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::programs::require;
+use super::relay::outpost;
 
 /// What a call asked for. Only calls that succeeded are kept.
 #[derive(Debug)]
@@ -88,6 +93,60 @@ pub fn recorded(command: &Command, log: &Path) -> Command {
         };
     }
     traced
+}
+
+/// The relay's binary under strace, which brings the fault into its system calls.
+pub fn injected(fault: &str) -> Command {
+    let command = outpost();
+    let binary = command.get_program().to_owned();
+    let (calls, _) = fault.split_once(':').expect("calls, then what becomes of them");
+    let mut traced = Command::new(require(Path::new("/usr/bin/strace")));
+    // Without --seccomp-bpf, with which strace 6.1 brings in no signals.
+    traced.args(["-f", "-o/dev/null", "-e", &format!("trace={calls}")]);
+    traced.args(["-e", &format!("inject={fault}"), "--"]).arg(binary);
+    for (name, _) in command.get_envs() {
+        traced.env_remove(name);
+    }
+    traced
+}
+
+/// A fault in the system calls of a running process; it ends when dropped.
+pub struct Injection(Child);
+
+impl Injection {
+    /// Attaches to all threads: `calls:fault:when=...` as strace's `inject` has it. Each thread counts for itself.
+    pub fn attach(pid: u32, fault: &str) -> Self {
+        let (calls, _) = fault.split_once(':').expect("calls, then what becomes of them");
+        let mut strace = Command::new(require(Path::new("/usr/bin/strace")));
+        strace.args(["-f", "-q", "-o/dev/null", "-e", &format!("trace={calls}")]);
+        strace.args(["-e", &format!("inject={fault}"), "-p", &pid.to_string()]);
+        let mut child = strace.stderr(Stdio::null()).spawn().expect("strace starts");
+        super::wait::until("strace has all threads", || {
+            let ended = child.try_wait().expect("our child").is_some();
+            let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Some(()) };
+            let traced = threads.filter_map(Result::ok).all(|thread| {
+                let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                !status.contains("TracerPid:\t0\n")
+            });
+            (traced || ended).then_some(())
+        });
+        Self(child)
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        // By SIGINT it lets go of a process that lives; for one that has died it may wait for ever.
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        let _ = kill_process(pid, Signal::INT);
+        let end = Instant::now() + Duration::from_secs(1);
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() > end {
+                let _ = self.0.kill();
+            }
+            sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 impl Trace {
