@@ -13,9 +13,14 @@ use outpost::clock::Clock;
 use outpost::queue::Queue;
 use tempfile::TempDir;
 
+use support::client::letter;
 use support::disk::{Disk, Lie, Survives};
 use support::ledger::{self, Ledger};
+use support::mount::{self, Ext4};
+use support::relay::Relay;
+use support::service::{Home, Service};
 use support::strace::{Event, Operation, Trace, recorded};
+use support::upstream::Upstream;
 use support::workload::{Notes, Workload, envelope, settings};
 use support::{programs, seed};
 
@@ -177,4 +182,66 @@ fn a_power_cut_at_any_moment_takes_nothing_that_was_promised() {
         let (broken, _) = run.cut(lies_about, seed, 1);
         assert!(!broken.is_empty(), "with the syncs of {what} left out nothing broke: the test is blind");
     }
+}
+
+/// The same on a real file system: one message, its 250, and the power is gone before anything else can sync.
+/// A busy disk would hide a missing sync, because the next one covers it.
+#[test]
+fn a_real_disk_that_loses_its_power_behind_a_250_has_the_message() {
+    const ROUNDS: usize = 30;
+    const PASSWORD: &str = "upstream-sesame-4711";
+    if !mount::wanted() {
+        return;
+    }
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_queue_min_free", 0);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let disk = Ext4::new(&home.path("disk.img"), 96, relay.data());
+    let size = |round: usize| if round % 2 == 0 { 1_000 } else { 300_000 };
+    let token = |round: usize| format!("round-{round}");
+    for round in 0..ROUNDS {
+        relay.up();
+        let mut client = relay.client();
+        let letter = letter(&token(round), size(round));
+        client.send("sender@example.test", &["someone@example.test"], &letter).expect("it is taken");
+        disk.cut();
+        relay.kill9();
+        disk.again();
+    }
+    relay.up();
+    assert_eq!(relay.status()["queue"]["messages"], ROUNDS, "all that were acknowledged are queued");
+    upstream.up();
+    relay.wait_for_empty_queue();
+    for round in 0..ROUNDS {
+        assert_eq!(upstream.ledger().get(&token(round)), Some(&1), "the one of round {round}");
+    }
+    let messages = upstream.messages();
+    let whole = |round: &usize| {
+        let letter = letter(&token(*round), size(*round));
+        messages.iter().any(|message| message.ends_with(letter.as_bytes()))
+    };
+    assert_eq!((0..ROUNDS).filter(whole).count(), ROUNDS, "each is whole");
+}
+
+/// The control: without a sync of the file, and without one of the directory, the same cut takes the file.
+#[test]
+fn a_real_disk_that_loses_its_power_has_no_file_that_was_not_synced() {
+    if !mount::wanted() {
+        return;
+    }
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let at = dir.path().join("mnt");
+    let disk = Ext4::new(&dir.path().join("disk.img"), 16, &at);
+    let renamed = at.join("unsynced");
+    fs::write(&renamed, "x").expect("a file");
+    let file = fs::File::open(&renamed).expect("a file");
+    file.sync_all().expect("a sync");
+    drop(file);
+    fs::rename(&renamed, at.join("renamed")).expect("it can be renamed");
+    fs::write(at.join("late"), "x").expect("a file");
+    disk.cut();
+    disk.again();
+    assert!(!at.join("renamed").exists(), "a name that was not synced is there: the test is blind");
+    assert!(!at.join("late").exists(), "a file that was not synced is there: the test is blind");
 }
