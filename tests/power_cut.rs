@@ -198,7 +198,7 @@ fn a_real_disk_that_loses_its_power_behind_a_250_has_the_message() {
     let home = Home::new(&[&service]);
     let mut relay = Relay::of(&home, &service);
     let disk = Ext4::new(&home.path("disk.img"), 96, relay.data());
-    let size = |round: usize| if round % 2 == 0 { 1_000 } else { 300_000 };
+    let size = |round: usize| if round.is_multiple_of(2) { 1_000 } else { 300_000 };
     let token = |round: usize| format!("round-{round}");
     for round in 0..ROUNDS {
         relay.up();
