@@ -28,7 +28,7 @@ use support::{seed, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
 const CONNECTIONS: usize = 4;
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(30);
 
 fn mailer(upstream: &Upstream) -> Service {
     upstream

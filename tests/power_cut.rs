@@ -204,8 +204,9 @@ fn a_real_disk_that_loses_its_power_behind_a_250_has_the_message() {
         relay.up();
         let mut client = relay.client();
         let letter = letter(&token(round), size(round));
+        let switch = disk.switch();
         client.send("sender@example.test", &["someone@example.test"], &letter).expect("it is taken");
-        disk.cut();
+        switch.cut();
         relay.kill9();
         disk.again();
     }
@@ -240,7 +241,7 @@ fn a_real_disk_that_loses_its_power_has_no_file_that_was_not_synced() {
     drop(file);
     fs::rename(&renamed, at.join("renamed")).expect("it can be renamed");
     fs::write(at.join("late"), "x").expect("a file");
-    disk.cut();
+    disk.switch().cut();
     disk.again();
     assert!(!at.join("renamed").exists(), "a name that was not synced is there: the test is blind");
     assert!(!at.join("late").exists(), "a file that was not synced is there: the test is blind");

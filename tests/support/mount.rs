@@ -1,8 +1,9 @@
 //! Small file systems of their own, to be filled, taken away or cut off from their power.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use super::programs::{require, run};
 
@@ -49,19 +50,38 @@ impl Ext4 {
         run(Command::new("/bin/mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at));
     }
 
-    /// Cuts the power: what the disk has not been told to keep by now is lost. From here on every write fails,
-    /// until the disk is mounted again by [`Self::again`].
-    pub fn cut(&self) {
+    /// Gets ready to cut the power, so that it can be done at once.
+    pub fn switch(&self) -> Switch {
         // EXT4_IOC_SHUTDOWN without a flush of the journal; Rust has no safe words for it.
         const SHUTDOWN: &str = "import fcntl, os, struct, sys\n\
-            fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
-        run(Command::new(require(Path::new("/usr/bin/python3"))).args(["-c", SHUTDOWN]).arg(&self.at));
+            disk, how = os.open(sys.argv[1], os.O_RDONLY), struct.pack('I', 2)\n\
+            print('ready', flush=True)\n\
+            os.read(0, 1)\n\
+            fcntl.ioctl(disk, 0x8004587d, how)\n";
+        let mut python = Command::new(require(Path::new("/usr/bin/python3")));
+        python.args(["-c", SHUTDOWN]).arg(&self.at).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut python = python.spawn().expect("Python starts");
+        let mut line = [0; 6];
+        python.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("it gets ready");
+        Switch(python)
     }
 
     /// After a cut, when nobody uses it any more: mounts what is left.
     pub fn again(&self) {
         run(Command::new("/bin/umount").arg(&self.at));
         self.mount();
+    }
+}
+
+/// A hand at the switch.
+pub struct Switch(Child);
+
+impl Switch {
+    /// Cuts the power: what the disk has not been told to keep by now is lost. From here on every write fails,
+    /// until the disk is mounted again by [`Ext4::again`].
+    pub fn cut(mut self) {
+        self.0.stdin.take().expect("a pipe").write_all(b"x").expect("Python waits for it");
+        assert!(self.0.wait().expect("our child").success(), "the power can't be cut");
     }
 }
 
