@@ -227,8 +227,8 @@ struct Clocked {
 
 impl Clocked {
     fn start(service: &Service) -> Self {
-        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-        let library = support::programs::require(std::path::Path::new(library));
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        let library = support::programs::require(std::path::Path::new(&library));
         let home = Home::new(&[service]);
         let mut relay = Relay::of(&home, service);
         let file = home.path("clock");
