@@ -249,6 +249,15 @@ impl Clocked {
     }
 }
 
+impl Drop for Clocked {
+    fn drop(&mut self) {
+        // The library leaves these behind when its process is killed.
+        let pid = self.relay.pid();
+        let _ = fs::remove_file(format!("/dev/shm/faketime_shm_{pid}"));
+        let _ = fs::remove_file(format!("/dev/shm/sem.faketime_sem_{pid}"));
+    }
+}
+
 #[test]
 fn a_clock_set_forward_expires_nothing_that_was_not_tried_since() {
     let mut upstream = Upstream::stopped(PASSWORD);
