@@ -1,5 +1,7 @@
 //! Content on its way out: at hand before the upstream hears of the message.
 
+use std::{io::ErrorKind, path::Path};
+
 use crate::mail::content::Content;
 
 /// Content ready to be sent, opened before the upstream hears of it.
@@ -22,7 +24,12 @@ impl<'m> Source<'m> {
             Content::Memory(octets) => Ok(Self::Memory(octets)),
             Content::File { path, size, crc32c } => match tokio::fs::File::open(path).await {
                 Ok(file) => Ok(Self::File { file, size: *size, crc32c: *crc32c }),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(SourceError::Damaged),
+                // Without its directory it is not lost, but out of reach for now.
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) =>
+                {
+                    Err(SourceError::Damaged)
+                }
                 Err(error) => Err(SourceError::Unreadable(error)),
             },
         }

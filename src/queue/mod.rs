@@ -42,8 +42,9 @@ mod store;
 mod writer;
 
 use std::{
+    fs::File,
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::Duration,
@@ -194,8 +195,9 @@ impl Shared {
             let content = self.content_file(entry);
             let whole = match std::fs::symlink_metadata(self.spool.path(entry.id)) {
                 Ok(file) => file.is_file() && file.len() == entry.content.size,
-                // Any other error is the host's and passes; delivery will look again.
-                Err(error) => error.kind() != io::ErrorKind::NotFound,
+                // Any other error is the host's and passes, also a spool that was moved away or is not
+                // mounted; delivery will look again.
+                Err(error) => error.kind() != io::ErrorKind::NotFound || !self.spool.is_there(),
             };
             return Ok(whole.then_some(content));
         }
@@ -232,7 +234,9 @@ impl Queue {
     /// Another process has it, it is not ours, or the disk refuses.
     pub fn open(settings: &QueueSettings, clock: Clock) -> Result<(Self, WriterThread), OpenError> {
         let directory = settings.directory.clone();
-        make_directory(&directory).map_err(|error| OpenError::io(&directory, error))?;
+        make_directory(&directory)
+            .and_then(|()| sync_path_to(&directory))
+            .map_err(|error| OpenError::io(&directory, error))?;
         let lock = Lock::take(&directory)?;
         let spool = Spool::open(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let path = store::path(&directory);
@@ -493,6 +497,22 @@ fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {
         if !store.contains(id).map_err(io::Error::other)? {
             tracing::info!(%id, "removing content of a message that was never accepted or has left");
             spool.remove(id);
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable the names that lead to `directory`. One that was made at this start, here or by
+/// whoever opens the queue, could be gone after a power cut, and all mail with it.
+fn sync_path_to(directory: &Path) -> io::Result<()> {
+    let directory = directory.canonicalize()?;
+    let disk = directory.metadata()?.dev();
+    for parent in directory.ancestors().skip(1) {
+        match File::open(parent) {
+            Ok(parent) if parent.metadata()?.dev() == disk => parent.sync_all()?,
+            // What we can't read we haven't made, and what another disk holds was there before.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => break,
         }
     }
     Ok(())

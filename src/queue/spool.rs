@@ -29,6 +29,11 @@ impl Spool {
         self.0.join(id.to_string())
     }
 
+    /// Whether the directory is where it was, so that a file that isn't in it is lost.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.is_dir()
+    }
+
     /// Makes the names of all files that were written durable.
     pub(super) fn sync_directory(&self) -> io::Result<()> {
         File::open(&self.0)?.sync_all()

@@ -86,6 +86,17 @@ pub fn message_with(token: &str) -> String {
     )
 }
 
+/// A message of at least this size, of which each line is its own, so that a part of another would be noticed.
+pub fn letter(token: &str, size: usize) -> String {
+    let mut text = message_with(token);
+    let mut line = 0;
+    while text.len() < size {
+        line += 1;
+        text.push_str(&format!("{line} of {token} {}\r\n", "=".repeat(800.min(size - text.len()))));
+    }
+    text
+}
+
 /// Sessions that send as fast as the relay takes it, until it breaks off or all is sent.
 pub struct Load {
     acknowledged: Arc<Mutex<Vec<String>>>,

@@ -11,11 +11,17 @@
 pub mod bytes;
 pub mod certs;
 pub mod client;
+pub mod disk;
 pub mod http;
+pub mod ledger;
+pub mod mount;
 pub mod ports;
 pub mod postfix;
 pub mod programs;
 pub mod relay;
+pub mod seed;
 pub mod service;
+pub mod strace;
 pub mod upstream;
 pub mod wait;
+pub mod workload;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::service::{Home, Service};
+use super::strace::injected;
 use super::{http, ports, wait};
 
 /// How long a stop may take (CONTRACT, fine print).
@@ -63,8 +64,13 @@ impl Relay {
 
     /// Starts the process and waits until it takes mail.
     pub fn up(&mut self) {
+        self.up_by(|_| {});
+    }
+
+    /// The same with another environment or other outputs.
+    pub fn up_by(&mut self, prepare: impl FnOnce(&mut Command)) {
         assert!(self.child.is_none(), "it runs already");
-        self.child = Some(self.spawn());
+        self.child = Some(self.spawn(outpost(), prepare));
         let mut ended = None;
         wait::until("the relay is ready (/readyz answers 200)", || {
             ended = self.child.as_mut().and_then(|child| child.try_wait().expect("our child"));
@@ -74,8 +80,34 @@ impl Relay {
         assert!(ended.is_none(), "the relay ended at its start, {ended:?}:\n{}", self.log());
     }
 
-    fn spawn(&self) -> Child {
-        let mut command = outpost();
+    /// Starts the process for the first time with a fault in its system calls, as strace's `inject` has it; `None`
+    /// if that didn't keep it from becoming ready.
+    pub fn start_injected(service: &Service, fault: &str) -> Option<Self> {
+        let mut relay = Self::of(&Home::new(&[service]), service);
+        let mut child = relay.spawn(injected(fault), |_| {});
+        let ready = wait::until("the relay is ready, or has ended", || {
+            let answer = http::request("GET", relay.admin, "/readyz");
+            let ready = answer.is_ok_and(|answer| answer.status == 200);
+            (ready || child.try_wait().expect("our child").is_some()).then_some(ready)
+        });
+        relay.child = Some(child);
+        relay.kill9();
+        (!ready).then_some(relay)
+    }
+
+    /// Starts the process, and kills it so much later, ready or not.
+    pub fn up_for(&mut self, time: Duration) {
+        self.child = Some(self.spawn(outpost(), |_| {}));
+        std::thread::sleep(time);
+        self.kill9();
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().expect("our child").is_some())
+    }
+
+    fn spawn(&self, mut command: Command, prepare: impl FnOnce(&mut Command)) -> Child {
         match &self.service {
             Some(_) => command.arg("serve").args(self.whereabouts()),
             None => command.arg("dev").args([
@@ -88,9 +120,9 @@ impl Relay {
             .stdout(self.append("stdout"))
             .stderr(self.append("stderr"))
             .stdin(Stdio::null())
-            .current_dir(self.home.dir())
-            .spawn()
-            .expect("the binary starts")
+            .current_dir(self.home.dir());
+        prepare(&mut command);
+        command.spawn().expect("the binary starts")
     }
 
     /// The arguments by which every command finds this relay.
@@ -146,6 +178,16 @@ impl Relay {
         wait::until_true("the queue is empty", || self.status()["queue"]["messages"] == 0);
     }
 
+    /// Where its queue and all else lies.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Sends it a signal.
+    pub fn send_signal(&self, signal: Signal) {
+        self.signal(signal);
+    }
+
     /// Where apps read their settings, by default.
     pub fn environment_file(&self) -> PathBuf {
         self.data.join("environment.json")
@@ -180,7 +222,8 @@ impl Relay {
     /// kill -9.
     pub fn kill9(&mut self) {
         let mut child = self.child.take().expect("it runs");
-        child.kill().expect("our child can be killed");
+        // It may have ended by itself.
+        let _ = child.kill();
         child.wait().expect("our child ends");
     }
 

@@ -1,0 +1,323 @@
+//! What breaks around the relay: its disk, its clock, its descriptors, whoever reads its log. It answers 4yz and
+//! never 5yz, says what is wrong, loses nothing, and goes on by itself when the cause is gone.
+
+mod support;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use support::client::{Client, letter};
+use support::mount::{self, Ext4};
+use support::programs::run;
+use support::relay::Relay;
+use support::service::{Home, Service};
+use support::strace::Injection;
+use support::upstream::Upstream;
+use support::{http, wait};
+
+const PASSWORD: &str = "upstream-sesame-4711";
+const SMALL: usize = 1_000;
+const LARGE: usize = 300_000;
+
+fn mailer(upstream: &Upstream) -> Service {
+    upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_queue_min_free", 0)
+}
+
+/// Sends a message; what the relay said if it didn't take it.
+fn send(relay: &Relay, token: &str, size: usize) -> Result<String, String> {
+    let sent = Client::connect(relay.smtp).and_then(|mut client| {
+        client.send("sender@example.test", &["someone@example.test"], &letter(token, size))
+    });
+    sent.map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn refused(answer: Result<String, String>, with: &str) {
+    let said = answer.expect_err("it is not taken");
+    assert!(said.contains(&format!("said {with}")), "expected {with}, but {said}");
+}
+
+fn ready(relay: &Relay) -> (u16, String) {
+    let answer = http::get(relay.admin, "/readyz");
+    (answer.status, answer.text())
+}
+
+/// It recovers by itself and takes mail, and after a restart everything that was acknowledged arrives, once.
+fn recovers(relay: &mut Relay, upstream: &mut Upstream, acknowledged: &[&str], refused: &[&str]) {
+    wait::until_true("it is ready again by itself", || ready(relay).0 == 200);
+    send(relay, "again-small", SMALL).expect("a small one is taken again");
+    send(relay, "again-large", LARGE).expect("a large one is taken again");
+    relay.kill9();
+    relay.up();
+    upstream.up();
+    relay.wait_for_empty_queue();
+    let ledger = upstream.ledger();
+    for token in acknowledged.iter().chain(&["again-small", "again-large"]) {
+        assert_eq!(ledger.get(*token), Some(&1), "{token} was acknowledged");
+    }
+    for token in refused {
+        assert_eq!(ledger.get(*token), None, "{token} was refused");
+    }
+}
+
+#[test]
+fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
+    for (size, name) in [(SMALL, "small"), (LARGE, "large")] {
+        let mut upstream = Upstream::stopped(PASSWORD);
+        let mut relay = Relay::start(&mailer(&upstream));
+        send(&relay, "before", size).expect("it is taken");
+        let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO:when=1");
+        refused(send(&relay, name, size), "451 4.3.0");
+        wait::until_true("the next is taken", || send(&relay, "next", size).is_ok());
+        drop(injection);
+        recovers(&mut relay, &mut upstream, &["before"], &[name]);
+        assert!(upstream.ledger().contains_key("next"));
+    }
+}
+
+#[test]
+fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
+    let faults = [
+        ("fsync,fdatasync:error=EIO", "451 4.3.0"),
+        ("pwrite64:error=EIO", "451 4.3.0"),
+        ("pwrite64,openat:error=EROFS", "451 4.3.0"),
+        ("pwrite64:error=ENOSPC", "452 4.3.1"),
+    ];
+    for (fault, reply) in faults {
+        let mut upstream = Upstream::stopped(PASSWORD);
+        let mut relay = Relay::start(&mailer(&upstream));
+        send(&relay, "before", LARGE).expect("it is taken");
+        let injection = Injection::attach(relay.pid(), fault);
+        refused(send(&relay, "small", SMALL), reply);
+        let (status, reason) = ready(&relay);
+        assert_eq!(status, 503, "{fault}: {reason}");
+        assert!(reason.contains("queue") || reason.contains("disk"), "{fault}: it says why: {reason}");
+        refused(send(&relay, "small again", SMALL), reply);
+        drop(injection);
+        recovers(&mut relay, &mut upstream, &["before"], &["small", "small again"]);
+    }
+}
+
+#[test]
+fn a_spool_that_takes_no_file_refuses_large_mail_for_now() {
+    for (fault, reply) in [("openat:error=EACCES", "451 4.3.0"), ("openat:error=EROFS", "451 4.3.0")] {
+        let mut upstream = Upstream::stopped(PASSWORD);
+        let mut relay = Relay::start(&mailer(&upstream));
+        send(&relay, "before", LARGE).expect("it is taken");
+        let injection = Injection::attach(relay.pid(), fault);
+        refused(send(&relay, "large", LARGE), reply);
+        drop(injection);
+        recovers(&mut relay, &mut upstream, &["before"], &["large"]);
+    }
+}
+
+#[test]
+fn a_file_that_can_not_be_removed_is_not_sent_again() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream));
+    let injection = Injection::attach(relay.pid(), "unlink:error=EIO");
+    send(&relay, "large", LARGE).expect("it is taken");
+    relay.wait_for_empty_queue();
+    drop(injection);
+    relay.kill9();
+    relay.up();
+    send(&relay, "again", SMALL).expect("it is taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("large"), Some(&1));
+    let spool = relay.data().join("queue/spool");
+    assert_eq!(fs::read_dir(spool).expect("the spool").count(), 0, "it is swept at the next start");
+}
+
+#[test]
+fn a_queue_directory_that_is_moved_away_refuses_for_now_and_goes_on_when_it_is_back() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream));
+    send(&relay, "before", LARGE).expect("it is taken");
+    let (queue, away) = (relay.data().join("queue"), relay.data().join("away"));
+    fs::rename(&queue, &away).expect("it can be moved");
+    refused(send(&relay, "large", LARGE), "451 4.3.0");
+    let small = send(&relay, "small", SMALL);
+    assert!(!queue.exists(), "no second queue is made in its place");
+    fs::rename(&away, &queue).expect("it can be moved back");
+    // The database is open: what was taken lies in it, wherever it is.
+    let taken: &[&str] = if small.is_ok() { &["before", "small"] } else { &["before"] };
+    recovers(&mut relay, &mut upstream, taken, &["large"]);
+}
+
+#[test]
+fn on_a_full_disk_new_mail_is_refused_and_queued_mail_leaves() {
+    if !mount::wanted() {
+        return;
+    }
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let _disk = Ext4::new(&home.path("disk.img"), 128, relay.data());
+    relay.up();
+    let tokens: Vec<String> = (0..40).map(|number| format!("queued-{number}")).collect();
+    for (number, token) in tokens.iter().enumerate() {
+        send(&relay, token, if number % 4 == 0 { LARGE } else { SMALL * 50 }).expect("there is room");
+    }
+    let filler = relay.data().join("filler");
+    fill(&filler);
+    wait::until_true("a small one is refused", || send(&relay, "refused", SMALL).is_err());
+    refused(send(&relay, "small", SMALL), "452 4.3.1");
+    refused(send(&relay, "large", LARGE), "452 4.3.1");
+    assert_eq!(ready(&relay).0, 503);
+
+    upstream.up();
+    wait::until_true("queued mail leaves while the disk is full", || {
+        relay.status()["queue"]["messages"] == 0
+    });
+    fs::remove_file(&filler).expect("it can be removed");
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    recovers(&mut relay, &mut upstream, &tokens, &["refused", "small", "large"]);
+}
+
+/// Writes to a file until nothing more fits on its disk.
+fn fill(path: &std::path::Path) {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("a file to fill with");
+    for size in [1024 * 1024, 4096, 512, 1] {
+        let octets = vec![b'x'; size];
+        while file.write_all(&octets).is_ok() {}
+    }
+}
+
+/// Seconds of processor time that a process has used.
+fn processor_time(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("its name").1.split_whitespace().collect();
+    (fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime")) / 100.0
+}
+
+#[test]
+fn without_free_descriptors_it_neither_spins_nor_ends() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream));
+    let pid = relay.pid();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
+    let limit = |soft: usize| {
+        run(Command::new("/usr/bin/prlimit").args([format!("--pid={pid}"), format!("--nofile={soft}:")]))
+    };
+    limit(open + 6);
+    let waiting: Vec<TcpStream> =
+        (0..40).filter_map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, relay.smtp)).ok()).collect();
+    let (began, used) = (Instant::now(), processor_time(pid));
+    std::thread::sleep(Duration::from_secs(2));
+    let used = (processor_time(pid) - used) / began.elapsed().as_secs_f64();
+    assert!(used < 0.25, "it uses {used:.2} of a processor");
+    assert!(!relay.has_ended());
+    drop(waiting);
+    limit(1024);
+    wait::until_true("mail goes on", || send(&relay, "after", LARGE).is_ok());
+    wait::until_true("it is delivered", || upstream.arrived() == 1);
+}
+
+/// A relay whose wall clock is set by a file, and its monotonic clock by nobody.
+struct Clocked {
+    relay: Relay,
+    file: std::path::PathBuf,
+}
+
+impl Clocked {
+    fn start(service: &Service) -> Self {
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        let library = support::programs::require(std::path::Path::new(&library));
+        let home = Home::new(&[service]);
+        let mut relay = Relay::of(&home, service);
+        let file = home.path("clock");
+        fs::write(&file, "+0").expect("the clock's file");
+        relay.up_by(|command| {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &file);
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        });
+        Self { relay, file }
+    }
+
+    /// Sets the clock and does something else in the same moment, as the relay sees it.
+    fn jump(&self, by: &str, meanwhile: impl FnOnce()) {
+        self.relay.send_signal(Signal::STOP);
+        fs::write(&self.file, by).expect("the clock's file");
+        meanwhile();
+        self.relay.send_signal(Signal::CONT);
+    }
+}
+
+impl Drop for Clocked {
+    fn drop(&mut self) {
+        // The library leaves these behind when its process is killed.
+        let pid = self.relay.pid();
+        let _ = fs::remove_file(format!("/dev/shm/faketime_shm_{pid}"));
+        let _ = fs::remove_file(format!("/dev/shm/sem.faketime_sem_{pid}"));
+    }
+}
+
+#[test]
+fn a_clock_set_forward_expires_nothing_that_was_not_tried_since() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let clocked = Clocked::start(&mailer(&upstream));
+    let tokens: Vec<String> = (0..20).map(|number| format!("old-{number}")).collect();
+    for token in &tokens {
+        send(&clocked.relay, token, SMALL).expect("it is taken");
+    }
+    clocked.jump("+10d", || upstream.up());
+    clocked.relay.wait_for_empty_queue();
+    let ledger = upstream.ledger();
+    assert!(tokens.iter().all(|token| ledger.get(token) == Some(&1)), "{ledger:?}");
+    assert_eq!(ledger.len(), tokens.len(), "nobody was told that it had expired");
+}
+
+#[test]
+fn a_clock_set_back_does_not_make_retries_wait_for_it() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| {
+        behaviour.recipients.insert("someone@example.test".into(), "450 4.2.0 try again later".into());
+    });
+    let clocked = Clocked::start(&mailer(&upstream));
+    send(&clocked.relay, "deferred", SMALL).expect("it is taken");
+    wait::until_true("it is deferred", || clocked.relay.status()["queue"]["deferred"] == 1);
+    clocked.jump("-1d", || upstream.set(|behaviour| behaviour.recipients.clear()));
+    wait::until_true("it is delivered as soon as before", || upstream.arrived() == 1);
+    send(&clocked.relay, "new", SMALL).expect("it is taken");
+    clocked.relay.wait_for_empty_queue();
+}
+
+#[test]
+fn whoever_stops_reading_the_log_does_not_stop_mail() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream).set("smtp_log_level", "debug");
+    let mut relay = Relay::of(&Home::new(&[&service]), &service);
+    // Nobody ever reads it, and it holds 64 KiB.
+    let (_reader, writer) = io::pipe().expect("a pipe");
+    relay.up_by(|command| {
+        command.stderr(writer.try_clone().expect("a descriptor")).stdout(writer);
+    });
+    let mut client = relay.client();
+    for number in 0..1_000 {
+        client.send_token(&format!("token-{number}")).expect("it is taken");
+    }
+    wait::until_true("all are delivered", || upstream.arrived() == 1_000);
+    relay.terminate();
+}
+
+#[test]
+fn with_its_outputs_closed_it_works_on() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream).set("smtp_log_level", "debug");
+    let mut relay = Relay::of(&Home::new(&[&service]), &service);
+    let (reader, writer) = io::pipe().expect("a pipe");
+    relay.up_by(|command| {
+        command.stderr(writer.try_clone().expect("a descriptor")).stdout(writer);
+    });
+    // From here on each write to them fails.
+    drop(reader);
+    relay.client().send_token("one").expect("it is taken");
+    wait::until_true("it is delivered", || upstream.arrived() == 1);
+    relay.terminate();
+}
