@@ -146,6 +146,11 @@ impl Relay {
         wait::until_true("the queue is empty", || self.status()["queue"]["messages"] == 0);
     }
 
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Where apps read their settings, by default.
     pub fn environment_file(&self) -> PathBuf {
         self.data.join("environment.json")
