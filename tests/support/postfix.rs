@@ -1,5 +1,6 @@
-//! A private Postfix as the upstream: STARTTLS with a certificate of a test CA, AUTH by Cyrus SASL,
-//! and Maildirs. Its configuration, spool and ports are its own; the machine's mail is not touched.
+//! A private Postfix. As the upstream it has STARTTLS with a certificate of a test CA, AUTH by Cyrus SASL,
+//! and Maildirs; as a client it passes all on. Its configuration, spool and ports are its own; the
+//! machine's mail is not touched.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -35,6 +36,29 @@ pub struct Postfix {
 impl Postfix {
     /// Starts one that has Maildirs for these users of example.test.
     pub fn start(users: &[&str]) -> Self {
+        Self::start_with(users, |_| String::new())
+    }
+
+    /// Starts one that takes mail from loopback and passes all of it on to a port of localhost.
+    /// `more` is given its directory, and adds to main.cf.
+    pub fn start_as_client_of(port: u16, more: impl FnOnce(&Path) -> String) -> Self {
+        Self::start_with(&[], |dir| {
+            format!(
+                "mynetworks = 127.0.0.1
+smtpd_relay_restrictions = permit_mynetworks, reject
+smtpd_recipient_restrictions =
+virtual_mailbox_domains =
+default_transport = smtp:[localhost]:{port}
+smtp_host_lookup = native
+# Longer lines than RFC 5321 has pass whole.
+smtp_line_length_limit = 0
+{}",
+                more(dir)
+            )
+        })
+    }
+
+    fn start_with(users: &[&str], more: impl FnOnce(&Path) -> String) -> Self {
         require(Path::new(PROGRAM));
         assert!(rustix::process::geteuid().is_root(), "Postfix wants to be started by root");
         // Not under target: Postfix's own user must be able to get there, and a home may be closed.
@@ -47,7 +71,7 @@ impl Postfix {
         postfix.write_certificate();
         postfix.write_logins();
         postfix.write_mailboxes(users);
-        postfix.write_configuration();
+        postfix.write_configuration(&more(postfix.dir.path()));
         run(Command::new(PROGRAM).arg("-c").arg(postfix.path("etc")).arg("start"));
         wait::until_true("Postfix listens", || {
             std::net::TcpStream::connect(("127.0.0.1", postfix.port)).is_ok()
@@ -136,7 +160,7 @@ impl Postfix {
         self.write("refusals", &format!("{REFUSED} 550 5.1.1 {REFUSAL}\n"));
     }
 
-    fn write_configuration(&self) {
+    fn write_configuration(&self, more: &str) {
         for name in ["spool", "data"] {
             fs::create_dir(self.path(name)).expect("a new directory");
         }
@@ -184,7 +208,7 @@ smtpd_recipient_restrictions =
     check_recipient_access texthash:{dir}/refusals, permit_sasl_authenticated, reject
 smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
-",
+{more}",
                 uid = id_of("-u", "nobody"),
                 gid = id_of("-g", "nobody"),
             ),
@@ -200,7 +224,7 @@ impl Drop for Postfix {
     }
 }
 
-/// No service in a chroot, nothing that sends, nothing for local users.
+/// No service in a chroot, nothing for local users.
 fn master_cf(port: u16) -> String {
     format!(
         "127.0.0.1:{port} inet n - n - - smtpd
@@ -217,6 +241,7 @@ flush unix n - n 1000? 0 flush
 error unix - - n - - error
 retry unix - - n - - error
 discard unix - - n - - discard
+smtp unix - - n - - smtp
 virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 postlog unix-dgram n - n - 1 postlogd
