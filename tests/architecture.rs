@@ -34,6 +34,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("mail_parser", &["mail/", "dsn/", "admin/", "cli/sendmail/"]),
     // The filter of a list is one type, whether a query string or a command line says it.
     ("clap", &["cli/", "admin/queue.rs"]),
+    ("clap_complete", &["cli/completions.rs"]),
+    ("clap_mangen", &["cli/man.rs"]),
     ("axum", &["admin/"]),
     ("maud", &["admin/"]),
     ("hyper", &["admin/", "cli/"]),

@@ -6,10 +6,12 @@
 
 mod check;
 mod client;
+mod completions;
 mod env;
 mod exit;
 mod handover;
 mod info;
+mod man;
 mod output;
 mod queue;
 mod relay;
@@ -82,6 +84,10 @@ enum Command {
     Sendmail(sendmail::Sendmail),
     /// Make the running relay read its configuration again
     Reload,
+    /// Print a script by which a shell completes commands and options
+    Completions(completions::Completions),
+    /// Print the manual page, or write all of them
+    Man(man::Man),
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +143,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Send(send) => return send.run(&place),
         Command::Sendmail(sendmail) => return sendmail.run(place),
         Command::Reload => reload::run(&place)?,
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run()?,
     }
     Ok(Exit::OK)
 }

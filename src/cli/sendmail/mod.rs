@@ -61,7 +61,12 @@ usage, 65 no recipients or unusable mail, 67 and 69 refused, 75 try again,
 
 /// What clap knows of it; the options are read by [`Arguments`].
 #[derive(Debug, Args)]
-#[command(override_usage = "outpost sendmail [-ti] [-f SENDER] [-F NAME] [ADDRESS]...", after_help = HELP)]
+#[command(
+    override_usage = "outpost sendmail [-ti] [-f SENDER] [-F NAME] [ADDRESS]...",
+    after_help = HELP,
+    // Without clap's list of options: `-f` is not the configuration here.
+    help_template = "{about-with-newline}\n{usage-heading} {usage}{after-help}",
+)]
 pub(super) struct Sendmail {
     /// What stood behind the command's name.
     #[arg(skip)]
