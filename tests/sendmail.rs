@@ -419,8 +419,8 @@ fn of_two_published_relays_the_local_one_is_meant_and_else_one_must_be_named() {
     fails(&run("www.invalid"), 78, "DOTCLOUD_MAILER_SMTP_HOST");
 }
 
-/// A server that refuses one recipient, once.
-fn refusing(port: u16) -> JoinHandle<()> {
+/// A server for one session that refuses one recipient, and hangs up on another's mail.
+fn picky(port: u16) -> JoinHandle<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port is free");
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
@@ -432,16 +432,21 @@ fn answer(stream: &mut TcpStream) {
     let mut said = Vec::new();
     stream.write_all(b"220 picky.test\r\n").expect("a client");
     let mut piece = [0; 4096];
-    let (mut in_data, mut done) = (false, 0);
+    let (mut in_data, mut hangs_up, mut done) = (false, false, 0);
     while let Ok(count @ 1..) = stream.read(&mut piece) {
         said.extend_from_slice(&piece[..count]);
         while let Some(end) = memchr::memmem::find(&said[done..], b"\r\n") {
             let line = String::from_utf8_lossy(&said[done..done + end]).into_owned();
             done += end + 2;
             let reply = match line.split([' ', ':']).next() {
+                _ if in_data && line == "." && hangs_up => return,
                 _ if in_data && line == "." => "250 2.0.0 queued as PICKY1\r\n",
                 _ if in_data => continue,
                 Some("EHLO") => "250 picky.test\r\n",
+                Some("RCPT") if line.contains("broken@") => {
+                    hangs_up = true;
+                    "250 2.1.5 ok\r\n"
+                }
                 Some("RCPT") if line.contains("gone@") => "550 5.1.1 gone long ago\r\n",
                 Some("DATA") => "354 go ahead\r\n",
                 _ => "250 2.0.0 ok\r\n",
@@ -456,26 +461,29 @@ fn answer(stream: &mut TcpStream) {
 
 #[test]
 fn a_refused_recipient_is_named_and_the_others_get_it() {
-    let sendmail = Path::new(env!("CARGO_BIN_EXE_outpost"));
-    for (to, words) in [
-        (&["gone@example.test"][..], &["the mail was not sent: 550 5.1.1 gone long ago"][..]),
+    for (to, exit, words) in [
+        (&["gone@example.test"][..], 67, &["the mail was not sent: 550 5.1.1 gone long ago"][..]),
         (
             &["a@example.test", "gone@example.test", "b@example.test"],
+            67,
             &[
                 "not sent to gone@example.test: 550 5.1.1 gone long ago",
                 "for the other 2 it is queued as PICKY1",
             ],
         ),
+        // It hangs up where its last word should be.
+        (&["broken@example.test"], 75, &["it is not known whether the mail was sent", "it may arrive twice"]),
     ] {
         let port = ports::free();
-        let server = refusing(port);
-        let mut command = bare(sendmail, &[&["sendmail", "-f", "a@example.test"], to].concat());
+        let server = picky(port);
+        let arguments = [&["sendmail", "-f", "a@example.test"], to].concat();
+        let mut command = bare(Path::new(env!("CARGO_BIN_EXE_outpost")), &arguments);
         command
             .env("DOTCLOUD_MAILER_SMTP_HOST", "127.0.0.1")
             .env("DOTCLOUD_MAILER_SMTP_PORT", port.to_string());
         let output = fed(&mut command, b"Subject: x\n\nx\n");
         for words in words {
-            fails(&output, 67, words);
+            fails(&output, exit, words);
         }
         server.join().expect("the server ends");
     }

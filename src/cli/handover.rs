@@ -21,7 +21,8 @@ use crate::{
 
 /// What was seen, in words. The client that is used speaks of upstreams: here that is the relay.
 pub(super) fn words(evidence: &Evidence) -> String {
-    evidence.to_string().replace("the upstream", "the relay")
+    let ours = evidence.explanation.as_ref().map(|words| words.replace("the upstream", "the relay"));
+    Evidence { explanation: ours, ..evidence.clone() }.to_string()
 }
 
 /// A connection to the relay, logged in where that was possible.
@@ -144,11 +145,12 @@ pub(super) fn queue_id(recipients: &[Addressee], outcomes: &[Outcome]) -> Result
     let mut lines: Vec<String> = Vec::new();
     match id {
         None if refused.iter().all(|(_, other)| other.evidence() == first.evidence()) => {
-            lines.push(format!("the mail was not sent: {}", words(first.evidence())));
+            lines.push(format!("{}: {}", sentence(first.evidence()), words(first.evidence())));
         }
         _ => {
             let line = |(to, outcome): &(&Addressee, &Outcome)| {
-                format!("the mail was not sent to {}: {}", to.mailbox, words(outcome.evidence()))
+                let evidence = outcome.evidence();
+                format!("{} to {}: {}", sentence(evidence), to.mailbox, words(evidence))
             };
             lines.extend(refused.iter().map(line));
         }
@@ -158,6 +160,10 @@ pub(super) fn queue_id(recipients: &[Addressee], outcomes: &[Outcome]) -> Result
     }
     let lines: Vec<String> = lines.iter().map(|line| people::printable(line)).collect();
     Err(Failure::new(exit(first), lines.join("\n  ")))
+}
+
+fn sentence(evidence: &Evidence) -> &'static str {
+    if evidence.uncertain { "it is not known whether the mail was sent" } else { "the mail was not sent" }
 }
 
 /// How to end for somebody who is not reached.

@@ -57,8 +57,8 @@ struct Target {
     max_message_size: Option<u64>,
 }
 
-/// What is known of a place, before it is made usable.
-#[derive(Debug, Default)]
+/// What is known of a place, before it is made usable. It holds a password, so it has no debug form.
+#[derive(Default)]
 struct Known {
     host: String,
     port: String,
