@@ -6,7 +6,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
 
 use super::certs::Authority;
@@ -23,6 +26,8 @@ pub const REFUSED: &str = "refused@example.test";
 /// The words it refuses it with.
 pub const REFUSAL: &str = "no such mailbox here, says the test";
 
+/// What a daemon may take for the mail in its hands.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 const REALM: &str = "upstream.test";
 const PROGRAM: &str = "/usr/sbin/postfix";
 const DAEMONS: &str = "/usr/lib/postfix/sbin";
@@ -218,9 +223,18 @@ smtpd_client_connection_count_limit = 0
 }
 
 impl Drop for Postfix {
+    /// Ends master and its daemons by the pid in this instance's own spool, as `postfix stop` does; that
+    /// one waits without end where the instance's log can't be written.
     fn drop(&mut self) {
-        // By the pid in this instance's own spool; the daemons end with their master.
-        let _ = Command::new(PROGRAM).arg("-c").arg(self.path("etc")).arg("stop").output();
+        let pid = fs::read_to_string(self.path("spool/pid/master.pid")).unwrap_or_default();
+        let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        let _ = kill_process(pid, Signal::TERM);
+        let end = Instant::now() + STOP_WITHIN;
+        while test_kill_process(pid).is_ok() && Instant::now() < end {
+            sleep(Duration::from_millis(10));
+        }
+        // Its daemons are of its group; whoever is left has had enough time.
+        let _ = kill_process_group(pid, Signal::KILL);
     }
 }
 
