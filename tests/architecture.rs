@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The only places that may name a foreign crate, or ask for what belongs behind one door.
 const DOORS: &[(&str, &[&str])] = &[
     ("rusqlite", &["queue/"]),
-    ("lettre", &["dsn/", "cli/send.rs"]),
+    ("lettre", &["dsn/", "cli/"]),
     ("rustls", &["net.rs", "listener/", "delivery/"]),
     ("tokio_rustls", &["net.rs", "listener/", "delivery/"]),
     ("rustls_platform_verifier", &["delivery/"]),
@@ -34,9 +34,11 @@ const DOORS: &[(&str, &[&str])] = &[
     ("stringprep", &["smtp/scram.rs"]),
     ("pbkdf2", &["smtp/scram.rs"]),
     ("rcgen", &["listener/tls.rs", "service/dev.rs"]),
-    ("mail_parser", &["mail/", "dsn/", "admin/"]),
+    ("mail_parser", &["mail/", "dsn/", "admin/", "cli/sendmail/"]),
     // The filter of a list is one type, whether a query string or a command line says it.
     ("clap", &["cli/", "admin/queue.rs"]),
+    ("clap_complete", &["cli/completions.rs"]),
+    ("clap_mangen", &["cli/man.rs"]),
     ("axum", &["admin/"]),
     ("maud", &["admin/"]),
     ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),

@@ -99,3 +99,37 @@ fn without_a_relay_commands_say_so_and_wrong_usage_is_told() {
     assert!(words(&output).contains("admin.sock"), "{}", words(&output));
     assert_eq!(outpost(home.path(), &["no-such-command"]).status.code(), Some(64));
 }
+
+#[test]
+fn shells_are_given_scripts_that_they_can_read() {
+    let home = tempfile::tempdir().expect("a directory");
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = outpost(home.path(), &["completions", shell]);
+        assert!(
+            output.status.success() && words(&output).contains("sendmail"),
+            "{shell}: {}",
+            words(&output)
+        );
+        if shell == "bash" {
+            fs::write(home.path().join("script"), &output.stdout).expect("a file");
+            let read = Command::new("bash").arg("-n").arg(home.path().join("script")).output().expect("bash");
+            assert!(read.status.success(), "{}", words(&read));
+        }
+    }
+    assert_eq!(outpost(home.path(), &["completions", "dos"]).status.code(), Some(64));
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command() {
+    let home = tempfile::tempdir().expect("a directory");
+    let output = outpost(home.path(), &["man"]);
+    assert!(output.status.success() && words(&output).contains(".TH outpost 1"), "{}", words(&output));
+    let output = outpost(home.path(), &["man", "pages/man1"]);
+    assert!(output.status.success(), "{}", words(&output));
+    for page in ["outpost.1", "outpost-sendmail.1", "outpost-queue-list.1"] {
+        let text = fs::read_to_string(home.path().join("pages/man1").join(page)).expect(page);
+        assert!(text.contains(".SH DESCRIPTION"), "{page}: {text}");
+    }
+    fs::write(home.path().join("file"), "").expect("a file");
+    assert_eq!(outpost(home.path(), &["man", "file"]).status.code(), Some(73));
+}

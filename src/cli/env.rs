@@ -61,7 +61,8 @@ fn published_earlier(place: &Place) -> Option<Vec<(String, String)>> {
     Some(variables.into_iter().filter(|(name, _)| name.starts_with(&ours)).collect())
 }
 
-fn read(file: &Path) -> Option<Vec<(String, String)>> {
+/// The strings in a file of environment.json's kind; `None` if it can't be read.
+pub(super) fn read(file: &Path) -> Option<Vec<(String, String)>> {
     let values: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     let strings = values
         .as_object()?

@@ -15,8 +15,12 @@ impl Exit {
     pub const USAGE: Self = Self(64);
     /// What was given can't be used.
     pub const DATA: Self = Self(65);
+    /// Nobody there by that name.
+    pub const NO_USER: Self = Self(67);
     /// Something that is needed isn't there.
     pub const UNAVAILABLE: Self = Self(69);
+    /// A file can't be written.
+    pub const CANT_CREATE: Self = Self(73);
     /// It may work later.
     pub const TRY_AGAIN: Self = Self(75);
     /// Not allowed.

@@ -6,14 +6,19 @@
 
 mod check;
 mod client;
+mod completions;
 mod env;
 mod exit;
+mod handover;
 mod info;
+mod man;
 mod output;
 mod presets;
 mod queue;
+mod relay;
 mod reload;
 mod send;
+mod sendmail;
 mod status;
 
 use std::{
@@ -78,8 +83,14 @@ enum Command {
     Queue(queue::Queue),
     /// Send a test message through the running relay
     Send(send::Send),
+    /// Take a mail from standard input, as sendmail(1) does
+    Sendmail(sendmail::Sendmail),
     /// Make the running relay read its configuration again
     Reload,
+    /// Print a script by which a shell completes commands and options
+    Completions(completions::Completions),
+    /// Print the manual page, or write all of them
+    Man(man::Man),
 }
 
 #[derive(Debug, Args)]
@@ -94,7 +105,8 @@ struct Dev {
 
 /// Runs the command that the arguments name.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let (arguments, sendmails) = sendmail::apart(arguments.collect());
+    let mut cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // Help and version are no errors, and clap knows where each belongs.
         Err(error) => {
@@ -102,6 +114,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { Exit::USAGE } else { Exit::OK }.into();
         }
     };
+    if let Command::Sendmail(sendmail) = &mut cli.command {
+        sendmail.arguments = sendmails;
+    }
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -130,7 +145,10 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Status(status) => status.run(&place)?,
         Command::Queue(queue) => queue.run(&place)?,
         Command::Send(send) => return send.run(&place),
+        Command::Sendmail(sendmail) => return sendmail.run(place),
         Command::Reload => reload::run(&place)?,
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run()?,
     }
     Ok(Exit::OK)
 }
@@ -162,6 +180,12 @@ impl Place {
             Err(_) if self.names_nothing() && is_ours(&dev::default_data()) => Ok(dev::default_data()),
             Err(problems) => Err(problems),
         }
+    }
+
+    /// Whether a certain relay is meant, rather than the one that is found.
+    fn is_named(&self) -> bool {
+        let variable = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        self.config.is_some() || self.named_data().is_some() || variable("OUTPOST_CONFIG")
     }
 
     fn names_nothing(&self) -> bool {

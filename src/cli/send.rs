@@ -2,11 +2,7 @@
 //!
 //! With `--wait` it stays until the upstream's final answer is known for every recipient.
 
-use std::{
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Deserialize;
@@ -15,7 +11,8 @@ use super::{
     Place,
     client::{Client, segment},
     exit::{Exit, Failure},
-    output,
+    handover, output,
+    relay::Relay,
 };
 use crate::{
     admin::{
@@ -23,19 +20,13 @@ use crate::{
         view::{Item, List},
     },
     config,
-    smtp::{
-        address::{Mailbox, ReversePath},
-        command::Command,
-        esmtp::{MailParameters, RcptParameters},
-        extension::Capabilities,
-        framing::ContentWriter,
-        reply::{Reply, ReplyReader},
-        sasl,
+    mail::{
+        content::Content,
+        envelope::{Envelope, Handling},
     },
+    smtp::address::Mailbox,
 };
 
-/// For one reply of the relay's; it is on this machine.
-const REPLY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
@@ -70,9 +61,10 @@ impl Send {
         };
         let to = self.to.iter().map(|to| mailbox(to)).collect::<Result<Vec<_>, _>>()?;
         let content = compose(&from, &to, &self.subject, &info.hostname)?;
-        let id = submit(&info, &from, &to, &content)?;
+        let recipients = to.len();
+        let id = submit(place, from, to, content)?;
         output::say(format!("queued as {id}"));
-        if self.wait { wait(&client, &id, to.len(), timeout) } else { Ok(Exit::OK) }
+        if self.wait { wait(&client, &id, recipients, timeout) } else { Ok(Exit::OK) }
     }
 }
 
@@ -94,109 +86,15 @@ fn compose(from: &Mailbox, to: &[Mailbox], subject: &str, hostname: &str) -> Res
 }
 
 /// Hands the message to the relay; returns its queue id.
-fn submit(info: &Info, from: &Mailbox, to: &[Mailbox], content: &[u8]) -> Result<String, Failure> {
-    let mut session = Session::open(info)?;
-    session.expect(None, "greeting")?;
-    let hello = session.say(&Command::Ehlo("localhost".to_owned()))?;
-    let offered = Capabilities::from_reply(&hello);
-    // From loopback the relay takes PLAIN; whether it must be said depends on its networks.
-    if let Some(password) = info.published("PASSWORD")
-        && offered.auth.iter().any(|mechanism| mechanism == "PLAIN")
-    {
-        let initial = sasl::encode(sasl::plain(&info.login, password));
-        session.say(&Command::Auth("PLAIN".to_owned(), Some(initial)))?;
-    }
+fn submit(place: &Place, from: Mailbox, to: Vec<Mailbox>, content: Vec<u8>) -> Result<String, Failure> {
     let utf8 = !from.is_ascii() || to.iter().any(|to| !to.is_ascii());
-    let asked = MailParameters { utf8, ..MailParameters::default() };
-    session.say(&Command::Mail(ReversePath::from(from.clone()), asked))?;
-    for to in to {
-        session.say(&Command::Rcpt(to.clone(), RcptParameters::default()))?;
-    }
-    session.say(&Command::Data)?;
-    let mut stuffed = Vec::with_capacity(content.len() + 64);
-    let mut writer = ContentWriter::default();
-    writer.write(content, |piece| stuffed.extend_from_slice(piece));
-    stuffed.extend_from_slice(writer.end());
-    let accepted = session.expect(Some(&stuffed), "content")?;
-    let _ = session.say(&Command::Quit);
-    let id = accepted.lines().next().and_then(|line| line.strip_prefix("queued as ")).map(str::to_owned);
-    id.ok_or_else(|| {
-        Failure::new(Exit::UNAVAILABLE, format!("no queue id in the relay's answer: {accepted}"))
-    })
-}
-
-/// A session with the relay's own listener.
-struct Session {
-    stream: TcpStream,
-    input: Vec<u8>,
-    reader: ReplyReader,
-}
-
-impl Session {
-    fn open(info: &Info) -> Result<Self, Failure> {
-        let failed = |words: String| Failure::new(Exit::UNAVAILABLE, words);
-        let listen = info
-            .listen
-            .iter()
-            .find(|listen| listen.tls != "implicit" && !listen.address.starts_with("unix:"));
-        let listen = listen.ok_or_else(|| {
-            failed("the relay takes mail over implicit TLS or Unix sockets only".to_owned())
-        })?;
-        let opened = || {
-            let mut address = listen.address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
-            if address.ip().is_unspecified() {
-                let loopback = if address.is_ipv4() { "127.0.0.1" } else { "::1" };
-                address = SocketAddr::new(loopback.parse().map_err(io::Error::other)?, address.port());
-            }
-            let stream = TcpStream::connect_timeout(&address, REPLY_WITHIN)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(REPLY_WITHIN))?;
-            stream.set_write_timeout(Some(REPLY_WITHIN))?;
-            Ok(stream)
-        };
-        let stream = opened().map_err(|error: io::Error| failed(format!("{}: {error}", listen.address)))?;
-        Ok(Self { stream, input: Vec::new(), reader: ReplyReader::default() })
-    }
-
-    fn say(&mut self, command: &Command) -> Result<Reply, Failure> {
-        let mut line = Vec::new();
-        command.write_to(&mut line);
-        let verb = String::from_utf8_lossy(&line);
-        let verb = verb.split([' ', '\r']).next().unwrap_or_default().to_owned();
-        self.expect(Some(&line), &verb)
-    }
-
-    /// Sends, and wants a yes.
-    fn expect(&mut self, octets: Option<&[u8]>, what: &str) -> Result<Reply, Failure> {
-        let sent = octets.map_or(Ok(()), |octets| self.stream.write_all(octets));
-        let reply = sent.and_then(|()| self.reply());
-        let reply = reply
-            .map_err(|error| Failure::new(Exit::UNAVAILABLE, format!("the relay at {what}: {error}")))?;
-        match reply.code() {
-            0..400 => Ok(reply),
-            400..500 => Err(Failure::new(Exit::TRY_AGAIN, format!("the relay at {what}: {reply}"))),
-            530 | 535 | 538 => {
-                Err(Failure::new(Exit::NOT_PERMITTED, format!("the relay at {what}: {reply}")))
-            }
-            _ => Err(Failure::new(Exit::DATA, format!("the relay at {what}: {reply}"))),
-        }
-    }
-
-    fn reply(&mut self) -> io::Result<Reply> {
-        loop {
-            let mut rest = &self.input[..];
-            let reply = self.reader.read(&mut rest).map_err(io::Error::other)?;
-            self.input = rest.to_vec();
-            if let Some(reply) = reply {
-                return Ok(reply);
-            }
-            let mut piece = [0; 4096];
-            match self.stream.read(&mut piece)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => self.input.extend_from_slice(&piece[..read]),
-            }
-        }
-    }
+    let handling = Handling { utf8, ..Handling::default() };
+    let recipients = to.into_iter().map(Into::into).collect();
+    let envelope = Envelope { reverse_path: from.into(), recipients, handling };
+    let mut session = Relay::find(place)?.open()?;
+    let outcomes = session.hand_over(&envelope, &Content::Memory(content.into()))?;
+    session.close();
+    handover::queue_id(&envelope.recipients, &outcomes)
 }
 
 /// What is read of an event.

@@ -153,6 +153,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// Gives up the stream, for somebody else to go on with the session.
+    pub fn into_stream(self) -> Stream<S> {
+        self.stream
+    }
+
     /// Whether octets came that nobody asked for.
     fn has_more(&self) -> bool {
         !self.input.is_empty() || self.replies.is_midway()

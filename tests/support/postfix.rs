@@ -1,11 +1,15 @@
-//! A private Postfix as the upstream: STARTTLS with a certificate of a test CA, AUTH by Cyrus SASL,
-//! and Maildirs. Its configuration, spool and ports are its own; the machine's mail is not touched.
+//! A private Postfix. As the upstream it has STARTTLS with a certificate of a test CA, AUTH by Cyrus SASL,
+//! and Maildirs; as a client it passes all on. Its configuration, spool and ports are its own; the
+//! machine's mail is not touched.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
 
 use super::certs::Authority;
@@ -22,6 +26,8 @@ pub const REFUSED: &str = "refused@example.test";
 /// The words it refuses it with.
 pub const REFUSAL: &str = "no such mailbox here, says the test";
 
+/// What a daemon may take for the mail in its hands.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 const REALM: &str = "upstream.test";
 const PROGRAM: &str = "/usr/sbin/postfix";
 const DAEMONS: &str = "/usr/lib/postfix/sbin";
@@ -35,6 +41,29 @@ pub struct Postfix {
 impl Postfix {
     /// Starts one that has Maildirs for these users of example.test.
     pub fn start(users: &[&str]) -> Self {
+        Self::start_with(users, |_| String::new())
+    }
+
+    /// Starts one that takes mail from loopback and passes all of it on to a port of localhost.
+    /// `more` is given its directory, and adds to main.cf.
+    pub fn start_as_client_of(port: u16, more: impl FnOnce(&Path) -> String) -> Self {
+        Self::start_with(&[], |dir| {
+            format!(
+                "mynetworks = 127.0.0.1
+smtpd_relay_restrictions = permit_mynetworks, reject
+smtpd_recipient_restrictions =
+virtual_mailbox_domains =
+default_transport = smtp:[localhost]:{port}
+smtp_host_lookup = native
+# Longer lines than RFC 5321 has pass whole.
+smtp_line_length_limit = 0
+{}",
+                more(dir)
+            )
+        })
+    }
+
+    fn start_with(users: &[&str], more: impl FnOnce(&Path) -> String) -> Self {
         require(Path::new(PROGRAM));
         assert!(rustix::process::geteuid().is_root(), "Postfix wants to be started by root");
         // Not under target: Postfix's own user must be able to get there, and a home may be closed.
@@ -47,7 +76,7 @@ impl Postfix {
         postfix.write_certificate();
         postfix.write_logins();
         postfix.write_mailboxes(users);
-        postfix.write_configuration();
+        postfix.write_configuration(&more(postfix.dir.path()));
         run(Command::new(PROGRAM).arg("-c").arg(postfix.path("etc")).arg("start"));
         wait::until_true("Postfix listens", || {
             std::net::TcpStream::connect(("127.0.0.1", postfix.port)).is_ok()
@@ -136,7 +165,7 @@ impl Postfix {
         self.write("refusals", &format!("{REFUSED} 550 5.1.1 {REFUSAL}\n"));
     }
 
-    fn write_configuration(&self) {
+    fn write_configuration(&self, more: &str) {
         for name in ["spool", "data"] {
             fs::create_dir(self.path(name)).expect("a new directory");
         }
@@ -184,7 +213,7 @@ smtpd_recipient_restrictions =
     check_recipient_access texthash:{dir}/refusals, permit_sasl_authenticated, reject
 smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
-",
+{more}",
                 uid = id_of("-u", "nobody"),
                 gid = id_of("-g", "nobody"),
             ),
@@ -194,13 +223,22 @@ smtpd_client_connection_count_limit = 0
 }
 
 impl Drop for Postfix {
+    /// Ends master and its daemons by the pid in this instance's own spool, as `postfix stop` does; that
+    /// one waits without end where the instance's log can't be written.
     fn drop(&mut self) {
-        // By the pid in this instance's own spool; the daemons end with their master.
-        let _ = Command::new(PROGRAM).arg("-c").arg(self.path("etc")).arg("stop").output();
+        let pid = fs::read_to_string(self.path("spool/pid/master.pid")).unwrap_or_default();
+        let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        let _ = kill_process(pid, Signal::TERM);
+        let end = Instant::now() + STOP_WITHIN;
+        while test_kill_process(pid).is_ok() && Instant::now() < end {
+            sleep(Duration::from_millis(10));
+        }
+        // Its daemons are of its group; whoever is left has had enough time.
+        let _ = kill_process_group(pid, Signal::KILL);
     }
 }
 
-/// No service in a chroot, nothing that sends, nothing for local users.
+/// No service in a chroot, nothing for local users.
 fn master_cf(port: u16) -> String {
     format!(
         "127.0.0.1:{port} inet n - n - - smtpd
@@ -217,6 +255,7 @@ flush unix n - n 1000? 0 flush
 error unix - - n - - error
 retry unix - - n - - error
 discard unix - - n - - discard
+smtp unix - - n - - smtp
 virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 postlog unix-dgram n - n - 1 postlogd
