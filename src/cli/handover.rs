@@ -15,7 +15,7 @@ use crate::{
     mail::{
         content::Content,
         envelope::{Addressee, Envelope},
-        outcome::{Evidence, Outcome},
+        outcome::{Evidence, Outcome, Scope},
     },
 };
 
@@ -122,7 +122,7 @@ impl Session {
 fn is_final(outcome: &Option<Outcome>) -> bool {
     match outcome {
         None => false,
-        Some(Outcome::Deferred(evidence)) => evidence.reply.as_ref().is_none_or(|reply| reply.code() != 452),
+        Some(Outcome::Deferred(evidence)) => evidence.scope != Scope::Transaction,
         Some(_) => true,
     }
 }

@@ -48,6 +48,9 @@ struct Remembered {
     /// Logins since the last that succeeded: those under way, and those refused.
     logins: Vec<Timestamp>,
     failures: u32,
+    /// The last answer to this login was yes.
+    #[serde(default)]
+    good: bool,
     /// The last refusal, and when a probe may be let through.
     refused: Option<(Evidence, Timestamp)>,
 }
@@ -75,6 +78,9 @@ struct State {
     closed: Option<Closed>,
     /// Logins since the last that succeeded, at most the last few.
     logins: Vec<Timestamp>,
+    /// The last answer to the login was yes, be it before a restart: one that is cut short is then no
+    /// sign of a wrong password.
+    good: bool,
     /// Counts resets, so that what began before one can't close the gate after it.
     epoch: u64,
 }
@@ -106,12 +112,13 @@ impl Gate {
 
     /// A gate that keeps refused logins in `memory`, and begins with what is there.
     pub fn remembering(memory: Memory, clock: Clock) -> Self {
-        let Remembered { mark, logins, failures, refused } = memory.kept.read();
+        let Remembered { mark, logins, failures, good, refused } = memory.kept.read();
         let mut state = State::default();
         if mark == memory.mark {
             let now = clock.now();
             state.logins = logins;
             state.failures = failures;
+            state.good = good;
             state.closed = refused.filter(|(_, until)| *until > now).map(|(evidence, until)| {
                 // A clock that was set back must not keep it closed for longer than it was meant.
                 let wait = until.since(now).min(until.since(evidence.at));
@@ -168,6 +175,7 @@ impl Gate {
         self.0.memory.kept.write(&Remembered {
             mark: self.0.memory.mark,
             logins: state.logins.clone(),
+            good: state.good,
             failures: if refused.is_some() { state.failures } else { 0 },
             refused: refused.map(|closed| (closed.evidence.clone(), closed.until)),
         });
@@ -218,6 +226,8 @@ impl Gate {
         if evidence.scope != Scope::Credential {
             // It did not come to a login, or that was not refused.
             state.logins.pop();
+        } else if std::mem::take(&mut state.good) {
+            state.logins.push(now);
         }
         state.closed = Some(Closed { evidence, until, deadline: Instant::now() + wait, everything });
         self.remember(&state);
@@ -244,7 +254,7 @@ impl Pass {
     /// tried, so that no death can make it unknown.
     pub fn begin(&self) {
         let mut state = self.gate.state();
-        if state.proven || state.epoch != self.epoch {
+        if state.proven || state.good || state.epoch != self.epoch {
             return;
         }
         if state.logins.len() >= LOGINS_MAX {
@@ -263,7 +273,8 @@ impl Pass {
         state.proven = true;
         state.failures = 0;
         let was_closed = state.closed.take().is_some();
-        if was_closed || !state.logins.is_empty() {
+        if was_closed || !state.good || !state.logins.is_empty() {
+            state.good = true;
             state.logins.clear();
             self.gate.remember(&state);
         }
@@ -395,6 +406,13 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(4)).await;
         }
         assert_eq!(tried, LOGINS_MAX);
+        // One that had worked before is not: what cut it short was no refusal.
+        let gate = Gate::remembering(memory(10), clock.clone());
+        gate.pass().await.succeeded();
+        for _ in 0..2 * LOGINS_MAX {
+            let gate = Gate::remembering(memory(10), clock.clone());
+            is_open(&gate).await.expect("it was good").begin();
+        }
         // Another login is another matter.
         assert!(is_open(&Gate::remembering(memory(8), clock.clone())).await.is_some());
 
