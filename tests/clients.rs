@@ -55,8 +55,11 @@ impl Way {
 
     /// Whether a trace field tells of it (RFC 3848).
     fn is_traced_in(self, field: &str) -> bool {
-        let words: &[&str] =
-            if self == Self::Plain { &[" with ESMTP ", " with SMTP "] } else { &[" with ESMTPSA "] };
+        let words: &[&str] = if self == Self::Plain {
+            &[" with ESMTP ", " with SMTP ", " with UTF8SMTP "]
+        } else {
+            &[" with ESMTPSA ", " with UTF8SMTPSA "]
+        };
         words.iter().any(|words| field.contains(words))
     }
 }

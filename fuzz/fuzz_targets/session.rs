@@ -114,7 +114,7 @@ fuzz_target!(|data: &[u8]| {
                 let Some(rest) = usize::try_from(size).ok().and_then(|n| input.get(n..)) else { return };
                 input = rest;
             }
-            Next::Close => {
+            Next::Close | Next::LastPenalty => {
                 assert!(matches!(reply.expect("one reply").code(), 221 | 421));
                 return;
             }
