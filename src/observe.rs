@@ -4,6 +4,8 @@
 //! bounded ring for those who ask, and moves the counters. Labels of metrics come from fixed sets,
 //! never from what a client sent.
 
+pub mod output;
+
 use std::{
     collections::VecDeque,
     fmt::{Display, Write as _},
@@ -295,6 +297,7 @@ pub struct Metrics {
     pub rate_limit_max: Family<LimitLabels, Gauge>,
     pub listener_connections: Gauge<i64, AtomicI64>,
     pub enqueue_seconds: Histogram,
+    pub log_lines_dropped: Counter,
 }
 
 impl Metrics {
@@ -317,6 +320,7 @@ impl Metrics {
             enqueue_seconds: Histogram::new([
                 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
             ]),
+            log_lines_dropped: Counter::default(),
         };
         let mut registry = Registry::with_prefix("outpost");
         let r = &mut registry;
@@ -355,6 +359,11 @@ impl Metrics {
             "enqueue_seconds",
             "From the end of the content to the 250",
             metrics.enqueue_seconds.clone(),
+        );
+        r.register(
+            "log_lines_dropped",
+            "Lines of the log that standard error did not take",
+            metrics.log_lines_dropped.clone(),
         );
         (metrics, registry)
     }

@@ -30,6 +30,7 @@ use crate::{
         policy::{Rules, Senders},
         tls,
     },
+    observe::Observer,
     queue::{Action, Queue},
 };
 
@@ -58,7 +59,8 @@ pub fn default_data() -> PathBuf {
 /// # Errors
 /// It can't start.
 pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
-    parts::start_log("warn,outpost=info");
+    let observer = Observer::default();
+    let _log = parts::start_log("warn,outpost=info", &observer);
     let data = match &options.data {
         Some(data) => data.clone(),
         None => {
@@ -70,7 +72,7 @@ pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
     let (embedded, upstream) = embedded(&data)?;
     let settings = settings(options, data, upstream);
     let file = settings.environment.files[0].display().to_string();
-    run(settings, None, Some(embedded), || {
+    run(settings, None, Some(embedded), observer, || {
         say(&format!("Send mail to  {}   no login and no TLS needed; both work", options.smtp));
         say(&format!(
             "Look at it    http://{}   every message arrives here and goes no further",

@@ -99,11 +99,12 @@ impl StartError {
 /// # Errors
 /// It can't start; nothing was half-started.
 pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
-    parts::start_log(&loaded.settings.log_level);
+    let observer = Observer::default();
+    let _log = parts::start_log(&loaded.settings.log_level, &observer);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    run(loaded.settings, Some(source), None, || ())
+    run(loaded.settings, Some(source), None, observer, || ())
 }
 
 /// What local mode adds: where the embedded upstream keeps what it gets, and its own writer.
@@ -120,6 +121,7 @@ pub(crate) fn run(
     settings: Settings,
     source: Option<Source>,
     embedded: Option<Embedded>,
+    observer: Observer,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -131,7 +133,7 @@ pub(crate) fn run(
     let writers = runtime.block_on(async {
         // Before anything else, so that an early signal doesn't end us the hard way.
         let signals = Signals::new().map_err(|error| StartError::Data { path: data, error })?;
-        let service = Service::start(settings, source, embedded).await?;
+        let service = Service::start(settings, source, embedded, observer).await?;
         ready();
         Ok::<_, StartError>(service.until_stopped(signals).await)
     })?;
@@ -195,9 +197,9 @@ impl Service {
         settings: Settings,
         source: Option<Source>,
         embedded: Option<Embedded>,
+        observer: Observer,
     ) -> Result<Self, StartError> {
         let clock = Clock::System;
-        let observer = Observer::default();
         let (shutdown, told) = watch::channel(false);
 
         parts::make_data_directory(&settings)?;

@@ -25,22 +25,41 @@ use crate::{
         policy::{Rules, Senders},
         tls::{self, Identity},
     },
+    observe::{Observer, output::Output},
     runner::Orders,
     smtp::address::Mailbox,
 };
 
-/// Lines on standard error: people read them, and journald or a container runtime keeps them.
-pub(crate) fn start_log(level: &str) {
+/// The log, as long as this is kept.
+pub(crate) struct Log(Option<Output>);
+
+/// What was said last is still written.
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(output) = &self.0 {
+            output.flush();
+        }
+    }
+}
+
+/// Lines on standard error: people read them, and journald or a container runtime keeps them. Written by
+/// a thread of its own, so that whoever stops reading them stops no mail.
+pub(crate) fn start_log(level: &str, observer: &Observer) -> Log {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::IsTerminal::is_terminal(&io::stderr());
+    let Ok(output) = Output::start(observer, io::stderr()) else { return Log(None) };
+    let lines = output.clone();
     // A second start in one process (tests) keeps the first.
     // Complaints about a standard error that is closed would go to standard error, and panic there.
     let _ = tracing_subscriber::fmt()
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_ansi(colour)
-        .with_writer(io::stderr)
+        .with_writer(move || lines.clone())
         .try_init();
+    // A panic's own words would wait for standard error where it happens.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Log(Some(output))
 }
 
 /// The directory for everything that must survive a restart; only ours to look into.
