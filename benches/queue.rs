@@ -11,7 +11,7 @@ use std::{
 
 use outpost::{
     clock::Clock,
-    config::{QueueSettings, Waits},
+    config::{HistorySettings, QueueSettings, Waits},
     mail::{
         content::Facts,
         envelope::{Envelope, Handling, Origin},
@@ -45,6 +45,7 @@ async fn measure(producers: usize, size: usize) -> f64 {
         max_messages: None,
         max_bytes: None,
         min_free: 0,
+        history: HistorySettings::default(),
     };
     let (queue, writer) = Queue::open(&settings, Clock::System).expect("a fresh queue");
     let settled = Arc::new(AtomicU64::new(0));

@@ -50,6 +50,20 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// The text is no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a time: expected one such as 2012-06-18T06:13:20Z")]
+pub struct NoTime;
+
+/// Of the same form, with any offset.
+impl std::str::FromStr for Timestamp {
+    type Err = NoTime;
+    fn from_str(text: &str) -> Result<Self, NoTime> {
+        let time: jiff::Timestamp = text.parse().map_err(|_| NoTime)?;
+        u64::try_from(time.as_millisecond()).map(Self).map_err(|_| NoTime)
+    }
+}
+
 /// Tells the wall time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
@@ -93,6 +107,9 @@ mod tests {
         let time = Timestamp(1_340_000_000_123);
         assert_eq!(time.to_string(), "2012-06-18T06:13:20.123Z");
         assert_eq!(time.rfc5322(), "Mon, 18 Jun 2012 06:13:20 +0000");
+        assert_eq!(time.to_string().parse(), Ok(time));
+        assert_eq!("2012-06-18T08:13:20.123+02:00".parse(), Ok(time));
+        assert_eq!("yesterday".parse::<Timestamp>(), Err(NoTime));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,15 +1,13 @@
 //! What the outside can see: events and metrics, each named once.
 //!
-//! An event is one thing that happened to one message. It becomes a line of the log, waits in a
-//! bounded ring for those who ask, and moves the counters. Labels of metrics come from fixed sets,
-//! never from what a client sent.
+//! An event is one thing that happened to one message. It becomes a line of the log, and goes to whoever
+//! keeps the history. Labels of metrics come from fixed sets, never from what a client sent.
 
 pub mod output;
 
 use std::{
-    collections::VecDeque,
     fmt::{Display, Write as _},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
+    sync::{Arc, OnceLock, atomic::AtomicI64},
     time::Duration,
 };
 
@@ -18,16 +16,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use serde::{Serialize, Serializer};
-use tokio::sync::broadcast;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::clock::Timestamp;
 
-/// Events kept for those who ask later.
-const RING: usize = 10_000;
-
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum EventKind {
@@ -60,39 +54,50 @@ impl EventKind {
 }
 
 /// One thing that happened to one message. Only what applies is there.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names are the contract's and say what they are.
 pub struct Event {
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "as_text", deserialize_with = "from_text")]
     pub time: Timestamp,
     pub event: EventKind,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipient: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "as_optional_text",
+        deserialize_with = "from_optional_text"
+    )]
     pub next_attempt: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
     /// The final reply was lost: the upstream may have taken the message.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncertain: bool,
+    /// The version of TLS that it travelled by to the upstream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Its place in the history, once it is there: what `?cursor=` takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<i64>,
 }
 
 impl Event {
@@ -114,7 +119,42 @@ impl Event {
             size: None,
             message_id: None,
             uncertain: false,
+            tls: None,
+            seq: None,
         }
+    }
+
+    /// In one line: `name=value` in a fixed order. A value that is not one plain word is quoted and
+    /// escaped, so none can forge another field or another line.
+    pub fn line(&self) -> String {
+        let mut line = String::with_capacity(256);
+        line.push_str(self.event.name());
+        let mut field = |name: &str, value: Option<&dyn Display>| {
+            let Some(value) = value else { return };
+            let begin = line.len() + name.len() + 2;
+            let _ = write!(line, " {name}={value}");
+            let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
+            if line.len() == begin || !line[begin..].chars().all(plain) {
+                let quoted = format!("{:?}", &line[begin..]);
+                line.truncate(begin);
+                line.push_str(&quoted);
+            }
+        };
+        field("id", (!self.id.is_empty()).then_some(&self.id as _));
+        field("sender", self.sender.as_ref().map(|v| v as _));
+        field("recipient", self.recipient.as_ref().map(|v| v as _));
+        field("upstream", self.upstream.as_ref().map(|v| v as _));
+        field("reply", self.reply.as_ref().map(|v| v as _));
+        field("attempt", self.attempt.as_ref().map(|v| v as _));
+        field("next_attempt", self.next_attempt.as_ref().map(|v| v as _));
+        field("delay_ms", self.delay_ms.as_ref().map(|v| v as _));
+        field("client", self.client.as_ref().map(|v| v as _));
+        field("user", self.user.as_ref().map(|v| v as _));
+        field("size", self.size.as_ref().map(|v| v as _));
+        field("message_id", self.message_id.as_ref().map(|v| v as _));
+        field("uncertain", self.uncertain.then_some(&true as _));
+        field("tls", self.tls.as_ref().map(|v| v as _));
+        line
     }
 }
 
@@ -129,22 +169,37 @@ fn as_optional_text<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> R
     }
 }
 
+fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+}
+
+fn from_optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    from_text(deserializer).map(Some)
+}
+
+/// Keeps events for those who ask later.
+pub type Keeper = Box<dyn Fn(&Event) + Send + Sync>;
+
 /// Where everything that can be seen goes. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Observer(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
-    ring: Mutex<VecDeque<Arc<Event>>>,
-    live: broadcast::Sender<Arc<Event>>,
+    keeper: OnceLock<Keeper>,
     metrics: Metrics,
     registry: Registry,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer").field("metrics", &self.metrics).finish_non_exhaustive()
+    }
 }
 
 impl Default for Observer {
     fn default() -> Self {
         let (metrics, registry) = Metrics::registered();
-        let inner = Inner { ring: Mutex::default(), live: broadcast::channel(1024).0, metrics, registry };
+        let inner = Inner { keeper: OnceLock::new(), metrics, registry };
         Self(Arc::new(inner))
     }
 }
@@ -162,68 +217,20 @@ impl Observer {
         out
     }
 
+    /// Names who keeps events. There is one; the first stays.
+    pub fn keep_by(&self, keeper: Keeper) {
+        let _ = self.0.keeper.set(keeper);
+    }
+
     /// Tells what happened.
     pub fn emit(&self, event: Event) {
-        log(&event);
-        let event = Arc::new(event);
-        {
-            let mut ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            if ring.len() == RING {
-                ring.pop_front();
-            }
-            ring.push_back(Arc::clone(&event));
+        if tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
+            tracing::info!(target: "outpost::mail", "{}", event.line());
         }
-        let _ = self.0.live.send(event);
-    }
-
-    /// The latest events that `wanted` picks, oldest first, at most `limit`.
-    pub fn recent(&self, limit: usize, wanted: impl Fn(&Event) -> bool) -> Vec<Arc<Event>> {
-        let ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found: Vec<_> =
-            ring.iter().rev().filter(|event| wanted(event)).take(limit).cloned().collect();
-        found.reverse();
-        found
-    }
-
-    /// Events from now on. A listener that is too slow misses some, and is told so.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.0.live.subscribe()
-    }
-}
-
-/// One line per event, `name=value` in a fixed order. A value that is not one plain word is quoted and
-/// escaped, so none can forge another field or another line.
-fn log(event: &Event) {
-    if !tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
-        return;
-    }
-    let mut line = String::with_capacity(256);
-    line.push_str(event.event.name());
-    let mut field = |name: &str, value: Option<&dyn Display>| {
-        let Some(value) = value else { return };
-        let begin = line.len() + name.len() + 2;
-        let _ = write!(line, " {name}={value}");
-        let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
-        if line.len() == begin || !line[begin..].chars().all(plain) {
-            let quoted = format!("{:?}", &line[begin..]);
-            line.truncate(begin);
-            line.push_str(&quoted);
+        if let Some(keep) = self.0.keeper.get() {
+            keep(&event);
         }
-    };
-    field("id", (!event.id.is_empty()).then_some(&event.id as _));
-    field("sender", event.sender.as_ref().map(|v| v as _));
-    field("recipient", event.recipient.as_ref().map(|v| v as _));
-    field("upstream", event.upstream.as_ref().map(|v| v as _));
-    field("reply", event.reply.as_ref().map(|v| v as _));
-    field("attempt", event.attempt.as_ref().map(|v| v as _));
-    field("next_attempt", event.next_attempt.as_ref().map(|v| v as _));
-    field("delay_ms", event.delay_ms.as_ref().map(|v| v as _));
-    field("client", event.client.as_ref().map(|v| v as _));
-    field("user", event.user.as_ref().map(|v| v as _));
-    field("size", event.size.as_ref().map(|v| v as _));
-    field("message_id", event.message_id.as_ref().map(|v| v as _));
-    field("uncertain", event.uncertain.then_some(&true as _));
-    tracing::info!(target: "outpost::mail", "{line}");
+    }
 }
 
 /// What became of a message offered to the listener.
@@ -298,6 +305,8 @@ pub struct Metrics {
     pub listener_connections: Gauge<i64, AtomicI64>,
     pub enqueue_seconds: Histogram,
     pub log_lines_dropped: Counter,
+    pub history_events_lost: Gauge,
+    pub history_set_aside: Gauge,
 }
 
 impl Metrics {
@@ -321,6 +330,8 @@ impl Metrics {
                 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
             ]),
             log_lines_dropped: Counter::default(),
+            history_events_lost: Gauge::default(),
+            history_set_aside: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("outpost");
         let r = &mut registry;
@@ -364,6 +375,16 @@ impl Metrics {
             "log_lines_dropped",
             "Lines of the log that standard error did not take",
             metrics.log_lines_dropped.clone(),
+        );
+        r.register(
+            "history_events_lost",
+            "Events since the start that the history could not keep",
+            metrics.history_events_lost.clone(),
+        );
+        r.register(
+            "history_set_aside",
+            "Damaged files of the history set aside since the start",
+            metrics.history_set_aside.clone(),
         );
         (metrics, registry)
     }
@@ -414,35 +435,31 @@ mod tests {
 
     #[test]
     fn no_value_can_forge_a_field_or_a_line_of_the_log() {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let writer = Arc::clone(&seen);
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Sink(Arc::clone(&writer)))
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            log(&Event {
-                sender: Some(String::new()),
-                reply: Some("550 no\r\n\u{1b}[2J id=forged".to_owned()),
-                ..Event::new(Timestamp(0), EventKind::Bounced, "ID")
-            });
-        });
-        let line = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
-        let expected = r#"bounced id=ID sender="" reply="550 no\r\n\u{1b}[2J id=forged""#;
-        assert!(line.ends_with(&format!("{expected}\n")), "{line}");
-        assert_eq!(line.lines().count(), 1);
+        let event = Event {
+            sender: Some(String::new()),
+            reply: Some("550 no\r\n\u{1b}[2J id=forged".to_owned()),
+            ..Event::new(Timestamp(0), EventKind::Bounced, "ID")
+        };
+        assert_eq!(event.line(), r#"bounced id=ID sender="" reply="550 no\r\n\u{1b}[2J id=forged""#);
     }
 
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Sink {
-        fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(octets);
-            Ok(octets.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+    #[test]
+    fn what_is_kept_of_an_event_is_read_back_as_it_was() {
+        let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let observer = Observer::default();
+        let keeper = Arc::clone(&kept);
+        observer.keep_by(Box::new(move |event| {
+            keeper.lock().unwrap().push(serde_json::to_vec(event).unwrap());
+        }));
+        let event = Event {
+            next_attempt: Some(Timestamp(1_340_000_000_123)),
+            uncertain: true,
+            tls: Some("TLSv1.3".to_owned()),
+            ..Event::new(Timestamp(1_340_000_000_001), EventKind::Deferred, "ID")
+        };
+        observer.emit(event.clone());
+        let read: Event = serde_json::from_slice(&kept.lock().unwrap()[0]).unwrap();
+        assert_eq!((read.time, read.line()), (event.time, event.line()));
     }
 
     #[test]

@@ -36,7 +36,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rcgen", &["listener/tls.rs", "service/dev.rs"]),
     ("mail_parser", &["mail/", "dsn/", "admin/", "cli/sendmail/"]),
     // The filter of a list is one type, whether a query string or a command line says it.
-    ("clap", &["cli/", "admin/queue.rs"]),
+    ("clap", &["cli/", "admin/queue.rs", "admin/events.rs"]),
     ("clap_complete", &["cli/completions.rs"]),
     ("clap_mangen", &["cli/man.rs"]),
     ("axum", &["admin/"]),

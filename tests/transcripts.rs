@@ -18,7 +18,7 @@ use std::{
 
 use outpost::{
     clock::{Clock, Timestamp},
-    config::{QueueSettings, Waits},
+    config::{HistorySettings, QueueSettings, Waits},
     listener::{
         auth::Credentials,
         budget::Budget,
@@ -125,6 +125,7 @@ fn play_file(file: &Path, tls: &Tls, directory: &Path) -> Result<(), String> {
         max_messages: script.setting.full.then_some(0),
         max_bytes: None,
         min_free: 0,
+        history: HistorySettings::default(),
     };
     let (queue, writer) = Queue::open(&settings, Clock::System).expect("a queue");
     if std::env::var_os("BLESS").is_some() {

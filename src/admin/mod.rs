@@ -13,7 +13,7 @@
 pub mod access;
 pub mod content;
 mod dev;
-mod events;
+pub mod events;
 mod page;
 pub mod people;
 mod queue;

@@ -3,8 +3,6 @@
 //! No script at all, one stylesheet, and everything that came from outside is escaped by the
 //! template.
 
-use std::sync::Arc;
-
 use axum::{
     extract::{Path, State},
     http::header,
@@ -15,6 +13,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::{
     Admin, Answer, content, dev,
     dev::Captured,
+    events::Wanted,
     people,
     queue::{self, Filter},
     view::{Item, Status, UpstreamStatus},
@@ -34,7 +33,9 @@ pub(super) async fn dashboard(State(admin): State<Admin>) -> Answer<Response> {
     let status = admin.status().await?;
     let filter = Filter { limit: Some(ROWS), ..Filter::default() };
     let queued = queue::page(&admin, &filter).await?.items;
-    let events = admin.observer.recent(ROWS, |_| true);
+    // The page is there whatever is wrong with the history.
+    let lately = admin.events(Wanted { limit: Some(ROWS), ..Wanted::default() }).await;
+    let events = lately.map(|list| list.items).unwrap_or_default();
     let captured = match &admin.captured {
         Some(queue) => Some(dev::captured(queue, 0, 1_000).await?),
         None => None,
@@ -160,11 +161,11 @@ fn addresses(item: &Item) -> String {
     }
 }
 
-fn events_table(events: &[Arc<Event>]) -> Markup {
+fn events_table(events: &[Event]) -> Markup {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     html! {
         h2 { "Lately" }
-        @if events.is_empty() { p.soft { "Nothing since the start." } } @else {
+        @if events.is_empty() { p.soft { "Nothing yet." } } @else {
             div.table { table {
                 tr { th { "Time" } th { "Event" } th { "Id" } th { "From" } th { "To" } th { "Reply" } }
                 @for event in events.iter().rev() {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Admin, Answer, Refusal, content,
+    events::{Told, Wanted},
     view::{self, Item, List, Outlook},
 };
 use crate::{
@@ -106,7 +107,7 @@ impl Ready<'_> {
 }
 
 /// An address in any case, all of an `@domain`, or `<>` for the null sender.
-fn is_meant(wanted: &str, address: &str) -> bool {
+pub(super) fn is_meant(wanted: &str, address: &str) -> bool {
     match wanted {
         "<>" => address.is_empty(),
         _ if wanted.starts_with('@') => {
@@ -163,10 +164,18 @@ fn id(text: &str) -> Answer<QueueId> {
     text.parse().map_err(|error: crate::queue::id::NoQueueId| Refusal::bad_request(error.to_string()))
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Json<Item>> {
-    let listed = admin.queue.get(id(&name)?).await?;
-    let listed = listed.ok_or_else(|| Refusal::not_found("no such message in the queue"))?;
-    Ok(Json(Outlook::of(&admin).item(&listed)))
+/// A message and what happened to it, also after it left.
+pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Json<Told>> {
+    let id = id(&name)?;
+    let listed = admin.queue.get(id).await?;
+    let history = admin.events(Wanted { limit: Some(1_000), ..Wanted::of_message(id) }).await;
+    let Some(listed) = listed else {
+        let unknown = || Refusal::not_found("no such message in the queue or its history");
+        return Told::gone(history?.items).map(Json).ok_or_else(unknown);
+    };
+    // What is queued is shown whatever is wrong with the history.
+    let history = history.map(|list| list.items).unwrap_or_default();
+    Ok(Json(Told { item: Outlook::of(&admin).item(&listed), history }))
 }
 
 pub(super) async fn content(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Response> {

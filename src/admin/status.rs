@@ -41,6 +41,9 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
     }
     metrics.queue_bytes.set(queue.bytes as i64);
     metrics.queue_oldest_age_seconds.set(queue.oldest_seconds.unwrap_or(0) as f64);
+    let history = admin.queue.history_health();
+    metrics.history_events_lost.set(history.lost as i64);
+    metrics.history_set_aside.set(history.set_aside as i64);
     // An upstream that has left the settings leaves the metrics.
     metrics.forget_upstreams();
     for status in outlook.upstreams() {

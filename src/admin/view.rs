@@ -28,6 +28,8 @@ pub enum State {
     Deferred,
     /// Waiting for an operator.
     Held,
+    /// It has left: what is known is history.
+    Gone,
 }
 
 impl State {
@@ -37,6 +39,7 @@ impl State {
             Self::Active => "active",
             Self::Deferred => "deferred",
             Self::Held => "held",
+            Self::Gone => "gone",
         }
     }
 }

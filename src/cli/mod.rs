@@ -11,6 +11,7 @@ mod env;
 mod exit;
 mod handover;
 mod info;
+mod logs;
 mod man;
 mod output;
 mod presets;
@@ -81,6 +82,8 @@ enum Command {
     /// Look at and act on queued mail
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Show what happened to each message, also after it left
+    Logs(logs::Logs),
     /// Send a test message through the running relay
     Send(send::Send),
     /// Take a mail from standard input, as sendmail(1) does
@@ -143,6 +146,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Info(info) => info.run(&place)?,
         Command::Env(env) => env.run(&place)?,
         Command::Status(status) => status.run(&place)?,
+        Command::Logs(logs) => logs.run(&place)?,
         Command::Queue(queue) => queue.run(&place)?,
         Command::Send(send) => return send.run(&place),
         Command::Sendmail(sendmail) => return sendmail.run(place),
@@ -186,6 +190,14 @@ impl Place {
     fn is_named(&self) -> bool {
         let variable = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         self.config.is_some() || self.named_data().is_some() || variable("OUTPOST_CONFIG")
+    }
+
+    /// The queue's directory, for what can be read of it while no relay runs.
+    fn queue(&self) -> Result<PathBuf, Failure> {
+        match self.load() {
+            Ok(loaded) => Ok(loaded.settings.queue.directory),
+            Err(_) => Ok(self.data()?.join("queue")),
+        }
     }
 
     fn names_nothing(&self) -> bool {

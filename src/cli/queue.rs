@@ -9,9 +9,14 @@ use super::{
     exit::{Exit, Failure},
     output,
 };
-use crate::admin::{
-    Filter, people,
-    view::{Item, List},
+use crate::{
+    admin::{
+        Filter,
+        events::Told,
+        people,
+        view::{Item, List},
+    },
+    observe::Event,
 };
 
 #[derive(Debug, Subcommand)]
@@ -71,11 +76,11 @@ impl Queue {
         match self {
             Self::List(listing) => return listing.run(&client),
             Self::Show { id, json } => {
-                let item: Item = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
+                let told: Told = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
                 if json {
-                    output::json(&item);
+                    output::json(&told);
                 } else {
-                    output::say(shown(&item));
+                    output::say(shown(&told));
                 }
             }
             Self::Cat { id } => {
@@ -146,7 +151,8 @@ fn sender(item: &Item) -> &str {
 }
 
 /// One message in full, what is not known left out.
-fn shown(item: &Item) -> String {
+fn shown(told: &Told) -> String {
+    let item = &told.item;
     let mut lines = Vec::new();
     let mut fact = |name: &str, value: Option<&str>| {
         lines.extend(value.map(|value| format!("{:12}{}", format!("{name}:"), people::printable(value))));
@@ -169,7 +175,17 @@ fn shown(item: &Item) -> String {
         // It begins with the reply where there is one, and ends with the next try.
         fact("  what now", recipient.sentence().as_deref());
     }
+    if !told.history.is_empty() {
+        lines.push("history:".to_owned());
+        lines.extend(told.history.iter().map(happened));
+    }
     lines.join("\n")
+}
+
+/// One event, without what stands above it.
+fn happened(event: &Event) -> String {
+    let own = Event { id: String::new(), sender: None, size: None, message_id: None, ..event.clone() };
+    format!("  {} {}", event.time, people::printable(&own.line()))
 }
 
 impl Chosen {

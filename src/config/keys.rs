@@ -277,6 +277,12 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_queue_min_free", "a size", "100MB")
         .default("100MB")
         .doc("What must stay free on the queue's disk; 0 turns the check off."),
+    Key::new("smtp_history_age", "a duration", "30d")
+        .default("30d")
+        .doc("How long what happened to messages is remembered, also after they left."),
+    Key::new("smtp_history_events", "a number from 1 to 1000000000", "1000000")
+        .default("1000000")
+        .doc("Events that are remembered at most; each takes some 400 octets of the queue's disk."),
     Key::new("smtp_postmaster", "a mail address", "postmaster@example.com")
         .default("none: kept in the queue as held")
         .doc("Who gets what can't be returned."),

@@ -408,6 +408,23 @@ pub struct QueueSettings {
     pub max_bytes: Option<u64>,
     /// Octets that must stay free on the queue's disk; 0 turns the check off.
     pub min_free: u64,
+    /// How much is remembered of what happened.
+    pub history: HistorySettings,
+}
+
+/// How much is remembered of what happened to messages, also after they left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistorySettings {
+    /// Events older than this are forgotten.
+    pub age: Duration,
+    /// The oldest of more than these are forgotten.
+    pub events: u64,
+}
+
+impl Default for HistorySettings {
+    fn default() -> Self {
+        Self { age: Duration::from_secs(30 * 86_400), events: 1_000_000 }
+    }
 }
 
 /// What is published for apps, and where.

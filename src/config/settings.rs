@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Access, AdminSettings, EnvironmentSettings, QueueSettings, Settings, Waits, keys::key, listener,
-    reader::Reader, services::Chosen, upstream::upstreams, value,
+    Access, AdminSettings, EnvironmentSettings, HistorySettings, QueueSettings, Settings, Waits, keys::key,
+    listener, reader::Reader, services::Chosen, upstream::upstreams, value,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -50,6 +50,7 @@ fn system_name() -> String {
 fn queue(reader: &mut Reader<'_>, data: &Path) -> QueueSettings {
     let place = reader.place(key!("smtp_queue"));
     let directory = reader.one(key!("smtp_queue"), value::queue_directory);
+    let history = HistorySettings::default();
     QueueSettings {
         directory: directory.map_or_else(|| data.join("queue"), |path| reader.resolve(&place, path)),
         lifetime: reader.one(key!("smtp_queue_lifetime"), value::duration).unwrap_or(5 * DAY),
@@ -60,6 +61,12 @@ fn queue(reader: &mut Reader<'_>, data: &Path) -> QueueSettings {
         max_messages: reader.one(key!("smtp_queue_max_messages"), value::number(1..=u64::MAX)),
         max_bytes: reader.one(key!("smtp_queue_max_bytes"), value::positive_size),
         min_free: reader.one(key!("smtp_queue_min_free"), value::size).unwrap_or(100_000_000),
+        history: HistorySettings {
+            age: reader.one(key!("smtp_history_age"), value::duration).unwrap_or(history.age),
+            events: reader
+                .one(key!("smtp_history_events"), value::number(1..=1_000_000_000))
+                .unwrap_or(history.events),
+        },
     }
 }
 

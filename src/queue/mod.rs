@@ -31,6 +31,7 @@
 mod claim;
 pub mod entry;
 mod fault;
+pub mod history;
 pub mod id;
 pub mod incoming;
 mod lock;
@@ -57,11 +58,13 @@ pub use self::{
     claim::{Claim, Report, Settled},
     entry::Entry,
     fault::{Fault, OpenError},
+    history::HistoryHealth,
     id::QueueId,
     incoming::Incoming,
     operate::{Action, ActionError, Listed},
 };
 use self::{
+    history::{History, Stops},
     id::QueueIds,
     lock::Lock,
     schedule::{Ready, Schedule},
@@ -157,6 +160,7 @@ struct Shared {
     /// The feeder should look at the store.
     look: Notify,
     readers: Mutex<Vec<Reader>>,
+    history: Arc<History>,
     _lock: Lock,
 }
 
@@ -218,12 +222,14 @@ pub struct Queue {
 
 /// The writer's thread; joining it waits until all that was asked is on disk.
 #[derive(Debug)]
-pub struct WriterThread(std::thread::JoinHandle<()>);
+pub struct WriterThread([std::thread::JoinHandle<()>; 2]);
 
 impl WriterThread {
     /// Waits for the writer to finish. It does once every [`Queue`] is dropped.
     pub fn join(self) {
-        let _ = self.0.join();
+        for thread in self.0 {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -243,6 +249,8 @@ impl Queue {
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         let store = Store::open(&path).map_err(refuse)?;
         sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
+        // The last half of what must stay free is for what must not be lost.
+        let history = History::new(&directory, settings.history, settings.min_free / 2, clock.clone());
         let shared = Arc::new(Shared {
             directory,
             settings: settings.clone(),
@@ -255,16 +263,23 @@ impl Queue {
             claimable: Notify::new(),
             look: Notify::new(),
             readers: Mutex::default(),
+            history: Arc::clone(&history),
             _lock: lock,
         });
         // Not bounded, because each session and each worker has at most one request in it.
         let (requests, received) = mpsc::channel();
-        let writer = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("queue-writer".to_owned())
-            .spawn(move || writer::run(store, &received, &writer))
-            .map_err(|error| OpenError::io(&path, error))?;
-        Ok((Self { shared, requests }, WriterThread(thread)))
+        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+            thread.map_err(|error| OpenError::io(&path, error))
+        };
+        let (writer, keeper) = (Arc::clone(&shared), Arc::clone(&history));
+        let keeping = start("history", Box::new(move || keeper.keep()))?;
+        let stops = Stops(history);
+        let writing = Box::new(move || {
+            let _stops = stops;
+            writer::run(store, &received, &writer);
+        });
+        Ok((Self { shared, requests }, WriterThread([start("queue-writer", writing)?, keeping])))
     }
 
     /// Begins to receive a message.
@@ -366,6 +381,29 @@ impl Queue {
             None => Ok(None),
         })
         .await
+    }
+
+    /// Notes an event of a message, or of none, in the history. Never waits and never fails: whatever is
+    /// wrong with the history is no reason to do less with mail.
+    pub fn record(&self, id: Option<QueueId>, event: Vec<u8>) {
+        self.shared.history.record(id, event);
+    }
+
+    /// Reads the history, with all that was recorded before.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub async fn read_history<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&history::Reader) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let history = Arc::clone(&self.shared.history);
+        tokio::task::spawn_blocking(move || history.read(read)).await.map_err(|_| Fault::stopped())?
+    }
+
+    /// How the history is.
+    pub fn history_health(&self) -> HistoryHealth {
+        self.shared.history.health()
     }
 
     /// Entries that are claimed at this moment.

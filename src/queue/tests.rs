@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    config::Waits,
+    config::{HistorySettings, Waits},
     mail::envelope::{Envelope, Handling, Origin},
     smtp::address::{Mailbox, ReversePath},
 };
@@ -18,6 +18,7 @@ fn settings(directory: &Path) -> QueueSettings {
         max_messages: None,
         max_bytes: None,
         min_free: 0,
+        history: HistorySettings::default(),
     }
 }
 
@@ -337,4 +338,31 @@ async fn a_long_queue_is_delivered_whole_each_once_through_a_small_window() {
     delivered.sort_unstable();
     assert_eq!(delivered, accepted);
     assert!(fixture.queue.try_claim().is_none());
+}
+
+#[tokio::test]
+async fn a_broken_history_fails_and_delays_no_mail() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("history.sqlite")).unwrap();
+    let fixture = Fixture::open(directory);
+    fixture.queue.record(None, b"received".to_vec());
+    let id = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    fixture.queue.record(Some(id), b"delivered".to_vec());
+    fixture.queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    assert_eq!(fixture.queue.trouble(), None);
+    assert_eq!(fixture.queue.depth().await.unwrap().messages, 0);
+}
+
+#[tokio::test]
+async fn what_was_told_before_a_settlement_is_in_the_file_once_that_is_durable() {
+    let fixture = Fixture::new();
+    let id = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    fixture.queue.record(Some(id), b"delivered".to_vec());
+    fixture.queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    // As another process sees it, with nobody asked to write.
+    let span = history::Span { id: Some(id), after: 0, before: i64::MAX, newest: false, limit: 10 };
+    let found = history::Reader::open(fixture.directory.path()).unwrap().events(&span).unwrap();
+    assert_eq!(found.len(), 1);
 }

@@ -119,6 +119,8 @@ fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
 
 /// Makes the batch durable, then tells: disk, memory, word, always in this order.
 fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &mut Vec<Request>) {
+    // What happened to a message is told before it leaves, so that a crash in between loses none of it.
+    shared.history.write();
     let results = match make_durable(store, shared, &batch) {
         Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
         Err(fault) if batch.len() == 1 => {

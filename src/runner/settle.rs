@@ -131,6 +131,7 @@ impl Runner {
                 next_attempt: next_attempt.filter(|_| kind == EventKind::Deferred),
                 delay_ms: Some(delay.as_millis() as u64),
                 uncertain: evidence.uncertain,
+                tls: evidence.tls.clone(),
                 ..Event::new(evidence.at, kind, entry.id)
             });
         }

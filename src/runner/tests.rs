@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::{late::Walk, *};
 use crate::{
-    config::{Replies, Serves, Upstream, UpstreamTls, Waits},
+    config::{HistorySettings, Replies, Serves, Upstream, UpstreamTls, Waits},
     mail::{
         content::{Content, Facts},
         envelope::{Addressee, DeliverBy, Envelope, Handling, Origin},
@@ -56,6 +56,7 @@ fn orders(directory: &Path) -> Orders {
             max_messages: None,
             max_bytes: None,
             min_free: 0,
+            history: HistorySettings::default(),
         },
         hostname: "relay.example".into(),
         postmaster: None,

@@ -21,8 +21,9 @@ use super::{Embedded, StartError, parts, run};
 use crate::{
     clock::Clock,
     config::{
-        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, Listen, ListenerTls, Login,
-        QueueSettings, Replies, Role, Serves, SessionBounds, Settings, Upstream, UpstreamTls, User, Waits,
+        Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, HistorySettings, Listen,
+        ListenerTls, Login, QueueSettings, Replies, Role, Serves, SessionBounds, Settings, Upstream,
+        UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -151,6 +152,7 @@ fn queue_settings(directory: PathBuf) -> QueueSettings {
         max_messages: None,
         max_bytes: None,
         min_free: 100_000_000,
+        history: HistorySettings::default(),
     }
 }
 

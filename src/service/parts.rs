@@ -227,7 +227,7 @@ pub(crate) fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str>
     [
         ("smtp_listen", old.listen != new.listen),
         (
-            "smtp_queue, smtp_queue_max_messages, smtp_queue_max_bytes, smtp_queue_min_free",
+            "smtp_queue, smtp_queue_max_messages, smtp_queue_max_bytes, smtp_queue_min_free, smtp_history_age, smtp_history_events",
             queue(old) != queue(new),
         ),
         ("smtp_admin_listen", old.admin.listen != new.admin.listen),

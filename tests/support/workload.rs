@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use outpost::clock::Clock;
-use outpost::config::{QueueSettings, Waits};
+use outpost::config::{HistorySettings, QueueSettings, Waits};
 use outpost::mail::envelope::{Envelope, Handling, Origin};
 use outpost::queue::{Action, ActionError, Claim, Next, Queue, Report};
 use outpost::smtp::address::{Mailbox, ReversePath};
@@ -26,6 +26,7 @@ pub fn settings(directory: &Path) -> QueueSettings {
         max_messages: None,
         max_bytes: None,
         min_free: 0,
+        history: HistorySettings::default(),
     }
 }
 

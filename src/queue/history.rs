@@ -1,0 +1,649 @@
+//! The history: what happened to each message, findable after it left.
+//!
+//! A database of its own beside the store, so that nothing that is wrong with it can touch mail. Events
+//! are collected in memory and written by whoever comes first: the queue's writer just before it makes
+//! outcomes durable, so that a process that is killed has told of all that it settled, or a thread of
+//! the history's own, a moment later. With `synchronous=NORMAL` a write costs no sync; only a
+//! checkpoint does, every some thousand events, and that is the thread's. A power cut may take the
+//! latest events, never the file.
+//!
+//! What is damaged is set aside and begun anew; what can't be written is kept for a while, then dropped
+//! and counted. What an event is, is not known here: octets.
+
+use std::{
+    cell::RefCell,
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+
+use super::{Fault, id::QueueId};
+use crate::{
+    clock::{Clock, Timestamp},
+    config::HistorySettings,
+};
+
+const NAME: &str = "history.sqlite";
+/// Where a damaged one is put; one before it is replaced.
+const NAME_DAMAGED: &str = "history.damaged.sqlite";
+const FORMAT: i32 = 1;
+const APPLICATION_ID: i32 = 0x4F75_7048; // "OupH"
+const SCHEMA: &str = "
+    CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES('events', 0);
+    CREATE TABLE event(seq INTEGER PRIMARY KEY, id INTEGER, octets BLOB NOT NULL);
+    CREATE INDEX event_id ON event(id) WHERE id IS NOT NULL;
+";
+
+/// Events that wait in memory at most: some 20 MB. Ordinarily they wait for [`GATHER`].
+const PENDING_MAX: usize = 50_000;
+/// So long events gather while nothing else is written.
+const GATHER: Duration = Duration::from_millis(200);
+/// After trouble the file is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked for old events while there is nothing to write.
+const LOOK: Duration = Duration::from_secs(30);
+/// Events deleted in one go.
+const SLICE: i64 = 1_000;
+/// Octets of events behind which the log of the database is emptied.
+const CHECKPOINT_AFTER: usize = 1024 * 1024;
+/// What an event takes, about.
+const EVENT_OCTETS: usize = 400;
+/// Pages given back to the file system in one go, and those that are kept for what comes.
+const VACUUM_PAGES: i64 = 256;
+const KEPT_PAGES: i64 = 1_024;
+
+/// An event as it was recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its place: each event's is greater than those of all before it.
+    pub seq: i64,
+    /// What was recorded.
+    pub octets: Vec<u8>,
+}
+
+/// A stretch of the history.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Only of this message.
+    pub id: Option<QueueId>,
+    /// Behind this place.
+    pub after: i64,
+    /// Before this one.
+    pub before: i64,
+    /// The end of it rather than its beginning, if it is longer than the limit.
+    pub newest: bool,
+    /// Most events.
+    pub limit: usize,
+}
+
+/// The first place that an event of this time can have. The clock may go back, places never do.
+pub fn place_of(time: Timestamp) -> i64 {
+    (time.0.min(i64::MAX as u64 >> PLACE_BITS) << PLACE_BITS) as i64
+}
+
+const PLACE_BITS: u32 = 10;
+
+/// How the history itself is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HistoryHealth {
+    /// Events that could not be kept, since the start.
+    pub lost: u64,
+    /// Files that were set aside as damaged, since the start.
+    pub set_aside: u64,
+}
+
+type Event = (Option<QueueId>, Vec<u8>);
+
+#[derive(Debug)]
+struct Pending {
+    events: Vec<Event>,
+    stop: bool,
+}
+
+/// What is known of the file by whoever writes to it.
+#[derive(Debug, Default)]
+struct Desk {
+    open: Option<Writer>,
+    /// What was wrong the last time, and until when it is left alone.
+    trouble: Option<(String, Instant)>,
+    unsynced: usize,
+}
+
+/// The history of one queue.
+#[derive(Debug)]
+pub(super) struct History {
+    directory: PathBuf,
+    settings: HistorySettings,
+    /// Free octets on the disk below which nothing is written: what is left is for mail.
+    min_free: u64,
+    clock: Clock,
+    pending: Mutex<Pending>,
+    wake: Condvar,
+    desk: Mutex<Desk>,
+    lost: AtomicU64,
+    set_aside: AtomicU64,
+}
+
+impl History {
+    pub(super) fn new(directory: &Path, settings: HistorySettings, min_free: u64, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            directory: directory.to_owned(),
+            settings,
+            min_free,
+            clock,
+            pending: Mutex::new(Pending { events: Vec::new(), stop: false }),
+            wake: Condvar::new(),
+            desk: Mutex::default(),
+            lost: AtomicU64::new(0),
+            set_aside: AtomicU64::new(0),
+        })
+    }
+
+    /// Takes an event, to be written soon. Never waits for the disk.
+    pub(super) fn record(&self, id: Option<QueueId>, octets: Vec<u8>) {
+        let mut pending = self.pending();
+        if pending.events.len() >= PENDING_MAX {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        pending.events.push((id, octets));
+        if pending.events.len() == 1 {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn health(&self) -> HistoryHealth {
+        HistoryHealth {
+            lost: self.lost.load(Ordering::Relaxed),
+            set_aside: self.set_aside.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes what has gathered. Trouble stays here.
+    pub(super) fn write(&self) {
+        if self.pending().events.is_empty() {
+            return;
+        }
+        let mut desk = self.desk();
+        if desk.trouble.as_ref().is_some_and(|(_, until)| Instant::now() < *until) {
+            return;
+        }
+        // Taken with the desk at hand, so that events are written in their order.
+        let events = std::mem::take(&mut self.pending().events);
+        let written = self.with_room().and_then(|()| match self.write_to(&mut desk, &events) {
+            Err(error) if is_damage(&error) => {
+                self.put_aside(&mut desk, &error.to_string())?;
+                self.write_to(&mut desk, &events).map_err(words)
+            }
+            other => other.map_err(words),
+        });
+        match written {
+            Ok(()) => {
+                desk.unsynced += events.iter().map(|(_, octets)| octets.len()).sum::<usize>();
+                if desk.trouble.take().is_some() {
+                    tracing::info!("the history can be written again");
+                }
+            }
+            Err(reason) => {
+                if desk.trouble.as_ref().is_none_or(|(before, _)| *before != reason) {
+                    tracing::error!("the history can't be written; mail goes on: {reason}");
+                }
+                *desk = Desk { trouble: Some((reason, Instant::now() + PAUSE)), ..Desk::default() };
+                self.put_back(events);
+            }
+        }
+    }
+
+    /// Whether the disk has room for more than mail.
+    fn with_room(&self) -> Result<(), String> {
+        let disk =
+            rustix::fs::statvfs(&self.directory).map_err(|error| io::Error::from(error).to_string())?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.min_free { Err("what is left of the disk is for mail".to_owned()) } else { Ok(()) }
+    }
+
+    fn write_to(&self, desk: &mut Desk, events: &[Event]) -> rusqlite::Result<()> {
+        let writer = match &mut desk.open {
+            Some(writer) => writer,
+            closed => closed.insert(Writer::open(&self.directory.join(NAME))?),
+        };
+        writer.append(events, self.clock.now())
+    }
+
+    fn put_back(&self, mut events: Vec<Event>) {
+        let mut pending = self.pending();
+        events.append(&mut pending.events);
+        let too_many = events.len().saturating_sub(PENDING_MAX);
+        self.lost.fetch_add(too_many as u64, Ordering::Relaxed);
+        events.drain(..too_many);
+        pending.events = events;
+    }
+
+    /// Moves a damaged file out of the way, for a person to look at.
+    fn put_aside(&self, desk: &mut Desk, why: &str) -> Result<(), String> {
+        desk.open = None;
+        let (from, to) = (self.directory.join(NAME), self.directory.join(NAME_DAMAGED));
+        let with = |path: &Path, end: &str| PathBuf::from(format!("{}{end}", path.display()));
+        let moved = fs::rename(with(&from, "-wal"), with(&to, "-wal")).or_else(|_| {
+            // There is none, so that one from before must not be taken for it.
+            fs::remove_file(with(&to, "-wal")).or(Ok::<_, io::Error>(()))
+        });
+        moved.and_then(|()| fs::rename(&from, &to)).map_err(|error| error.to_string())?;
+        let _ = fs::remove_file(with(&from, "-shm"));
+        self.set_aside.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            "the history was damaged ({why}): it is set aside as {}, and begun anew",
+            to.display()
+        );
+        Ok(())
+    }
+
+    /// Runs `read` on what was recorded so far.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.write();
+        // Whoever was writing just now has made the file if there is to be one.
+        drop(self.desk());
+        let reader = Reader::open(&self.directory)?;
+        let result = read(&reader);
+        if let Some(why) = reader.damage.into_inner() {
+            // Writing goes to the end and might never meet with it.
+            let _ = self.put_aside(&mut self.desk(), &why);
+        }
+        result
+    }
+
+    /// The thread's work, until it is told to stop.
+    pub(super) fn keep(&self) {
+        loop {
+            let stop = {
+                let empty = |pending: &mut Pending| pending.events.is_empty() && !pending.stop;
+                let waited = self.wake.wait_timeout_while(self.pending(), LOOK, empty);
+                waited.unwrap_or_else(PoisonError::into_inner).0.stop
+            };
+            if !stop {
+                std::thread::sleep(GATHER);
+            }
+            self.write();
+            if stop {
+                // Closing it empties its log.
+                self.desk().open = None;
+                return;
+            }
+            self.tidy();
+        }
+    }
+
+    /// Tells the thread to write what is left and end.
+    fn stop(&self) {
+        self.pending().stop = true;
+        self.wake.notify_one();
+    }
+
+    /// Deletes what is too old or too much, in slices between which others write, and keeps the
+    /// database's log short.
+    fn tidy(&self) {
+        let oldest = place_of(self.clock.now().before(self.settings.age));
+        loop {
+            let mut desk = self.desk();
+            let Some(writer) = &mut desk.open else { return };
+            let deleted = writer.trim(oldest, self.settings.events as i64).unwrap_or_else(|error| {
+                tracing::warn!(%error, "old events could not be deleted from the history");
+                0
+            });
+            desk.unsynced += deleted * EVENT_OCTETS;
+            let is_long = desk.unsynced >= CHECKPOINT_AFTER;
+            drop(desk);
+            if is_long {
+                self.empty_log();
+            }
+            if deleted < SLICE as usize {
+                return;
+            }
+        }
+    }
+
+    fn empty_log(&self) {
+        // Most of it beside whoever writes, on a connection of its own; the rest, which is little, while
+        // nobody does, so that the log can begin at its start again.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let beside = Connection::open_with_flags(self.directory.join(NAME), flags);
+        let beside = beside.and_then(|beside| checkpoint(&beside));
+        let mut desk = self.desk();
+        let rest = desk.open.as_ref().map_or(Ok(()), |writer| checkpoint(&writer.connection));
+        if let Err(error) = beside.and(rest) {
+            tracing::warn!(%error, "the history's log could not be emptied");
+        }
+        desk.unsynced = 0;
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops the history's thread however the one that has this ends.
+#[derive(Debug)]
+pub(super) struct Stops(pub(super) Arc<History>);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn words(error: rusqlite::Error) -> String {
+    error.to_string()
+}
+
+fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+}
+
+/// Whether the file is at fault rather than the disk or the moment.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::Unknown
+                | ErrorCode::ConstraintViolation
+                | ErrorCode::TypeMismatch
+        )
+    ) || matches!(error, rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::QueryReturnedNoRows)
+}
+
+/// The writing connection.
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    last: i64,
+    events: i64,
+}
+
+impl Writer {
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        // Made by us rather than by SQLite, so that nobody else can read it. If this fails, so does that.
+        let _ = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        let connection = Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        connection.busy_timeout(PAUSE)?;
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        connection.pragma_update(None, "journal_size_limit", 8 * CHECKPOINT_AFTER as i64)?;
+        connection.pragma_update(None, "cache_size", -2 * 1024)?;
+        let format: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let owner: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        match (owner, format) {
+            (0, 0) => connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
+            ))?,
+            (APPLICATION_ID, FORMAT) => {}
+            // Of another version or another program: not to be written into.
+            _ => return Err(rusqlite::Error::QueryReturnedNoRows),
+        }
+        let last = connection
+            .query_row("SELECT max(seq) FROM event", [], |row| row.get::<_, Option<i64>>(0))?
+            .unwrap_or(0);
+        let events =
+            connection.query_row("SELECT value FROM meta WHERE key = 'events'", [], |row| row.get(0))?;
+        Ok(Self { connection, last, events })
+    }
+
+    /// All of them or none.
+    fn append(&mut self, events: &[Event], now: Timestamp) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        let mut last = self.last;
+        {
+            let mut insert =
+                transaction.prepare_cached("INSERT INTO event(seq, id, octets) VALUES(?, ?, ?)")?;
+            for (id, octets) in events {
+                last = place_of(now).max(last + 1);
+                insert.execute(params![last, id.map(QueueId::to_i64), octets])?;
+            }
+        }
+        let number = self.events + events.len() as i64;
+        keep_count(&transaction, number)?;
+        transaction.commit()?;
+        (self.last, self.events) = (last, number);
+        Ok(())
+    }
+
+    /// Deletes a slice of what lies before `oldest` or is more than `most`; how many.
+    fn trim(&mut self, oldest: i64, most: i64) -> rusqlite::Result<usize> {
+        let too_many = (self.events - most).clamp(0, SLICE);
+        let transaction = self.connection.transaction()?;
+        let deleted = transaction
+            .prepare_cached(
+                "DELETE FROM event WHERE seq IN (SELECT seq FROM event ORDER BY seq LIMIT ?)
+                    OR seq IN (SELECT seq FROM event WHERE seq < ? ORDER BY seq LIMIT ?)",
+            )?
+            .execute(params![too_many, oldest, SLICE])?;
+        if deleted == 0 {
+            return Ok(0);
+        }
+        let number = self.events - deleted as i64;
+        keep_count(&transaction, number)?;
+        transaction.commit()?;
+        self.events = number;
+        let free: i64 = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+        if free > KEPT_PAGES {
+            let mut vacuum =
+                self.connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+            let mut rows = vacuum.query([])?;
+            while rows.next()?.is_some() {}
+        }
+        Ok(deleted)
+    }
+}
+
+fn keep_count(connection: &Connection, number: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached("UPDATE meta SET value = ? WHERE key = 'events'")?.execute([number]).map(|_| ())
+}
+
+/// Reads the history of a queue, whether its relay runs or not.
+#[derive(Debug)]
+pub struct Reader {
+    /// There is none as long as nothing happened.
+    connection: Option<Connection>,
+    /// What was found wrong with the file itself.
+    damage: RefCell<Option<String>>,
+}
+
+impl Reader {
+    /// Opens the history of the queue in `directory`.
+    ///
+    /// # Errors
+    /// It is there and can't be opened.
+    pub fn open(directory: &Path) -> Result<Self, Fault> {
+        let path = directory.join(NAME);
+        let damage = RefCell::default();
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self { connection: None, damage }),
+            Err(error) => Err(error.into()),
+            Ok(_) => {
+                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let connection = Connection::open_with_flags(&path, flags)?;
+                connection.busy_timeout(PAUSE)?;
+                Ok(Self { connection: Some(connection), damage })
+            }
+        }
+    }
+
+    /// Events of a stretch, oldest first.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn events(&self, span: &Span) -> Result<Vec<Recorded>, Fault> {
+        let Some(connection) = &self.connection else { return Ok(Vec::new()) };
+        self.query(connection, span).map_err(|error| {
+            if is_damage(&error) {
+                *self.damage.borrow_mut() = Some(error.to_string());
+            }
+            error.into()
+        })
+    }
+
+    fn query(&self, connection: &Connection, span: &Span) -> rusqlite::Result<Vec<Recorded>> {
+        let of_one = if span.id.is_some() { "id = ?3" } else { "?3 IS NULL" };
+        let order = if span.newest { "DESC" } else { "ASC" };
+        let query = format!(
+            "SELECT seq, octets FROM event WHERE seq > ?1 AND seq < ?2 AND {of_one} ORDER BY seq {order} LIMIT ?4"
+        );
+        let mut found = connection
+            .prepare_cached(&query)?
+            .query_map(
+                params![span.after, span.before, span.id.map(QueueId::to_i64), span.limit as i64],
+                |row| Ok(Recorded { seq: row.get(0)?, octets: row.get(1)? }),
+            )?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        if span.newest {
+            found.reverse();
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Span = Span { id: None, after: 0, before: i64::MAX, newest: false, limit: 10_000 };
+
+    fn history(directory: &Path, settings: HistorySettings) -> Arc<History> {
+        History::new(directory, settings, 0, Clock::System)
+    }
+
+    fn told(history: &History, span: &Span) -> Vec<String> {
+        let events = history.read(|reader| reader.events(span)).unwrap();
+        events.into_iter().map(|event| String::from_utf8(event.octets).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_was_recorded_is_read_at_once_and_by_message_and_behind_a_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        let id = QueueId::from_i64(7);
+        assert!(told(&history, &ALL).is_empty());
+        history.record(Some(id), b"one".to_vec());
+        history.record(None, b"two".to_vec());
+        assert_eq!(told(&history, &ALL), ["one", "two"]);
+        history.record(Some(id), b"three".to_vec());
+        assert_eq!(told(&history, &Span { id: Some(id), ..ALL }), ["one", "three"]);
+        assert_eq!(told(&history, &Span { newest: true, limit: 2, ..ALL }), ["two", "three"]);
+        let first = history.read(|reader| reader.events(&ALL)).unwrap()[0].seq;
+        assert_eq!(told(&history, &Span { after: first, ..ALL }), ["two", "three"]);
+        assert_eq!(told(&history, &Span { before: first + 1, ..ALL }), ["one"]);
+        // Without the relay, and by the next one, whose places go on.
+        drop(history);
+        assert_eq!(Reader::open(directory.path()).unwrap().events(&ALL).unwrap().len(), 3);
+        let next = self::history(directory.path(), HistorySettings::default());
+        next.record(None, b"four".to_vec());
+        assert_eq!(told(&next, &ALL), ["one", "two", "three", "four"]);
+    }
+
+    #[test]
+    fn it_is_bounded_by_number_and_by_age_and_gives_space_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let bounds = HistorySettings { events: 500, ..HistorySettings::default() };
+        let history = history(directory.path(), bounds);
+        let fill = |history: &History| {
+            for number in 0..4_000 {
+                history.record(None, format!("{number:01000}").into_bytes());
+            }
+            history.write();
+        };
+        for _ in 0..8 {
+            fill(&history);
+            history.tidy();
+        }
+        assert_eq!(told(&history, &ALL).len(), 500);
+        let log = fs::metadata(directory.path().join("history.sqlite-wal")).unwrap().len();
+        let size = fs::metadata(directory.path().join(NAME)).unwrap().len();
+        assert!(size < 12 << 20 && log < 24 << 20, "{size} {log}");
+        history.desk().open = None;
+        let aged = HistorySettings { age: Duration::ZERO, ..bounds };
+        let history = self::history(directory.path(), aged);
+        history.record(None, b"last".to_vec());
+        history.write();
+        std::thread::sleep(Duration::from_millis(5));
+        history.tidy();
+        assert!(told(&history, &ALL).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(NAME), vec![b'?'; 20_000]).unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        history.record(None, b"one".to_vec());
+        assert_eq!(told(&history, &ALL), ["one"]);
+        assert_eq!(history.health(), HistoryHealth { lost: 0, set_aside: 1 });
+        let aside = fs::read(directory.path().join(NAME_DAMAGED)).unwrap();
+        assert_eq!(aside, vec![b'?'; 20_000]);
+    }
+
+    #[test]
+    fn damage_that_only_a_reader_meets_with_is_set_aside_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        for number in 0..2_000 {
+            history.record(None, format!("{number:0500}").into_bytes());
+        }
+        history.write();
+        // Closed, so that all is in the file and none of it in memory.
+        history.desk().open = None;
+        let path = directory.path().join(NAME);
+        let mut octets = fs::read(&path).unwrap();
+        let half = octets.len() / 2;
+        octets[half..half + 8_192].fill(0xAA);
+        fs::write(&path, octets).unwrap();
+        assert!(history.read(|reader| reader.events(&ALL)).is_err());
+        assert_eq!(history.health().set_aside, 1);
+        history.record(None, b"anew".to_vec());
+        assert_eq!(told(&history, &ALL), ["anew"]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_waits_and_is_dropped_and_counted_beyond_its_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        // Nothing can be made where a directory is in the way.
+        fs::create_dir(directory.path().join(NAME)).unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        for number in 0..PENDING_MAX + 10 {
+            history.record(None, number.to_string().into_bytes());
+        }
+        history.write();
+        assert!(history.desk().trouble.is_some());
+        assert_eq!(history.health(), HistoryHealth { lost: 10, set_aside: 0 });
+        fs::remove_dir(directory.path().join(NAME)).unwrap();
+        history.desk().trouble = None;
+        assert_eq!(told(&history, &Span { limit: PENDING_MAX + 10, ..ALL }).len(), PENDING_MAX);
+    }
+
+    #[test]
+    fn what_is_left_of_a_full_disk_is_for_mail() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = History::new(directory.path(), HistorySettings::default(), u64::MAX, Clock::System);
+        history.record(None, b"one".to_vec());
+        history.write();
+        assert!(!directory.path().join(NAME).exists());
+    }
+}

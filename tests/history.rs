@@ -1,0 +1,183 @@
+//! What happened to a message is found after it left: from the running relay, from the stopped one, after a kill,
+//! and by somebody who follows it over a restart.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use support::relay::{Relay, outpost};
+use support::service::Service;
+use support::upstream::Upstream;
+use support::{http, wait};
+
+const PASSWORD: &str = "upstream-sesame-4711";
+
+fn relay(upstream: &Upstream) -> Relay {
+    Relay::start(&upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_queue_min_free", 0))
+}
+
+/// Sends a message and waits until it has left; its id.
+fn deliver(relay: &Relay, upstream: &Upstream, token: &str) -> String {
+    let before = upstream.arrived();
+    let said = relay.client().send_token(token).expect("it is taken");
+    wait::until_true("it is delivered", || upstream.arrived() > before);
+    relay.wait_for_empty_queue();
+    said.trim().rsplit(' ').next().expect("an id").to_owned()
+}
+
+/// The events of a message by `outpost logs`.
+fn logged(relay: &Relay, id: &str) -> Vec<Value> {
+    let lines = relay.told(&["logs", "--json", id]);
+    lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn kinds(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["event"].as_str().expect("a kind")).collect()
+}
+
+#[test]
+fn what_happened_is_found_after_it_left_after_a_restart_and_while_stopped() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    let id = deliver(&relay, &upstream, "one");
+    let other = deliver(&relay, &upstream, "two");
+    let look = |relay: &Relay| {
+        let events = logged(relay, &id);
+        assert_eq!(kinds(&events), ["received", "delivered"]);
+        let delivered = &events[1];
+        assert_eq!((&delivered["attempt"], &delivered["tls"]), (&1.into(), &"TLSv1.3".into()));
+        assert!(delivered["reply"].as_str().is_some_and(|reply| reply.starts_with("250")), "{delivered}");
+        assert!(delivered["time"].is_string() && delivered["upstream"].is_string());
+        // In lines for people, of both, oldest first.
+        let lines = relay.told(&["logs"]);
+        assert_eq!(lines.lines().count(), 4, "{lines}");
+        assert!(
+            lines.lines().nth(1).is_some_and(|line| line.contains(&format!(" delivered id={id} "))),
+            "{lines}"
+        );
+        assert_eq!(relay.told(&["logs", "--limit=1"]).lines().count(), 1);
+        assert_eq!(relay.told(&["logs", "--event=delivered", "--since=1h"]).lines().count(), 2);
+        assert_eq!(relay.told(&["logs", &format!("--id={other}")]).lines().count(), 2);
+    };
+    let show = |relay: &Relay| {
+        let shown: Value =
+            serde_json::from_str(&relay.told(&["queue", "show", "--json", &id])).expect("JSON");
+        assert_eq!(
+            (&shown["state"], &shown["recipients"][0]["state"]),
+            (&"gone".into(), &"delivered".into())
+        );
+        assert_eq!(shown["recipients"][0]["attempts"], 1);
+        assert_eq!(shown["history"].as_array().map(Vec::len), Some(2));
+        let words = relay.told(&["queue", "show", &id]);
+        assert!(words.contains("gone") && words.contains("tls=TLSv1.3"), "{words}");
+    };
+    look(&relay);
+    show(&relay);
+    relay.terminate();
+    look(&relay);
+    relay.up();
+    look(&relay);
+    show(&relay);
+    // Page by page, each event once.
+    let (mut seen, mut cursor) = (Vec::new(), "0".to_owned());
+    loop {
+        let page = http::get(relay.admin, &format!("/api/v1/events?limit=3&cursor={cursor}")).json();
+        seen.extend(page["items"].as_array().expect("items").iter().map(|event| event["seq"].clone()));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = next.to_owned();
+    }
+    assert_eq!(seen.len(), 4);
+    relay.terminate();
+}
+
+#[test]
+fn a_kill_takes_no_history_of_what_was_settled() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    for round in 0..3 {
+        let ids: Vec<String> = (0..20)
+            .map(|number| {
+                let said =
+                    relay.client().send_token(&format!("token-{round}-{number}")).expect("it is taken");
+                said.trim().rsplit(' ').next().expect("an id").to_owned()
+            })
+            .collect();
+        relay.kill9();
+        relay.up();
+        relay.wait_for_empty_queue();
+        for id in ids {
+            let events = logged(&relay, &id);
+            assert!(kinds(&events).contains(&"delivered"), "{id}: {events:?}");
+        }
+    }
+    relay.terminate();
+}
+
+#[test]
+fn a_damaged_history_stops_no_mail_and_is_set_aside() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    deliver(&relay, &upstream, "one");
+    relay.terminate();
+    let file = relay.data().join("queue/history.sqlite");
+    std::fs::write(&file, "this is no database, though it is long enough to be taken for one".repeat(200))
+        .expect("it can be written");
+    relay.up();
+    let id = deliver(&relay, &upstream, "two");
+    assert_eq!(kinds(&logged(&relay, &id)), ["received", "delivered"]);
+    assert!(file.with_file_name("history.damaged.sqlite").exists());
+    let metrics = http::get(relay.admin, "/metrics").text();
+    assert!(metrics.contains("outpost_history_set_aside 1"), "{metrics}");
+    relay.terminate();
+}
+
+/// A follower and the lines that it has said.
+struct Follower {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Follower {
+    fn of(relay: &Relay) -> Self {
+        let mut command = outpost();
+        command.args(["logs", "-f", "--event=delivered"]).args(relay.whereabouts());
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        let (say, lines) = channel();
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| say.send(line)));
+        Self { child, lines }
+    }
+
+    fn next(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(20)).expect("a line")
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_follower_sees_each_delivery_once_over_a_restart() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    let first = deliver(&relay, &upstream, "one");
+    let follower = Follower::of(&relay);
+    assert!(follower.next().contains(&first));
+    let second = deliver(&relay, &upstream, "two");
+    assert!(follower.next().contains(&second));
+    relay.terminate();
+    relay.up();
+    let third = deliver(&relay, &upstream, "three");
+    assert!(follower.next().contains(&third));
+    relay.terminate();
+}
