@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, State},
+    extract::{FromRef as _, Path, State},
     http::header,
     response::{IntoResponse as _, Response},
 };
 use maud::{DOCTYPE, Markup, html};
 
 use super::{
-    Admin, Answer, content, dev,
+    Admin, Answer, Desk, content, dev,
     dev::Captured,
     people,
     queue::{self, Filter},
@@ -33,7 +33,7 @@ pub(super) async fn style() -> Response {
 pub(super) async fn dashboard(State(admin): State<Admin>) -> Answer<Response> {
     let status = admin.status().await?;
     let filter = Filter { limit: Some(ROWS), ..Filter::default() };
-    let queued = queue::page(&admin, &filter).await?.items;
+    let queued = queue::page(&Desk::from_ref(&admin), &filter).await?.items;
     let events = admin.observer.recent(ROWS, |_| true);
     let captured = match &admin.captured {
         Some(queue) => Some(dev::captured(queue, 0, 1_000).await?),
