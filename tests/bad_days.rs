@@ -167,7 +167,7 @@ fn is_kept(name: &str, bad: impl FnOnce(&mut Behaviour), state: &str) {
         behaviour.senders.clear();
         behaviour.recipients.clear();
     });
-    relay.told(&["queue", "retry", "--all"]);
+    relay.told(&["queue", "retry", "--all", "--yes"]);
     relay.wait_for_empty_queue();
     assert_eq!(upstream.ledger(), HashMap::from([(name.to_owned(), 1)]), "{name}");
 }
@@ -368,7 +368,7 @@ fn a_refused_sender_is_held_alone_and_goes_once_released() {
     assert!(relay.told(&["status"]).contains("bad@example.test"));
 
     upstream.set(|it| it.senders.clear());
-    relay.told(&["queue", "release", "--all"]);
+    relay.told(&["queue", "release", "--all", "--yes"]);
     relay.wait_for_empty_queue();
     assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
 }

@@ -230,7 +230,7 @@ fn recipients_of_one_message_go_by_their_own_upstreams_each_at_its_own_pace() {
     assert_eq!((&item["upstream"], &item["state"]), (&"slow".into(), &"deferred".into()));
     slow.set(|behaviour| behaviour.recipients.clear());
     // An operator's word brings it at once.
-    relay.told(&["queue", "retry", "--all"]);
+    relay.told(&["queue", "retry", "--all", "--yes"]);
     relay.wait_for_empty_queue();
     assert_eq!((slow.arrivals().len(), quick.arrivals().len()), (1, 1));
 }

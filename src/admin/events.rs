@@ -7,7 +7,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admin, Answer, Refusal,
+    Answer, Desk, Refusal,
     queue::is_meant,
     view::{self, Item, List, Recipient},
 };
@@ -185,7 +185,7 @@ impl Ready<'_> {
     }
 }
 
-impl Admin {
+impl Desk {
     /// One page of the history.
     pub(super) async fn events(&self, wanted: Wanted) -> Answer<List<Event>> {
         let now = self.clock.now();
@@ -198,15 +198,15 @@ impl Admin {
 
 /// Events, oldest first.
 pub(super) async fn list(
-    State(admin): State<Admin>,
+    State(desk): State<Desk>,
     Query(wanted): Query<Wanted>,
 ) -> Answer<Json<List<Event>>> {
-    Ok(Json(admin.events(wanted).await?))
+    Ok(Json(desk.events(wanted).await?))
 }
 
 /// A message with all that happened to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Told {
+pub struct Story {
     /// As it is now, or as it was when it left.
     #[serde(flatten)]
     pub item: Item,
@@ -215,7 +215,7 @@ pub struct Told {
     pub history: Vec<Event>,
 }
 
-impl Told {
+impl Story {
     /// A message that has left, as far as its events tell; `None` if there are none.
     pub fn gone(history: Vec<Event>) -> Option<Self> {
         let first = history.first()?;
@@ -283,7 +283,7 @@ mod tests {
             event(EventKind::Bounced, "y@d.example", 1),
             event(EventKind::Delivered, "x@d.example", 2),
         ];
-        let told = Told::gone(history).unwrap();
+        let told = Story::gone(history).unwrap();
         let now: Vec<_> = told
             .item
             .recipients
@@ -292,7 +292,7 @@ mod tests {
             .collect();
         assert_eq!(now, [("x@d.example", "delivered", 2), ("y@d.example", "bounced", 1)]);
         assert_eq!((told.item.size, told.history.len()), (7, 4));
-        assert!(Told::gone(Vec::new()).is_none());
+        assert!(Story::gone(Vec::new()).is_none());
     }
 
     #[test]

@@ -7,10 +7,11 @@
 //! - [`access`]: who may ask: names, passwords, foreign pages
 //! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
-//! - `queue`, `status`, `events`, `relay`, `dev`: the routes of the API
+//! - `queue`, `bulk`, `status`, `events`, `relay`, `dev`: the routes of the API
 //! - `page`: the same for the eyes
 
 pub mod access;
+mod bulk;
 pub mod content;
 mod dev;
 pub mod events;
@@ -29,16 +30,21 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
-    http::{StatusCode, header},
+    extract::FromRef,
+    http::{Request, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
+use tower::ServiceExt as _;
+
+pub use axum::body::Body;
 
 pub use self::{
     access::Access,
+    bulk::{Failed, Order, Outcome},
     queue::Filter,
     relay::{Info, ListenInfo},
     serve::{SOCKET, connect_socket, serve},
@@ -73,9 +79,63 @@ pub struct Admin {
     pub clock: Clock,
 }
 
+/// What the routes of the queue work on: all that there is while no relay runs.
+#[derive(Clone)]
+pub struct Desk {
+    /// The queue.
+    pub queue: Queue,
+    /// Who knows its upstreams, and composes reports.
+    pub runner: Runner,
+    /// Events and metrics.
+    pub observer: Observer,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl FromRef<Admin> for Desk {
+    fn from_ref(admin: &Admin) -> Self {
+        let Admin { queue, runner, observer, clock, .. } = admin.clone();
+        Self { queue, runner, observer, clock }
+    }
+}
+
+/// The routes of the queue alone, for a process that has opened it: asked without a connection.
+#[derive(Clone, Debug)]
+pub struct QueueRoutes(Router);
+
+impl QueueRoutes {
+    /// The routes of this queue.
+    pub fn new(desk: Desk) -> Self {
+        let router = queue_routes()
+            .fallback(|| async { Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the relay doesn't run") })
+            .layer(axum::Extension(Access::Socket))
+            .with_state(desk);
+        Self(router)
+    }
+
+    /// Answers one request.
+    pub async fn ask(&self, request: Request<Body>) -> Response {
+        match self.0.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+fn queue_routes<S: Clone + Send + Sync + 'static>() -> Router<S>
+where
+    Desk: FromRef<S>,
+{
+    Router::new()
+        .route("/api/v1/queue", get(queue::list).post(bulk::act))
+        .route("/api/v1/queue/{id}", get(queue::show).delete(queue::delete))
+        .route("/api/v1/queue/{id}/content", get(queue::content))
+        .route("/api/v1/queue/{id}/{action}", post(queue::act))
+}
+
 /// All routes, behind the checks that this way in needs.
 pub fn router(admin: Admin, access: Access) -> Router {
-    let mut router = Router::new()
+    let mut router = queue_routes()
         .route("/", get(page::dashboard))
         .route("/style.css", get(page::style))
         .route("/healthz", get(status::healthz))
@@ -83,10 +143,6 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/api/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::status))
-        .route("/api/v1/queue", get(queue::list))
-        .route("/api/v1/queue/{id}", get(queue::show).delete(queue::delete))
-        .route("/api/v1/queue/{id}/content", get(queue::content))
-        .route("/api/v1/queue/{id}/{action}", post(queue::act))
         .route("/api/v1/events", get(events::list))
         .route("/api/v1/info", get(relay::info))
         .route("/api/v1/reload", post(relay::reload));
@@ -123,6 +179,19 @@ impl Refusal {
 
     fn bad_request(words: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, words)
+    }
+
+    fn is_not_found(&self) -> bool {
+        self.0 == StatusCode::NOT_FOUND
+    }
+
+    /// Whether it is our disk's doing.
+    fn is_fault(&self) -> bool {
+        self.0.is_server_error()
+    }
+
+    fn words(&self) -> &str {
+        &self.1
     }
 }
 

@@ -4,14 +4,14 @@
 //! template.
 
 use axum::{
-    extract::{Path, State},
+    extract::{FromRef as _, Path, State},
     http::header,
     response::{IntoResponse as _, Response},
 };
 use maud::{DOCTYPE, Markup, html};
 
 use super::{
-    Admin, Answer, content, dev,
+    Admin, Answer, Desk, content, dev,
     dev::Captured,
     events::Wanted,
     people,
@@ -32,9 +32,10 @@ pub(super) async fn style() -> Response {
 pub(super) async fn dashboard(State(admin): State<Admin>) -> Answer<Response> {
     let status = admin.status().await?;
     let filter = Filter { limit: Some(ROWS), ..Filter::default() };
-    let queued = queue::page(&admin, &filter).await?.items;
+    let desk = Desk::from_ref(&admin);
+    let queued = queue::page(&desk, &filter).await?.items;
     // The page is there whatever is wrong with the history.
-    let lately = admin.events(Wanted { limit: Some(ROWS), ..Wanted::default() }).await;
+    let lately = desk.events(Wanted { limit: Some(ROWS), ..Wanted::default() }).await;
     let events = lately.map(|list| list.items).unwrap_or_default();
     let captured = match &admin.captured {
         Some(queue) => Some(dev::captured(queue, 0, 1_000).await?),

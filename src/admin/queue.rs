@@ -1,4 +1,4 @@
-//! The queue over HTTP: list, show, download, act on one.
+//! The queue over HTTP: list, show, download, act on one message.
 
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Admin, Answer, Refusal, content,
-    events::{Told, Wanted},
+    Answer, Desk, Refusal, content,
+    events::{Story, Wanted},
+    people,
     view::{self, Item, List, Outlook},
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     config,
     observe::{Event, EventKind},
     queue::{Action, ActionError, Fault, QueueId},
+    runner::{BounceError, Told},
 };
 
 /// The longest page, and what is read from the store at once.
@@ -28,6 +30,8 @@ const PAGE_MAX: usize = 1_000;
 const PAGE: usize = 100;
 /// Entries that one request looks through for those its filter wants; the cursor goes on from there.
 const SCAN_MAX: usize = 20_000;
+/// The longest reason for returning a message.
+const REASON_MAX: usize = 200;
 
 /// Which messages are meant, as the query string and the command line say it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, clap::Args)]
@@ -117,28 +121,25 @@ pub(super) fn is_meant(wanted: &str, address: &str) -> bool {
     }
 }
 
-pub(super) async fn list(
-    State(admin): State<Admin>,
-    Query(filter): Query<Filter>,
-) -> Answer<Json<List<Item>>> {
-    Ok(Json(page(&admin, &filter).await?))
+pub(super) async fn list(State(desk): State<Desk>, Query(filter): Query<Filter>) -> Answer<Json<List<Item>>> {
+    Ok(Json(page(&desk, &filter).await?))
 }
 
 /// One page of what the filter wants.
-pub(super) async fn page(admin: &Admin, filter: &Filter) -> Answer<List<Item>> {
+pub(super) async fn page(desk: &Desk, filter: &Filter) -> Answer<List<Item>> {
     let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let ready = filter.ready()?;
     let mut after = match &filter.cursor {
         Some(cursor) => Some(cursor.parse::<QueueId>().map_err(|_| Refusal::bad_request("no such cursor"))?),
         None => None,
     };
-    let outlook = Outlook::of(admin);
-    let now = admin.clock.now();
+    let outlook = Outlook::of(desk);
+    let now = desk.clock.now();
     let (mut items, mut scanned) = (Vec::new(), 0);
     loop {
         // A page without conditions is one read of just its length and one more.
         let batch = if filter.is_empty() { limit + 1 } else { PAGE_MAX };
-        let found = admin.queue.list(after, batch).await?;
+        let found = desk.queue.list(after, batch).await?;
         let complete = found.len() < batch;
         scanned += found.len();
         for listed in found {
@@ -160,60 +161,113 @@ pub(super) async fn page(admin: &Admin, filter: &Filter) -> Answer<List<Item>> {
     }
 }
 
-fn id(text: &str) -> Answer<QueueId> {
+pub(super) fn id(text: &str) -> Answer<QueueId> {
     text.parse().map_err(|error: crate::queue::id::NoQueueId| Refusal::bad_request(error.to_string()))
 }
 
 /// A message and what happened to it, also after it left.
-pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Json<Told>> {
+pub(super) async fn show(State(desk): State<Desk>, Path(name): Path<String>) -> Answer<Json<Story>> {
     let id = id(&name)?;
-    let listed = admin.queue.get(id).await?;
-    let history = admin.events(Wanted { limit: Some(1_000), ..Wanted::of_message(id) }).await;
+    let listed = desk.queue.get(id).await?;
+    let history = desk.events(Wanted { limit: Some(1_000), ..Wanted::of_message(id) }).await;
     let Some(listed) = listed else {
         let unknown = || Refusal::not_found("no such message in the queue or its history");
-        return Told::gone(history?.items).map(Json).ok_or_else(unknown);
+        return Story::gone(history?.items).map(Json).ok_or_else(unknown);
     };
     // What is queued is shown whatever is wrong with the history.
     let history = history.map(|list| list.items).unwrap_or_default();
-    Ok(Json(Told { item: Outlook::of(&admin).item(&listed), history }))
+    Ok(Json(Story { item: Outlook::of(&desk).item(&listed), history }))
 }
 
-pub(super) async fn content(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Response> {
-    content::download(&admin.queue, id(&name)?).await
+pub(super) async fn content(State(desk): State<Desk>, Path(name): Path<String>) -> Answer<Response> {
+    content::download(&desk.queue, id(&name)?).await
 }
 
-pub(super) async fn delete(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Json<Value>> {
-    done(&admin, id(&name)?, Action::Delete).await
+pub(super) async fn delete(State(desk): State<Desk>, Path(name): Path<String>) -> Answer<Json<Value>> {
+    one(&desk, id(&name)?, &Verb::Act(Action::Delete)).await
+}
+
+/// What may be said with an action.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Said {
+    reason: Option<String>,
 }
 
 pub(super) async fn act(
-    State(admin): State<Admin>,
+    State(desk): State<Desk>,
     Path((name, action)): Path<(String, String)>,
+    Query(said): Query<Said>,
 ) -> Answer<Json<Value>> {
+    let verb = Verb::named(&action, said.reason)?;
     let id = id(&name)?;
-    match action.as_str() {
-        "retry" => done(&admin, id, Action::Retry).await,
-        "hold" => done(&admin, id, Action::Hold).await,
-        "release" => done(&admin, id, Action::Release).await,
-        "bounce" => {
-            let words = "returning a message to its sender by hand is not implemented yet; hold or delete it";
-            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, words))
+    verb.prepare(&desk);
+    one(&desk, id, &verb).await
+}
+
+async fn one(desk: &Desk, id: QueueId, verb: &Verb) -> Answer<Json<Value>> {
+    let done = verb.apply(desk, id).await?;
+    Ok(Json(json!({ "id": id.to_string(), "done": done })))
+}
+
+/// What an operator has done with messages.
+#[derive(Clone, Debug)]
+pub(super) enum Verb {
+    Act(Action),
+    /// Returned to the sender; why, for whoever reads the report.
+    Bounce(Option<String>),
+}
+
+impl Verb {
+    pub(super) fn named(name: &str, reason: Option<String>) -> Answer<Self> {
+        let verb = match name {
+            "retry" => Self::Act(Action::Retry),
+            "hold" => Self::Act(Action::Hold),
+            "release" => Self::Act(Action::Release),
+            "delete" => Self::Act(Action::Delete),
+            "bounce" => Self::Bounce(reason.clone()),
+            _ => return Err(Refusal::bad_request("the actions are retry, hold, release, bounce and delete")),
+        };
+        match (&verb, reason) {
+            (Self::Act(_), Some(_)) => Err(Refusal::bad_request("a reason is told with bounce only")),
+            (_, Some(reason)) if reason.len() > REASON_MAX || people::printable(&reason) != reason => {
+                Err(Refusal::bad_request(format!("a reason is one line of at most {REASON_MAX} octets")))
+            }
+            _ => Ok(verb),
         }
-        _ => Err(Refusal::not_found("the actions are retry, hold, release and bounce")),
+    }
+
+    /// What is done once, however many messages are meant.
+    pub(super) fn prepare(&self, desk: &Desk) {
+        if matches!(self, Self::Act(Action::Retry | Action::Release)) {
+            // The operator wants a try now, whatever was seen before.
+            desk.runner.try_again();
+        }
+    }
+
+    /// Does it with one message; returns what was done in words.
+    pub(super) async fn apply(&self, desk: &Desk, id: QueueId) -> Answer<String> {
+        match self {
+            Self::Act(action) => act_on(desk, id, *action).await.map(str::to_owned),
+            Self::Bounce(reason) => match desk.runner.bounce(id, reason.as_deref()).await {
+                Ok(Told::Somebody(to)) => Ok(format!("returned to {to}")),
+                Ok(Told::Nobody) => Ok("removed; its sender wants no report".to_owned()),
+                Err(BounceError::Queue(error)) => Err(refusal(error)),
+                Err(error @ BounceError::NobodyToTell) => {
+                    Err(Refusal::new(StatusCode::CONFLICT, error.to_string()))
+                }
+            },
+        }
     }
 }
 
-async fn done(admin: &Admin, id: QueueId, action: Action) -> Answer<Json<Value>> {
-    let before = admin.queue.get(id).await?;
+async fn act_on(desk: &Desk, id: QueueId, action: Action) -> Answer<&'static str> {
+    let before = desk.queue.get(id).await?;
     let entry = before.as_ref().and_then(|listed| listed.entry.as_ref());
     if action == Action::Retry && entry.is_some_and(|entry| entry.held.is_some()) {
         return Err(Refusal::new(StatusCode::CONFLICT, "the message is held: release it, and it is tried"));
     }
-    if matches!(action, Action::Retry | Action::Release) {
-        // The operator wants a try now, whatever was seen before.
-        admin.runner.try_again();
-    }
-    match admin.queue.act(id, action, "held by the operator").await {
+    match desk.queue.act(id, action, "held by the operator").await {
         // It is being tried, as was asked for.
         Err(ActionError::Busy) if action == Action::Retry => {}
         other => other.map_err(refusal)?,
@@ -225,14 +279,14 @@ async fn done(admin: &Admin, id: QueueId, action: Action) -> Answer<Json<Value>>
         Action::Delete => (Some(EventKind::Deleted), "deleted"),
     };
     if let Some(kind) = kind {
-        admin.observer.emit(Event {
+        desk.observer.emit(Event {
             sender: entry.map(|entry| entry.reverse_path.as_str().to_owned()),
             size: entry.map(|entry| entry.content.size),
             message_id: entry.and_then(|entry| entry.message_id.clone()),
-            ..Event::new(admin.clock.now(), kind, id)
+            ..Event::new(desk.clock.now(), kind, id)
         });
     }
-    Ok(Json(json!({ "id": id.to_string(), "done": word })))
+    Ok(word)
 }
 
 fn refusal(error: ActionError) -> Refusal {

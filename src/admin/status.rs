@@ -2,13 +2,13 @@
 
 use axum::{
     Json,
-    extract::State,
+    extract::{FromRef as _, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 
 use super::{
-    Admin, Answer,
+    Admin, Answer, Desk,
     view::{LimitStatus, Outlook, Status},
 };
 use crate::observe::{LimitLabels, StateLabels, UpstreamLabels};
@@ -33,7 +33,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Answer<Json<Status>> {
 /// Counters move by themselves; what is a state at this moment is looked at now.
 pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
     let depth = admin.queue.depth().await?;
-    let outlook = Outlook::of(&admin);
+    let outlook = Outlook::of(&Desk::from_ref(&admin));
     let queue = outlook.queue_status(depth, admin.queue.claimed() as u64);
     let metrics = admin.observer.metrics();
     for (state, number) in [("active", queue.active), ("deferred", queue.deferred), ("held", queue.held)] {

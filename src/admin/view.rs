@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, people};
+use super::{Admin, Desk, people};
 use crate::{
     clock::Timestamp,
     limits::{account::Usage, breaker::Stopped, gate::Closed},
@@ -17,6 +17,7 @@ use crate::{
     },
     runner::{self, UpstreamState},
 };
+use axum::extract::FromRef as _;
 
 /// Where a message is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +156,7 @@ pub struct StoreStatus {
 }
 
 /// What to do about refusal after refusal, where the upstream's words are all that is known.
-const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all`; a message is tried now \
+const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all --yes`; a message is tried now \
     and then, and if it passes, all go";
 
 /// What is known of the upstreams at one moment.
@@ -170,13 +171,13 @@ pub(crate) struct Outlook {
 
 impl Outlook {
     /// The outlook now.
-    pub(crate) fn of(admin: &Admin) -> Self {
-        let runner = admin.runner.clone();
+    pub(crate) fn of(desk: &Desk) -> Self {
+        let runner = desk.runner.clone();
         Self {
-            upstreams: admin.runner.upstreams(),
-            put_off: admin.queue.put_off() as u64,
+            upstreams: desk.runner.upstreams(),
+            put_off: desk.queue.put_off() as u64,
             route: Box::new(move |entry| runner.outlook(entry)),
-            now: admin.clock.now(),
+            now: desk.clock.now(),
         }
     }
 
@@ -357,7 +358,7 @@ impl Admin {
     /// The queue can't be read.
     pub async fn status(&self) -> Result<Status, Fault> {
         let depth = self.queue.depth().await?;
-        let outlook = Outlook::of(self);
+        let outlook = Outlook::of(&Desk::from_ref(self));
         let trouble = self.queue.trouble();
         Ok(Status {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),

@@ -1,14 +1,16 @@
-//! Asking the running relay, over the Unix socket in its data directory.
+//! Asking the running relay, over the Unix socket in its data directory; or, about its queue, this
+//! process in its place.
 
 use std::{
+    fmt::Display,
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{Method, Request, StatusCode, client::conn::http1};
+use http_body_util::BodyExt as _;
+use hyper::{Method, Request, Response, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -17,33 +19,55 @@ use serde_json::Value;
 use super::{
     Place,
     exit::{Exit, Failure},
+    stopped::Stopped,
 };
-use crate::admin::{SOCKET, connect_socket};
+use crate::admin::{Body, SOCKET, connect_socket};
 
 /// For one answer, content included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// A relay that was found.
+/// A relay that was found, or the queue of one that doesn't run.
 pub(super) struct Client {
     runtime: tokio::runtime::Runtime,
-    data: PathBuf,
+    way: Way,
+}
+
+/// How it is asked.
+enum Way {
+    /// Over the socket in this directory.
+    Socket(PathBuf),
+    /// Without it, in this process.
+    Stopped(Stopped),
 }
 
 impl Client {
     /// Finds the relay; whether it runs shows with the first request.
     pub(super) fn find(place: &Place) -> Result<Self, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Failure::new(Exit::UNAVAILABLE, error))?;
-        Ok(Self { runtime, data: place.data()? })
+        Ok(Self { runtime: runtime()?, way: Way::Socket(place.data()?) })
+    }
+
+    /// Finds the relay if it runs; else opens its queue.
+    pub(super) fn of_queue(place: &Place) -> Result<Self, Failure> {
+        let (runtime, data) = (runtime()?, place.data()?);
+        match runtime.block_on(connect_socket(&data)) {
+            Ok(_) => Ok(Self { runtime, way: Way::Socket(data) }),
+            Err(error) if is_absent(&error) => {
+                // Its runner may start what tells of a change: it must be inside.
+                let stopped = runtime.block_on(async { Stopped::open(place, &data) })?;
+                Ok(Self { runtime, way: Way::Stopped(stopped) })
+            }
+            Err(error) => Err(unreachable(&data, &error)),
+        }
     }
 
     /// Gets a value.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let octets = self.raw(path)?;
-        serde_json::from_slice(&octets).map_err(|error| {
-            let words = format!("the relay's answer can't be understood; is it another version? ({error})");
-            Failure::new(Exit::UNAVAILABLE, words)
-        })
+        understood(&self.raw(path)?)
+    }
+
+    /// Has something done that brings forth a value.
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        understood(&self.ask(Method::POST, path)?)
     }
 
     /// Gets octets.
@@ -52,22 +76,42 @@ impl Client {
     }
 
     /// Has something done; returns what was done in words.
-    pub(super) fn act(&self, method: Method, path: &str) -> Result<String, Failure> {
-        let answer: Value = serde_json::from_slice(&self.ask(method, path)?).unwrap_or_default();
+    pub(super) fn act(&self, path: &str) -> Result<String, Failure> {
+        let answer: Value = serde_json::from_slice(&self.ask(Method::POST, path)?).unwrap_or_default();
         Ok(answer["done"].as_str().unwrap_or("done").to_owned())
     }
 
     fn ask(&self, method: Method, path: &str) -> Result<Bytes, Failure> {
-        let answer = self.runtime.block_on(async {
-            let asked = ask(&self.data, method, path);
+        self.runtime.block_on(async {
+            let asked = async {
+                let response = self.send(method, path, Body::empty()).await?;
+                Ok(response.into_body().collect().await.map_err(closed)?.to_bytes())
+            };
             tokio::time::timeout(ANSWER_WITHIN, asked)
                 .await
                 .unwrap_or_else(|_| Err(Failure::new(Exit::UNAVAILABLE, "the relay doesn't answer")))
-        });
-        let (status, octets) = answer?;
+        })
+    }
+
+    /// Sends a request; returns an answer that is a success.
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Body>, Failure> {
+        let request = Request::builder().method(method).uri(path).header("host", "outpost");
+        let request = request.body(body).map_err(|error| Failure::new(Exit::USAGE, error))?;
+        let response = match &self.way {
+            Way::Stopped(stopped) => stopped.ask(request).await?,
+            Way::Socket(data) => {
+                let stream = connect_socket(data).await.map_err(|error| unreachable(data, &error))?;
+                let (mut sender, connection) =
+                    http1::handshake(TokioIo::new(stream)).await.map_err(closed)?;
+                tokio::spawn(connection);
+                sender.send_request(request).await.map_err(closed)?.map(Body::new)
+            }
+        };
+        let status = response.status();
         if status.is_success() {
-            return Ok(octets);
+            return Ok(response);
         }
+        let octets = response.into_body().collect().await.map_err(closed)?.to_bytes();
         let answer: Value = serde_json::from_slice(&octets).unwrap_or_default();
         let words =
             answer["error"].as_str().map_or_else(|| format!("the relay answered {status}"), str::to_owned);
@@ -82,16 +126,25 @@ impl Client {
     }
 }
 
-async fn ask(data: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
-    let stream = connect_socket(data).await.map_err(|error| unreachable(data, &error))?;
-    let broken = |error: hyper::Error| Failure::new(Exit::UNAVAILABLE, format!("the relay closed: {error}"));
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header("host", "outpost");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| Failure::new(Exit::USAGE, error))?;
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    Ok((status, response.into_body().collect().await.map_err(broken)?.to_bytes()))
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Exit::UNAVAILABLE, error))
+}
+
+fn closed(error: impl Display) -> Failure {
+    Failure::new(Exit::UNAVAILABLE, format!("the relay closed: {error}"))
+}
+
+fn understood<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(octets).map_err(|error| {
+        let words = format!("the relay's answer can't be understood; is it another version? ({error})");
+        Failure::new(Exit::UNAVAILABLE, words)
+    })
+}
+
+/// Whether nobody serves the socket.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 fn unreachable(data: &Path, error: &io::Error) -> Failure {
@@ -101,7 +154,7 @@ fn unreachable(data: &Path, error: &io::Error) -> Failure {
             Exit::NOT_PERMITTED,
             format!("{socket} belongs to another user: run this as the relay's user"),
         ),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::new(
+        _ if is_absent(error) => Failure::new(
             Exit::UNAVAILABLE,
             format!(
                 "no relay runs here: nobody answers at {socket}\n  help: if it runs elsewhere, name its --data"

@@ -21,6 +21,7 @@ mod reload;
 mod send;
 mod sendmail;
 mod status;
+mod stopped;
 
 use std::{
     ffi::OsString,

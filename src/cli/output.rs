@@ -2,7 +2,7 @@
 //!
 //! A reader that went away, as `| head` does, is no error.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
@@ -29,6 +29,26 @@ pub(super) fn complain(text: &str) {
 pub(super) fn complain_as_is(text: &str) {
     let mut out = std::io::stderr().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// Asks on standard error; the answer is read by whoever asks.
+pub(super) fn ask(question: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{question}").and_then(|()| out.flush());
+}
+
+/// Shows people how far it has come; programs and files see nothing of it.
+pub(super) fn progress(done: u64, of: u64) {
+    if std::io::stderr().is_terminal() {
+        ask(&format!("\r{done} of {of} "));
+    }
+}
+
+/// The line of [`progress`] is over.
+pub(super) fn progress_ends() {
+    if std::io::stderr().is_terminal() {
+        ask("\r\x1b[K");
+    }
 }
 
 /// Prints a value for programs.

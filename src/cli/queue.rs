@@ -1,18 +1,24 @@
-//! `outpost queue …`: looks at queued mail and acts on it, one message by id or many by filter.
+//! `outpost queue …`: looks at queued mail and acts on it, one message by id or many by filter. Where no
+//! relay runs the same is done on its queue.
+//!
+//! - here: what is looked at
+//! - [`act`]: what is done
+
+mod act;
 
 use clap::{Args, Subcommand};
-use hyper::Method;
 
+use self::act::Chosen;
 use super::{
     Place,
     client::{Client, segment, with_query},
-    exit::{Exit, Failure},
+    exit::Failure,
     output,
 };
 use crate::{
     admin::{
         Filter,
-        events::Told,
+        events::Story,
         people,
         view::{Item, List},
     },
@@ -42,6 +48,8 @@ pub(super) enum Queue {
     Hold(Chosen),
     /// Let held messages go on
     Release(Chosen),
+    /// Return messages to their senders, with a report
+    Bounce(act::Bounce),
     /// Remove messages; nobody is told
     Delete(Chosen),
 }
@@ -58,25 +66,13 @@ pub(super) struct Listing {
     json: bool,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Chosen {
-    /// Queue ids
-    #[arg(value_name = "ID")]
-    ids: Vec<String>,
-    #[command(flatten)]
-    filter: Filter,
-    /// All messages
-    #[arg(long)]
-    all: bool,
-}
-
 impl Queue {
     pub(super) fn run(self, place: &Place) -> Result<(), Failure> {
-        let client = Client::find(place)?;
+        let client = Client::of_queue(place)?;
         match self {
             Self::List(listing) => return listing.run(&client),
             Self::Show { id, json } => {
-                let told: Told = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
+                let told: Story = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
                 if json {
                     output::json(&told);
                 } else {
@@ -86,10 +82,11 @@ impl Queue {
             Self::Cat { id } => {
                 output::pass_on(&client.raw(&format!("/api/v1/queue/{}/content", segment(&id)))?);
             }
-            Self::Retry(chosen) => return chosen.act(&client, Method::POST, "/retry"),
-            Self::Hold(chosen) => return chosen.act(&client, Method::POST, "/hold"),
-            Self::Release(chosen) => return chosen.act(&client, Method::POST, "/release"),
-            Self::Delete(chosen) => return chosen.act(&client, Method::DELETE, ""),
+            Self::Retry(chosen) => return chosen.act(&client, "retry", None),
+            Self::Hold(chosen) => return chosen.act(&client, "hold", None),
+            Self::Release(chosen) => return chosen.act(&client, "release", None),
+            Self::Bounce(bounce) => return bounce.act(&client),
+            Self::Delete(chosen) => return chosen.act(&client, "delete", None),
         }
         Ok(())
     }
@@ -151,7 +148,7 @@ fn sender(item: &Item) -> &str {
 }
 
 /// One message in full, what is not known left out.
-fn shown(told: &Told) -> String {
+fn shown(told: &Story) -> String {
     let item = &told.item;
     let mut lines = Vec::new();
     let mut fact = |name: &str, value: Option<&str>| {
@@ -186,35 +183,4 @@ fn shown(told: &Told) -> String {
 fn happened(event: &Event) -> String {
     let own = Event { id: String::new(), sender: None, size: None, message_id: None, ..event.clone() };
     format!("  {} {}", event.time, people::printable(&own.line()))
-}
-
-impl Chosen {
-    fn act(self, client: &Client, method: Method, action: &str) -> Result<(), Failure> {
-        let many = self.all || !self.filter.is_empty();
-        let ids = match (self.ids, many) {
-            (ids, false) if !ids.is_empty() => ids,
-            (ids, true) if ids.is_empty() => {
-                found(client, &self.filter, usize::MAX)?.0.into_iter().map(|item| item.id).collect()
-            }
-            _ => {
-                let words = "name messages by id, or by a filter, or say --all; see --help";
-                return Err(Failure::new(Exit::USAGE, words));
-            }
-        };
-        let mut first = None;
-        for id in &ids {
-            match client.act(method.clone(), &format!("/api/v1/queue/{}{action}", segment(id))) {
-                Ok(done) => output::say(format!("{}: {done}", people::printable(id))),
-                // One that left meanwhile, or is on its way, doesn't keep the others from it.
-                Err(failure) => {
-                    let words = format!("{}: {}", people::printable(id), failure.words);
-                    first = first.or(Some(Failure { words, ..failure }));
-                }
-            }
-        }
-        if ids.is_empty() {
-            output::say("No message is meant.");
-        }
-        first.map_or(Ok(()), Err)
-    }
 }

@@ -1,10 +1,8 @@
 //! `outpost reload`: has the running relay read its configuration again.
 
-use hyper::Method;
-
 use super::{Place, client::Client, exit::Failure, output};
 
 pub(super) fn run(place: &Place) -> Result<(), Failure> {
-    output::say(Client::find(place)?.act(Method::POST, "/api/v1/reload")?);
+    output::say(Client::find(place)?.act("/api/v1/reload")?);
     Ok(())
 }

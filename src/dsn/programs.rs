@@ -43,7 +43,10 @@ fn recipient(fields: &mut Fields, report: &Report<'_>, fate: &Fate<'_>) {
     fields.add("Action", report.action.name());
     fields.add("Status", &status(report.action, fate).to_string());
     if let Some(evidence) = fate.evidence {
-        fields.add("Remote-MTA", &format!("dns; {}", evidence.upstream));
+        // What was returned by hand had no upstream's say in it.
+        if !evidence.upstream.is_empty() {
+            fields.add("Remote-MTA", &format!("dns; {}", evidence.upstream));
+        }
         match (&evidence.reply, &evidence.explanation) {
             (Some(reply), _) => {
                 fields.add("Diagnostic-Code", &format!("smtp; {}", one_line(&reply.to_string())))

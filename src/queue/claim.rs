@@ -76,8 +76,12 @@ impl Drop for Claim {
         let Some(mut ready) = self.ready.take() else { return };
         if std::thread::panicking() {
             ready.entry.held = Some("internal error while it was being delivered; see the log".to_owned());
-            let change = EntryChange { entry: *ready.entry, next: Next::Hold, reports: Vec::new() };
+            let change =
+                EntryChange { entry: *ready.entry, next: Next::Hold, reports: Vec::new(), insists: true };
             let _ = self.queue.request(Request::Change(Box::new(change), oneshot::channel().0));
+        } else if ready.entry.held.is_some() {
+            // An operator's: nobody else may have it.
+            self.queue.shared.schedule().forget(ready.entry.id, None);
         } else {
             self.queue.shared.schedule().give_back(ready);
             self.queue.shared.claimable.notify_one();
@@ -116,10 +120,20 @@ impl Queue {
     /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one
     /// transaction. The work begins at once; the future tells when it is durable.
     pub fn settle(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {
+        self.record_change(claim, next, reports, true)
+    }
+
+    /// The same for what nothing has happened for yet: if it can't be recorded, it is given up, and the
+    /// entry is as it was.
+    pub fn settle_once(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {
+        self.record_change(claim, next, reports, false)
+    }
+
+    fn record_change(&self, claim: Claim, next: Next, reports: Vec<Report>, insists: bool) -> Settled {
         let (done, answer) = oneshot::channel();
         if let Some(ready) = claim.into_inner() {
             let reports = reports.into_iter().map(|report| self.new_report(report)).collect();
-            let change = Box::new(EntryChange { entry: *ready.entry, next, reports });
+            let change = Box::new(EntryChange { entry: *ready.entry, next, reports, insists });
             // If the writer is gone, so is the process in a moment; the entry is still on disk.
             let _ = self.request(Request::Change(change, done));
         }

@@ -90,12 +90,30 @@ impl Queue {
     /// # Errors
     /// See [`ActionError`]; a held entry is no more to be claimed than one that is not there.
     pub async fn claim_by_id(&self, id: QueueId) -> Result<(Claim, Timestamp), ActionError> {
+        self.claim_one(id, |state| state == State::Queued).await
+    }
+
+    /// The same for an operator, who has a say over held entries as well.
+    ///
+    /// # Errors
+    /// See [`ActionError`].
+    pub async fn claim_for_operator(&self, id: QueueId) -> Result<Claim, ActionError> {
+        let (claim, _) = self.claim_one(id, |_| true).await?;
+        Ok(claim)
+    }
+
+    async fn claim_one(
+        &self,
+        id: QueueId,
+        wants: impl Fn(State) -> bool + Send + 'static,
+    ) -> Result<(Claim, Timestamp), ActionError> {
         let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
         let found = self.read(move |shared, reader| {
-            let Some(row) = reader.get(id)?.filter(|row| row.state == State::Queued) else {
+            let Some(row) = reader.get(id)?.filter(|row| wants(row.state)) else {
                 return Ok(Err(ActionError::NoSuchEntry));
             };
-            let Some(entry) = row.entry else { return Ok(Err(ActionError::Damaged)) };
+            let sound = row.entry.filter(|_| row.state != State::Damaged);
+            let Some(entry) = sound else { return Ok(Err(ActionError::Damaged)) };
             let content = shared.content(reader, &entry)?;
             let ready = content.map(|content| Ready { entry: Box::new(entry), content });
             Ok(ready.map(|ready| (ready, row.due)).ok_or(ActionError::Damaged))
@@ -105,7 +123,12 @@ impl Queue {
         Ok((Claim { ready: Some(ready), queue: self.clone() }, due))
     }
 
-    /// Does what an operator asks with one entry.
+    /// The greatest id given out so far to an entry that was accepted.
+    pub fn newest(&self) -> QueueId {
+        QueueId::from_i64(self.tally().last)
+    }
+
+    /// Does what an operator asks with one entry. What can't be recorded is not done, now or later.
     ///
     /// # Errors
     /// See [`ActionError`].
@@ -125,9 +148,13 @@ impl Queue {
             }
             // A held entry stays held until it is released: trying it is another decision.
             Action::Retry if entry.held.is_some() => Next::Hold,
-            Action::Retry => Next::Retry(now),
+            Action::Retry => {
+                entry.recipients.iter_mut().for_each(|recipient| recipient.due = None);
+                Next::Retry(now)
+            }
             Action::Release => {
                 entry.held = None;
+                entry.recipients.iter_mut().for_each(|recipient| recipient.due = None);
                 // With nobody left to reach, what was given up is what the operator wants tried again.
                 if entry.pending().next().is_none() {
                     let given_up = |state| state != RecipientState::Delivered;
@@ -138,7 +165,7 @@ impl Queue {
             }
         };
         let (done, answer) = oneshot::channel();
-        let change = Box::new(EntryChange { entry, next, reports: Vec::new() });
+        let change = Box::new(EntryChange { entry, next, reports: Vec::new(), insists: false });
         self.request(Request::Change(change, done))?;
         // From here on the writer gives it back.
         withdrawn.handed_over();

@@ -66,6 +66,8 @@ pub(super) struct EntryChange {
     pub(super) entry: Entry,
     pub(super) next: Next,
     pub(super) reports: Vec<NewEntry>,
+    /// It is a fact: until it is recorded it is tried again. Else it is given up and told.
+    pub(super) insists: bool,
 }
 
 /// Serves requests until all senders are gone.
@@ -193,7 +195,7 @@ fn settle(
                     let _ = done.send(Err(fault));
                 }
                 (Request::Change(change, done), Ok(())) => {
-                    let EntryChange { entry, next, reports } = *change;
+                    let EntryChange { entry, next, reports, .. } = *change;
                     schedule.forget(entry.id, next.due());
                     if next == Next::Done && entry.content.spooled {
                         shared.spool.remove(entry.id);
@@ -203,6 +205,11 @@ fn settle(
                         offer(&mut schedule, shared, report);
                     }
                     let _ = done.send(Ok(()));
+                }
+                (Request::Change(change, done), Err(fault)) if !change.insists => {
+                    // The store knows best when it is due.
+                    schedule.forget(change.entry.id, Some(Timestamp::default()));
+                    let _ = done.send(Err(fault));
                 }
                 (Request::Change(change, done), Err(fault)) => {
                     // Whoever waits learns of it; the change itself is not given up.
@@ -252,7 +259,7 @@ impl Request {
         let (first, reports) = match self {
             Self::Accept(new, _) => (new.insert(), [].as_slice()),
             Self::Change(change, _) => {
-                let EntryChange { entry, next, reports } = &**change;
+                let EntryChange { entry, next, reports, .. } = &**change;
                 let first = match next {
                     Next::Done => Change::Remove { id: entry.id },
                     Next::Retry(due) => Change::Update { entry, due: *due },

@@ -11,6 +11,7 @@
 //! - `report`: who is told of it
 //! - `late`: who is told that it waits
 
+mod bounce;
 mod lane;
 mod late;
 mod refusals;
@@ -30,7 +31,10 @@ use tokio::{
 };
 
 use self::lane::{Lane, lock};
-pub use self::sort::{Obstacle, Outlook};
+pub use self::{
+    bounce::{BounceError, Told},
+    sort::{Obstacle, Outlook},
+};
 use crate::{
     clock::Clock,
     config::QueueSettings,
