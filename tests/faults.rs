@@ -71,6 +71,8 @@ fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
         let mut upstream = Upstream::stopped(PASSWORD);
         let mut relay = Relay::start(&mailer(&upstream));
         send(&relay, "before", size).expect("it is taken");
+        // The file of the history is synced when it is made; from then on the syncs are those of mail.
+        wait::until_true("the history is begun", || relay.told(&["logs"]).contains(" received "));
         let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO:when=1");
         refused(send(&relay, name, size), "451 4.3.0");
         wait::until_true("the next is taken", || send(&relay, "next", size).is_ok());

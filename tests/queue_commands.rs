@@ -59,14 +59,16 @@ fn each_verb_works(relay: &Relay, ids: &[String]) {
     assert_eq!(relay.told(&["queue", "retry", kept]), format!("{kept}: tried again\n"));
     assert!(relay.told(&["queue", "cat", kept]).contains("Subject:"));
     assert_eq!(relay.told(&["queue", "delete", gone]), format!("{gone}: deleted\n"));
-    let absent = relay.cli(&["queue", "show", gone]);
+    let absent = relay.cli(&["queue", "cat", gone]);
     assert_eq!((code(&absent), said(&absent).contains("no such message")), (65, true), "{}", said(&absent));
+    let told = relay.told(&["queue", "show", gone]);
+    assert!(told.contains("gone") && told.contains("deleted by the operator"), "{told}");
 
     // A held one can be returned, too.
     relay.told(&["queue", "hold", returned]);
     let told = relay.told(&["queue", "bounce", returned, "--reason", "the wrong list"]);
     assert_eq!(told, format!("{returned}: returned to app@sender.example\n"));
-    assert_eq!(code(&relay.cli(&["queue", "show", returned])), 65);
+    assert_eq!(code(&relay.cli(&["queue", "cat", returned])), 65);
     let reports = list(relay, &["--sender", "<>"]);
     assert_eq!((reports.len(), &reports[0]["recipients"][0]["address"]), (1, &"app@sender.example".into()));
     let report = reports[0]["id"].as_str().expect("an id");

@@ -94,6 +94,10 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
         }
     });
     let observer = Observer::default();
+    let keeper = queue.clone();
+    observer.keep_by(Box::new(move |event| {
+        keeper.record(event.id.parse().ok(), serde_json::to_vec(event).unwrap());
+    }));
     let orders = parts::orders(&settings, &[], &Clock::System).expect("orders");
     let runner = Runner::new(orders, queue.clone(), observer.clone(), Clock::System);
     let admin = Admin {

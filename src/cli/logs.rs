@@ -37,7 +37,7 @@ pub(super) struct Logs {
     /// Only so many, the latest [default: 100, or all of a message or a time]
     #[arg(long, value_name = "NUMBER")]
     limit: Option<usize>,
-    /// Go on showing what happens
+    /// Go on showing what happens (the configuration is named by --config here)
     #[arg(short = 'f', long)]
     follow: bool,
     /// One JSON object a line, for programs

@@ -56,6 +56,10 @@ impl Stopped {
             other => Failure::from(crate::service::StartError::Queue(other)),
         })?;
         let observer = Observer::default();
+        let keeper = queue.clone();
+        observer.keep_by(Box::new(move |event| {
+            keeper.record(event.id.parse().ok(), serde_json::to_vec(event).unwrap_or_default());
+        }));
         let runner = Runner::new(orders(settings, &clock)?, queue.clone(), observer.clone(), clock.clone());
         let routes = QueueRoutes::new(Desk { queue, runner, observer, clock });
         Ok(Self { routes: Some(routes), writer: Some(writer) })

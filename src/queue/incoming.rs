@@ -169,6 +169,10 @@ impl Incoming {
             // Too large or not: whoever asks for the facts hears of it.
             let _ = self.look_at_header(false);
         }
+        if self.queue.shared.health.is_full() {
+            // What room is left is for outcomes.
+            return Err(Fault::Full);
+        }
         let path = self.queue.shared.spool.path(self.id);
         let file = self.file.take();
         let octets = std::mem::take(&mut self.buffer);

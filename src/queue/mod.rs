@@ -31,11 +31,13 @@
 mod claim;
 pub mod entry;
 mod fault;
+mod feed;
 pub mod history;
 pub mod id;
 pub mod incoming;
 mod lock;
 mod operate;
+mod reserve;
 pub mod retry;
 mod schedule;
 mod spool;
@@ -48,7 +50,6 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -67,9 +68,9 @@ use self::{
     history::{History, Stops},
     id::QueueIds,
     lock::Lock,
-    schedule::{Ready, Schedule},
+    schedule::Schedule,
     spool::Spool,
-    store::{Reader, State, Store, StoreError, Tally},
+    store::{Reader, Store, StoreError, Tally},
     writer::Request,
 };
 use crate::{
@@ -129,18 +130,43 @@ pub struct Depth {
     pub oldest: Option<Timestamp>,
 }
 
+/// Why the store can't be written as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Trouble {
+    reason: String,
+    /// Outcomes can be recorded nevertheless, so that queued mail can leave.
+    records: bool,
+    /// Room is what it lacks.
+    full: bool,
+}
+
+impl Trouble {
+    /// Only outcomes find room.
+    fn full() -> Self {
+        Self { reason: Fault::Full.to_string(), records: true, full: true }
+    }
+}
+
 /// Whether the store can be written, and why not.
 #[derive(Debug, Default)]
-struct Health(Mutex<Option<String>>);
+struct Health(Mutex<Option<Trouble>>);
 
 impl Health {
-    fn reason(&self) -> Option<String> {
+    fn trouble(&self) -> Option<Trouble> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns what was the reason before.
-    fn set(&self, reason: Option<String>) -> Option<String> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), reason)
+    fn can_record(&self) -> bool {
+        self.trouble().is_none_or(|trouble| trouble.records)
+    }
+
+    fn is_full(&self) -> bool {
+        self.trouble().is_some_and(|trouble| trouble.full)
+    }
+
+    /// Returns what was the matter before.
+    fn set(&self, trouble: Option<Trouble>) -> Option<Trouble> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), trouble)
     }
 }
 
@@ -259,7 +285,7 @@ impl Queue {
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
-            health: Health::default(),
+            health: Health(Mutex::new(store.is_full().then(Trouble::full))),
             claimable: Notify::new(),
             look: Notify::new(),
             readers: Mutex::default(),
@@ -291,6 +317,7 @@ impl Queue {
         if settings.max_messages.is_some_and(|max| tally.messages >= max)
             || settings.max_bytes.is_some_and(|max| tally.octets >= max)
             || self.free_space()? < settings.min_free
+            || self.shared.health.is_full()
         {
             return Err(Fault::Full);
         }
@@ -300,8 +327,8 @@ impl Queue {
 
     /// Why new mail can't be made durable now, if so.
     pub fn trouble(&self) -> Option<String> {
-        if let Some(reason) = self.shared.health.reason() {
-            return Some(reason);
+        if let Some(trouble) = self.shared.health.trouble() {
+            return Some(trouble.reason);
         }
         match self.begin() {
             Ok(_) => None,
@@ -324,7 +351,7 @@ impl Queue {
     /// Claims an entry that is due, if one is at hand.
     pub fn try_claim(&self) -> Option<Claim> {
         // While outcomes can't be recorded, nothing is sent: it would be sent again after a restart.
-        if self.shared.health.reason().is_some() {
+        if !self.shared.health.can_record() {
             return None;
         }
         let mut schedule = self.shared.schedule();
@@ -333,33 +360,6 @@ impl Queue {
             self.shared.look.notify_one();
         }
         Some(Claim { ready: Some(ready), queue: self.clone() })
-    }
-
-    /// Keeps the window filled from the store. Runs until it is dropped.
-    pub async fn feed(&self) {
-        /// However far away the next due time is, so that a clock set forward is noticed.
-        const LONGEST: Duration = Duration::from_secs(30);
-        loop {
-            let now = self.shared.clock.now();
-            let look = self.shared.schedule().next_look(now);
-            match look {
-                Some(at) if at <= now => {
-                    if let Err(fault) = self.look(now).await {
-                        tracing::error!(%fault, "the queue can't be read");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
-                }
-                other => {
-                    let wait = other.map_or(LONGEST, |at| at.since(now).min(LONGEST));
-                    let _ = tokio::time::timeout(wait, self.shared.look.notified()).await;
-                    let now = self.shared.clock.now();
-                    let mut schedule = self.shared.schedule();
-                    if schedule.next_look(now).is_some_and(|at| at <= now) {
-                        schedule.look_again();
-                    }
-                }
-            }
-        }
     }
 
     /// How much is queued.
@@ -433,78 +433,6 @@ impl Queue {
         self.requests.send(request).map_err(|_| Fault::stopped())
     }
 
-    /// One look at the store: fills the window with what is due.
-    async fn look(&self, now: Timestamp) -> Result<(), Fault> {
-        let queue = self.clone();
-        let limit = {
-            let mut schedule = self.shared.schedule();
-            schedule.begin_look();
-            schedule.look_limit()
-        };
-        let looked = self.read(move |shared, reader| {
-            let due = reader.due(now, limit)?;
-            let mut found = Vec::new();
-            let mut octets = 0;
-            let complete = due.len() < limit;
-            for id in due {
-                if shared.schedule().is_taken(id) {
-                    continue;
-                }
-                match queue.load(shared, reader, id, now)? {
-                    Loaded::Ready(ready) => {
-                        octets += ready.content.octets_in_memory();
-                        found.push(ready);
-                    }
-                    Loaded::Damaged => queue.set_aside(id),
-                    Loaded::Gone => {}
-                }
-                if octets > LOOK_OCTETS_MAX {
-                    shared.schedule().fill(found, false, None);
-                    return Ok(());
-                }
-            }
-            let next_due = if complete { reader.next_due(now)? } else { None };
-            shared.schedule().fill(found, complete, next_due);
-            Ok(())
-        });
-        if let Err(fault) = looked.await {
-            self.shared.schedule().fill(Vec::new(), false, None);
-            return Err(fault);
-        }
-        for _ in 0..self.waiting() {
-            self.shared.claimable.notify_one();
-        }
-        Ok(())
-    }
-
-    fn load(
-        &self,
-        shared: &Shared,
-        reader: &Reader,
-        id: QueueId,
-        now: Timestamp,
-    ) -> rusqlite::Result<Loaded> {
-        let entry = match reader.get(id)? {
-            Some(row) if row.state == State::Queued && row.due <= now => row.entry,
-            _ => return Ok(Loaded::Gone),
-        };
-        let Some(entry) = entry else { return Ok(Loaded::Damaged) };
-        Ok(match shared.content(reader, &entry)? {
-            Some(content) => Loaded::Ready(Ready { entry: Box::new(entry), content }),
-            // It may have left between the two reads.
-            None if reader.get(id)?.is_none() => Loaded::Gone,
-            None => Loaded::Damaged,
-        })
-    }
-
-    /// Sets a damaged entry aside, so that the others go on.
-    fn set_aside(&self, id: QueueId) {
-        if self.shared.schedule().withdraw(id) {
-            tracing::error!(%id, "a damaged message is set aside as held");
-            let _ = self.request(Request::SetAside(id));
-        }
-    }
-
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Shared, &Reader) -> rusqlite::Result<T> + Send + 'static,
@@ -515,19 +443,6 @@ impl Queue {
             .map_err(|_| Fault::stopped())?
     }
 }
-
-/// What the store had under an id.
-enum Loaded {
-    /// An entry that is due.
-    Ready(Ready),
-    /// Nothing that is due any more.
-    Gone,
-    /// An entry whose record or content fails its checksum.
-    Damaged,
-}
-
-/// Octets of content brought into the window by one look at the store.
-const LOOK_OCTETS_MAX: usize = 8 * 1024 * 1024;
 
 /// Removes spool files that have no row: see the table of states.
 fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {

@@ -17,6 +17,11 @@ pub fn wait(waits: Waits, attempts: u32, random: f64) -> Duration {
     Duration::from_secs_f64(bounded * (1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0)))
 }
 
+/// No wait is longer.
+pub fn longest(waits: Waits) -> Duration {
+    waits.longest.mul_f64(1.0 + JITTER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,6 +34,7 @@ mod tests {
         assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(wait(WAITS, u32::MAX, 0.5), Duration::from_secs(3600));
         assert_eq!(wait(WAITS, 0, 0.5), Duration::from_secs(60));
+        assert_eq!(wait(WAITS, u32::MAX, 1.0), longest(WAITS));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params};
 
-use super::{Depth, Fault, entry::Entry, id::QueueId};
+use super::{Depth, Fault, entry::Entry, id::QueueId, reserve::Reserve};
 use crate::clock::Timestamp;
 
 /// The version of the tables below. A store of a later version is refused and left untouched.
@@ -59,6 +59,8 @@ pub(super) enum Change<'a> {
     Remove { id: QueueId },
     /// It can't be read.
     SetAside { id: QueueId },
+    /// Due behind `latest`, where no wait of ours ends, it is due now.
+    BringForward { id: QueueId, latest: Timestamp, now: Timestamp },
 }
 
 /// The writing connection.
@@ -66,6 +68,7 @@ pub(super) enum Change<'a> {
 pub(super) struct Store {
     connection: Connection,
     tally: Tally,
+    reserve: Reserve,
 }
 
 /// How much is queued, kept with every transaction so that nobody has to count a million rows.
@@ -142,7 +145,28 @@ impl Store {
             ))?;
         }
         let tally = read_tally(&connection)?;
-        Ok(Self { connection, tally })
+        let reserve = Reserve::new(path.parent().unwrap_or(path));
+        Ok(Self { connection, tally, reserve })
+    }
+
+    /// Whether the room that is left is for outcomes alone.
+    pub(super) fn is_full(&self) -> bool {
+        self.reserve.is_spent()
+    }
+
+    /// Frees room for outcomes. False if there was none to free.
+    pub(super) fn give_up_reserve(&mut self) -> bool {
+        let freed = self.reserve.give_up();
+        if freed {
+            // The WAL then begins from its start instead of growing.
+            let _ = self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
+        }
+        freed
+    }
+
+    /// Makes the reserve again if it was given up and there is plenty of room. True if it was made.
+    pub(super) fn restore_reserve(&mut self) -> bool {
+        self.reserve.is_spent() && self.reserve.restore()
     }
 
     /// How much is queued.
@@ -235,6 +259,11 @@ impl Store {
                     .prepare_cached("UPDATE message SET state = ? WHERE id = ?")?
                     .execute(params![State::Damaged as i32, id.to_i64()])?;
             }
+            Change::BringForward { id, latest, now } => {
+                connection
+                    .prepare_cached("UPDATE message SET due = ? WHERE id = ? AND state = 0 AND due > ?")?
+                    .execute(params![now.0 as i64, id.to_i64(), latest.0 as i64])?;
+            }
         }
         Ok(())
     }
@@ -313,6 +342,17 @@ impl Reader {
             .prepare_cached("SELECT min(due) FROM message WHERE state = 0 AND due > ?")?
             .query_row([now.0 as i64], |row| row.get::<_, Option<i64>>(0))
             .map(|due| due.map(|due| Timestamp(due as u64)))
+    }
+
+    /// Queued entries behind one of this due time and id, in that order.
+    pub(super) fn ahead(&self, (due, id): (Timestamp, QueueId), limit: usize) -> rusqlite::Result<Vec<Row>> {
+        self.0
+            .prepare_cached(
+                "SELECT id, due, size, state, record FROM message
+                 WHERE state = 0 AND (due, id) > (?, ?) ORDER BY due, id LIMIT ?",
+            )?
+            .query_map(params![due.0 as i64, id.to_i64(), limit as i64], row)?
+            .collect()
     }
 
     /// One entry.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Next, Receipt, Shared,
+    Fault, Next, Receipt, Shared, Trouble,
     entry::Entry,
     id::QueueId,
     schedule::Ready,
@@ -57,6 +57,16 @@ pub(super) enum Request {
     Change(Box<EntryChange>, oneshot::Sender<Result<(), Fault>>),
     /// An entry can't be read.
     SetAside(QueueId),
+    /// The clock was set back, and left the due times of these far ahead.
+    BringForward(Astray, oneshot::Sender<Result<(), Fault>>),
+}
+
+/// Queued entries whose due time may lie behind `latest`: then they are due now.
+#[derive(Debug)]
+pub(super) struct Astray {
+    pub(super) ids: Vec<QueueId>,
+    pub(super) latest: Timestamp,
+    pub(super) now: Timestamp,
 }
 
 /// How an entry goes on, and the reports that this brings forth. All of it in one transaction: no
@@ -111,7 +121,7 @@ fn gather(batch: &mut Vec<Request>, first: Request, requests: &Receiver<Request>
 }
 
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
-    if shared.health.reason().is_some() {
+    if store.restore_reserve() || !shared.health.can_record() {
         let result = store.probe();
         recover(store, shared, &result);
     } else if *tidy {
@@ -121,9 +131,27 @@ fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
 
 /// Makes the batch durable, then tells: disk, memory, word, always in this order.
 fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &mut Vec<Request>) {
+    store.restore_reserve();
+    let is_full = store.is_full();
+    // What room is left is for outcomes: new mail would take it away from them.
+    let (refused, batch): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|request| is_full && request.is_new_mail());
+    let refuse = |refused: Vec<Request>| refused.into_iter().map(|request| (request, Err(Fault::Full)));
+    if !refused.is_empty() {
+        settle(shared, store, refuse(refused).collect(), late);
+        if batch.is_empty() {
+            return;
+        }
+    }
     // What happened to a message is told before it leaves, so that a crash in between loses none of it.
     shared.history.write();
     let results = match make_durable(store, shared, &batch) {
+        Err(Fault::Full) if store.give_up_reserve() => {
+            tracing::error!(
+                "the queue's disk is full: what was kept in reserve is given up to record outcomes"
+            );
+            return commit(store, shared, batch, late);
+        }
         Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
         Err(fault) if batch.len() == 1 => {
             batch.into_iter().map(|request| (request, Err(fault.clone()))).collect()
@@ -151,24 +179,28 @@ fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result
 /// Keeps the store's health. After an error other than a full disk the connection is given up: what
 /// it believes to be in the file may not be there.
 fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
-    match result {
-        Ok(()) => {
-            if shared.health.set(None).is_some() {
-                tracing::info!("the queue can be written again");
-                shared.claimable.notify_one();
-            }
-        }
+    let trouble = match result {
+        Ok(()) if store.is_full() => Some(Trouble::full()),
+        Ok(()) => None,
         Err(fault) => {
-            let reason = fault.to_string();
-            if shared.health.set(Some(reason.clone())).as_ref() != Some(&reason) {
-                tracing::error!(%fault, "the queue can't be written");
-            }
-            if matches!(fault, Fault::Broken(_)) {
-                match Store::open(&store::path(&shared.directory)) {
-                    Ok(fresh) => *store = fresh,
-                    Err(error) => tracing::debug!(%error, "the queue can't be opened again"),
-                }
-            }
+            Some(Trouble { reason: fault.to_string(), records: false, full: *fault == Fault::Full })
+        }
+    };
+    let before = shared.health.set(trouble.clone());
+    if trouble.as_ref().is_none_or(|trouble| trouble.records) {
+        if before.as_ref().is_some_and(|before| !before.records) {
+            shared.claimable.notify_one();
+        }
+        if trouble.is_none() && before.is_some() {
+            tracing::info!("the queue can be written again");
+        }
+    } else if before != trouble {
+        tracing::error!(reason = trouble.map(|trouble| trouble.reason), "the queue can't be written");
+    }
+    if matches!(result, Err(Fault::Broken(_))) {
+        match Store::open(&store::path(&shared.directory)) {
+            Ok(fresh) => *store = fresh,
+            Err(error) => tracing::debug!(%error, "the queue can't be opened again"),
         }
     }
 }
@@ -218,6 +250,10 @@ fn settle(
                 }
                 (Request::SetAside(id), Ok(())) => schedule.forget(id, None),
                 (Request::SetAside(_), Err(_)) => {}
+                // The feeder looks again behind it, or asks again.
+                (Request::BringForward(_, done), result) => {
+                    let _ = done.send(result);
+                }
             }
         }
     }
@@ -247,8 +283,12 @@ impl Request {
         match self {
             Self::Accept(new, _) => new.octets(),
             Self::Change(change, _) => change.reports.iter().map(NewEntry::octets).sum(),
-            Self::SetAside(_) => 0,
+            Self::SetAside(_) | Self::BringForward(..) => 0,
         }
+    }
+
+    fn is_new_mail(&self) -> bool {
+        matches!(self, Self::Accept(..))
     }
 
     fn has_file(&self) -> bool {
@@ -256,8 +296,8 @@ impl Request {
     }
 
     fn changes(&self) -> impl Iterator<Item = Change<'_>> {
-        let (first, reports) = match self {
-            Self::Accept(new, _) => (new.insert(), [].as_slice()),
+        let (first, reports, astray) = match self {
+            Self::Accept(new, _) => (Some(new.insert()), [].as_slice(), None),
             Self::Change(change, _) => {
                 let EntryChange { entry, next, reports, .. } = &**change;
                 let first = match next {
@@ -265,11 +305,15 @@ impl Request {
                     Next::Retry(due) => Change::Update { entry, due: *due },
                     Next::Hold => Change::Update { entry, due: Timestamp::default() },
                 };
-                (first, reports.as_slice())
+                (Some(first), reports.as_slice(), None)
             }
-            Self::SetAside(id) => (Change::SetAside { id: *id }, [].as_slice()),
+            Self::SetAside(id) => (Some(Change::SetAside { id: *id }), [].as_slice(), None),
+            Self::BringForward(astray, _) => (None, [].as_slice(), Some(astray)),
         };
-        std::iter::once(first).chain(reports.iter().map(NewEntry::insert))
+        let forward = astray.into_iter().flat_map(|Astray { ids, latest, now }| {
+            ids.iter().map(|id| Change::BringForward { id: *id, latest: *latest, now: *now })
+        });
+        first.into_iter().chain(reports.iter().map(NewEntry::insert)).chain(forward)
     }
 }
 

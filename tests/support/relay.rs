@@ -129,7 +129,7 @@ impl Relay {
     pub fn whereabouts(&self) -> Vec<String> {
         let mut args = Vec::new();
         if let Some(service) = &self.service {
-            args.push(format!("-f{}", self.home.path("dotcloud.yml").display()));
+            args.push(format!("--config={}", self.home.path("dotcloud.yml").display()));
             args.push(format!("--service={service}"));
         }
         args.push(format!("--data={}", self.data.display()));

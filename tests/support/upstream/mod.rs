@@ -184,6 +184,9 @@ impl Upstream {
 
     /// Listens, with what it knew before.
     pub fn up(&mut self) {
+        if self.accept.is_some() {
+            return;
+        }
         // Between fork and exec a child that another test starts holds what probed the port.
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok();
         let listener = crate::support::wait::until("its own port is free", bind);

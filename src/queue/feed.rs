@@ -1,0 +1,208 @@
+//! The feeder: keeps the window filled from the store, whatever the clock does.
+//!
+//! Due times are wall time, for they outlive the process. A clock set forward makes all of them due,
+//! which is noticed within half a minute. A clock set back would make them wait for as long as it
+//! went back: so what lies further ahead than any wait that we choose counts as due.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Entry, Fault, Queue, Shared,
+    id::QueueId,
+    retry,
+    schedule::Ready,
+    store::{Reader, State},
+    writer::{Astray, Request},
+};
+use crate::clock::Timestamp;
+
+/// The store is looked at so often, however far away the next due time is.
+const LONGEST: Duration = Duration::from_secs(30);
+/// The wait before the next look after one that failed.
+const AFTER_FAULT: Duration = Duration::from_secs(1);
+/// Octets of content brought into the window by one look at the store.
+const LOOK_OCTETS_MAX: usize = 8 * 1024 * 1024;
+/// Due times that are looked at, and moved, in one go.
+const AHEAD_MAX: usize = 1_000;
+
+/// What the store had under an id.
+enum Loaded {
+    /// An entry that is due.
+    Ready(Ready),
+    /// Nothing that is due any more.
+    Gone,
+    /// An entry whose record or content fails its checksum.
+    Damaged,
+}
+
+/// Wall time beside monotonic time, to see when the one goes back.
+struct Course {
+    wall: Timestamp,
+    monotonic: Instant,
+}
+
+impl Course {
+    /// Less is not worth looking for.
+    const TOLERANCE: Duration = Duration::from_secs(1);
+
+    fn new(now: Timestamp) -> Self {
+        Self { wall: now, monotonic: Instant::now() }
+    }
+
+    /// Whether wall time went back since the last time that it was asked.
+    fn went_back(&mut self, now: Timestamp) -> bool {
+        let expected = self.wall.after(self.monotonic.elapsed());
+        *self = Self::new(now);
+        expected.since(now) > Self::TOLERANCE
+    }
+}
+
+impl Queue {
+    /// Keeps the window filled from the store. Runs until it is dropped.
+    pub async fn feed(&self) {
+        let mut course = Course::new(self.shared.clock.now());
+        // It may have gone back while nobody looked.
+        let mut astray = true;
+        loop {
+            let now = self.shared.clock.now();
+            astray |= course.went_back(now);
+            if astray {
+                match self.bring_forward(now).await {
+                    Ok(()) => astray = false,
+                    Err(fault) => {
+                        tracing::error!(%fault, "due times behind a clock set back can't be moved");
+                        sleep(AFTER_FAULT).await;
+                    }
+                }
+            }
+            let look = self.shared.schedule().next_look(now);
+            match look {
+                Some(at) if at <= now => {
+                    if let Err(fault) = self.look(now).await {
+                        tracing::error!(%fault, "the queue can't be read");
+                        sleep(AFTER_FAULT).await;
+                    }
+                }
+                other => {
+                    let wait = other.map_or(LONGEST, |at| at.since(now).min(LONGEST));
+                    let _ = timeout(wait, self.shared.look.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Makes due now what lies further ahead than any wait of ours, unless its sender asked for that
+    /// (RFC 4865).
+    async fn bring_forward(&self, now: Timestamp) -> Result<(), Fault> {
+        let latest = self.shared.latest_due(now);
+        let mut after = (latest, QueueId::from_i64(i64::MAX));
+        loop {
+            let rows = self.read(move |_, reader| reader.ahead(after, AHEAD_MAX)).await?;
+            let Some(last) = rows.last() else { break };
+            after = (last.due, last.id);
+            let asked_for = |until: Option<Timestamp>| until.is_some_and(|until| until > latest);
+            let astray = |entry: &Entry| !asked_for(entry.handling.hold_until);
+            let ids: Vec<_> =
+                rows.iter().filter(|row| row.entry.as_ref().is_none_or(astray)).map(|row| row.id).collect();
+            if !ids.is_empty() {
+                tracing::warn!(
+                    messages = ids.len(),
+                    "the clock was set back: due times that it left far ahead are now"
+                );
+                let (done, moved) = oneshot::channel();
+                self.request(Request::BringForward(Astray { ids, latest, now }, done))?;
+                moved.await.map_err(|_| Fault::stopped())??;
+            }
+        }
+        self.shared.schedule().look_again();
+        Ok(())
+    }
+
+    /// One look at the store: fills the window with what is due.
+    async fn look(&self, now: Timestamp) -> Result<(), Fault> {
+        let queue = self.clone();
+        let limit = {
+            let mut schedule = self.shared.schedule();
+            schedule.begin_look();
+            schedule.look_limit()
+        };
+        let looked = self.read(move |shared, reader| {
+            let due = reader.due(now, limit)?;
+            let mut found = Vec::new();
+            let mut octets = 0;
+            let complete = due.len() < limit;
+            for id in due {
+                if shared.schedule().is_taken(id) {
+                    continue;
+                }
+                match queue.load(shared, reader, id, now)? {
+                    Loaded::Ready(ready) => {
+                        octets += ready.content.octets_in_memory();
+                        found.push(ready);
+                    }
+                    Loaded::Damaged => queue.set_aside(id),
+                    Loaded::Gone => {}
+                }
+                if octets > LOOK_OCTETS_MAX {
+                    shared.schedule().fill(found, false, None);
+                    return Ok(());
+                }
+            }
+            let next_due = if complete { reader.next_due(now)? } else { None };
+            shared.schedule().fill(found, complete, next_due);
+            Ok(())
+        });
+        if let Err(fault) = looked.await {
+            self.shared.schedule().fill(Vec::new(), false, None);
+            return Err(fault);
+        }
+        for _ in 0..self.waiting() {
+            self.shared.claimable.notify_one();
+        }
+        Ok(())
+    }
+
+    fn load(
+        &self,
+        shared: &Shared,
+        reader: &Reader,
+        id: QueueId,
+        now: Timestamp,
+    ) -> rusqlite::Result<Loaded> {
+        let entry = match reader.get(id)? {
+            Some(row) if row.state == State::Queued && row.due <= now => row.entry,
+            _ => return Ok(Loaded::Gone),
+        };
+        let Some(mut entry) = entry else { return Ok(Loaded::Damaged) };
+        let latest = shared.latest_due(now);
+        for recipient in &mut entry.recipients {
+            recipient.due = recipient.due.filter(|due| *due <= latest);
+        }
+        Ok(match shared.content(reader, &entry)? {
+            Some(content) => Loaded::Ready(Ready { entry: Box::new(entry), content }),
+            // It may have left between the two reads.
+            None if reader.get(id)?.is_none() => Loaded::Gone,
+            None => Loaded::Damaged,
+        })
+    }
+
+    /// Sets a damaged entry aside, so that the others go on.
+    fn set_aside(&self, id: QueueId) {
+        if self.shared.schedule().withdraw(id) {
+            tracing::error!(%id, "a damaged message is set aside as held");
+            let _ = self.request(Request::SetAside(id));
+        }
+    }
+}
+
+impl Shared {
+    /// No wait that we choose ends later than this.
+    fn latest_due(&self, now: Timestamp) -> Timestamp {
+        now.after(retry::longest(self.settings.retry))
+    }
+}

@@ -1,0 +1,121 @@
+//! The reserve: room that is given up when the disk is full, so that what leaves the queue can still
+//! be recorded. Without it, all that is delivered on a full disk would be delivered again after a
+//! restart, or nothing could leave at all.
+//!
+//! While it is spent no new mail is taken, for that would eat the room that outcomes need.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
+
+/// Octets; twice what the WAL holds between two checkpoints.
+const SIZE_MAX: u64 = 8 * 1024 * 1024;
+/// Its share of a small disk.
+const SHARE: u64 = 16;
+/// It is made only where so many times its size is free, so that it doesn't come and go.
+const PLENTY: u64 = 2;
+
+/// The file, and whether it is there to be given up.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Held,
+    /// Given up, or there was never room for it.
+    Spent,
+    /// Not to be had on such a file system, or the disk refuses everything.
+    Unknown,
+}
+
+impl Reserve {
+    /// Makes the reserve of the queue in `directory`, if there is room.
+    pub(super) fn new(directory: &Path) -> Self {
+        let mut reserve = Self { path: directory.join("reserve"), state: State::Spent };
+        reserve.restore();
+        reserve
+    }
+
+    /// Whether it was given up, so that new mail must wait.
+    pub(super) fn is_spent(&self) -> bool {
+        self.state == State::Spent
+    }
+
+    /// Frees its room. False if there was none to free.
+    pub(super) fn give_up(&mut self) -> bool {
+        let held = self.state == State::Held;
+        if held {
+            if let Err(error) = fs::remove_file(&self.path) {
+                tracing::error!(path = %self.path.display(), %error, "the reserve can't be given up");
+            }
+            self.state = State::Spent;
+        }
+        held
+    }
+
+    /// Makes it, once there is plenty of room. True if it is no longer spent.
+    pub(super) fn restore(&mut self) -> bool {
+        if self.state == State::Spent {
+            self.state = self.make().unwrap_or_else(|error| {
+                tracing::debug!(path = %self.path.display(), %error, "no reserve is made");
+                State::Unknown
+            });
+        }
+        self.state != State::Spent
+    }
+
+    fn make(&self) -> io::Result<State> {
+        let directory = self.path.parent().unwrap_or(&self.path);
+        let disk = rustix::fs::statvfs(directory)?;
+        let size = (disk.f_blocks.saturating_mul(disk.f_frsize) / SHARE).min(SIZE_MAX);
+        let there = fs::symlink_metadata(&self.path).map_or(0, |file| file.len());
+        if there == size {
+            return Ok(State::Held);
+        }
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < size * PLENTY {
+            return Ok(State::Spent);
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
+        match fallocate(&file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => Ok(State::Held),
+            Err(error) => {
+                fs::remove_file(&self.path)?;
+                if error == Errno::NOSPC { Ok(State::Spent) } else { Err(error.into()) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_given_up_once_and_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut reserve = Reserve::new(directory.path());
+        assert!(!reserve.is_spent());
+        let size = fs::metadata(directory.path().join("reserve")).unwrap().len();
+        assert!(size > 0 && size <= SIZE_MAX);
+        assert!(reserve.give_up() && reserve.is_spent() && !reserve.give_up());
+        assert!(!directory.path().join("reserve").exists());
+        assert!(reserve.restore() && !reserve.is_spent());
+        // The next process takes over what it finds.
+        assert!(!Reserve::new(directory.path()).is_spent());
+    }
+}
