@@ -3,6 +3,7 @@
 //! Its stored form is JSON behind a CRC32C: readable with any SQLite tool, extended by adding fields
 //! with defaults, and never trusted without its checksum.
 
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
 use super::id::QueueId;
@@ -14,7 +15,7 @@ use crate::{
     },
     smtp::{
         address::{Mailbox, ReversePath},
-        parameter::{Notify, OriginalRecipient},
+        parameter::{Body, Notify, OriginalRecipient},
     },
 };
 
@@ -51,6 +52,13 @@ pub struct Entry {
     /// Its sender was told that it is late.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warned: bool,
+}
+
+/// What an older form of the record held.
+#[derive(Deserialize)]
+struct Old {
+    #[serde(default)]
+    eight_bit: bool,
 }
 
 /// The content as it was accepted.
@@ -131,6 +139,11 @@ impl Entry {
         self.recipients.iter().enumerate().filter(|(_, r)| r.state == RecipientState::Pending)
     }
 
+    /// When it is to be tried first: at once, or when its sender said (RFC 4865).
+    pub(super) fn first_due(&self) -> Timestamp {
+        self.handling.hold_until.unwrap_or_default().max(self.received)
+    }
+
     /// What the last attempt at any pending recipient showed.
     pub fn last_evidence(&self) -> Option<&Evidence> {
         self.pending().filter_map(|(_, r)| r.last.as_ref()).max_by_key(|evidence| evidence.at)
@@ -170,7 +183,14 @@ impl Entry {
         if u32::from_le_bytes(*crc) != checksum(id, json) {
             return None;
         }
-        serde_json::from_slice(json).ok().filter(|entry: &Self| entry.id == id)
+        let mut entry: Self = serde_json::from_slice(json).ok().filter(|entry: &Self| entry.id == id)?;
+        // The form of 0.1.0 said of the content only whether it goes beyond ASCII.
+        if memmem::find(json, b"\"eight_bit\":true").is_some()
+            && serde_json::from_slice(json).is_ok_and(|old: Old| old.eight_bit)
+        {
+            entry.handling.body = Body::EightBit;
+        }
+        Some(entry)
     }
 }
 
@@ -182,7 +202,6 @@ fn checksum(id: QueueId, json: &[u8]) -> u32 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::smtp::parameter::Body;
 
     /// An entry for tests.
     pub(crate) fn sample(id: u64) -> Entry {
@@ -200,6 +219,17 @@ pub(super) mod tests {
             held: None,
             warned: false,
         }
+    }
+
+    #[test]
+    fn a_record_of_the_first_form_keeps_its_eighth_bit() {
+        let entry = sample(7);
+        let json = serde_json::to_string(&entry).unwrap();
+        let old = json.replacen(r#""handling":{"body":"eightbit"}"#, r#""eight_bit":true"#, 1);
+        assert_ne!(json, old);
+        let mut record = checksum(entry.id, old.as_bytes()).to_le_bytes().to_vec();
+        record.extend_from_slice(old.as_bytes());
+        assert_eq!(Entry::decode(entry.id, &record), Some(entry));
     }
 
     #[test]

@@ -19,6 +19,9 @@ const AWAY_MAX: usize = 20_000;
 /// Below this many entries the window is filled again.
 const LOW: usize = 250;
 
+/// One of so many turns goes to the lowest priority, so that it is not waited out by the others.
+const LOW_TURN: usize = 8;
+
 /// An entry with its content at hand.
 #[derive(Debug)]
 pub(super) struct Ready {
@@ -26,11 +29,20 @@ pub(super) struct Ready {
     pub(super) content: Content,
 }
 
+impl Ready {
+    /// RFC 6710: higher goes first.
+    fn priority(&self) -> i8 {
+        self.entry.handling.priority
+    }
+}
+
 /// The window and what is known of the rest.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     ready: VecDeque<Ready>,
     octets: usize,
+    /// Counts to [`LOW_TURN`].
+    turn: usize,
     /// In the window, or claimed: not to be taken from the store a second time.
     taken: HashSet<QueueId>,
     /// Due, and put off by whoever claimed them: not to be taken from the store for now.
@@ -57,12 +69,26 @@ impl Schedule {
         Self { more: true, ..Self::default() }
     }
 
-    /// A new entry was committed and is due. It enters the window unless others wait before it.
+    /// A new entry was committed and is due. It enters the window unless others wait before it; an
+    /// urgent one (RFC 6710 §5) always does, be it in the place of the last.
     pub(super) fn offer(&mut self, ready: Ready) {
-        if self.more || !self.has_room() {
+        let is_urgent = ready.entry.handling.priority > 0;
+        if is_urgent && !self.has_room() {
+            self.put_back_last();
+        }
+        if (self.more && !is_urgent) || !self.has_room() {
             self.more = true;
         } else {
             self.push(ready);
+        }
+    }
+
+    /// Leaves the last of the window to the store, which has it anyway.
+    fn put_back_last(&mut self) {
+        if let Some(last) = self.ready.pop_back() {
+            self.taken.remove(&last.entry.id);
+            self.octets -= last.content.octets_in_memory();
+            self.more = true;
         }
     }
 
@@ -91,7 +117,14 @@ impl Schedule {
 
     /// Takes the next entry; it stays taken until [`Self::forget`].
     pub(super) fn pop(&mut self) -> Option<Ready> {
-        let ready = self.ready.pop_front()?;
+        self.turn = (self.turn + 1) % LOW_TURN;
+        let place = match self.ready.back() {
+            Some(last) if self.turn == 0 => {
+                self.ready.partition_point(|other| other.priority() > last.priority())
+            }
+            _ => 0,
+        };
+        let ready = self.ready.remove(place)?;
         self.octets -= ready.content.octets_in_memory();
         Some(ready)
     }
@@ -99,7 +132,8 @@ impl Schedule {
     /// A claim was given back untouched.
     pub(super) fn give_back(&mut self, ready: Ready) {
         self.octets += ready.content.octets_in_memory();
-        self.ready.push_front(ready);
+        let place = self.ready.partition_point(|other| other.priority() > ready.priority());
+        self.ready.insert(place, ready);
     }
 
     /// Whether another entry can be put off.
@@ -206,7 +240,9 @@ impl Schedule {
     fn push(&mut self, ready: Ready) {
         self.taken.insert(ready.entry.id);
         self.octets += ready.content.octets_in_memory();
-        self.ready.push_back(ready);
+        // Behind all of its priority, which nearly always is the end.
+        let place = self.ready.partition_point(|other| other.priority() >= ready.priority());
+        self.ready.insert(place, ready);
     }
 }
 
@@ -226,6 +262,53 @@ mod tests {
 
     fn ready(id: u64) -> Ready {
         Ready { entry: Box::new(sample(id)), content: Content::Memory(Bytes::from_static(b"a\r\n")) }
+    }
+
+    fn of_priority(id: u64, priority: i8) -> Ready {
+        let mut ready = ready(id);
+        ready.entry.handling.priority = priority;
+        ready
+    }
+
+    fn next(schedule: &mut Schedule) -> i64 {
+        schedule.pop().expect("it is filled").entry.id.to_i64()
+    }
+
+    #[test]
+    fn a_password_reset_overtakes_a_newsletter_however_long_that_is() {
+        let mut schedule = Schedule::unknown();
+        schedule.begin_look();
+        schedule.fill((0..ENTRIES_MAX as u64).map(ready).collect(), false, None);
+        schedule.offer(of_priority(5_000, 5));
+        schedule.offer(ready(5_001));
+        assert_eq!(schedule.waiting(), ENTRIES_MAX, "the window stays bounded");
+        assert_eq!(next(&mut schedule), 5_000);
+        assert_eq!(next(&mut schedule), 0);
+        // What had to leave the window is looked for again, as is what found no place.
+        assert!(schedule.more && !schedule.is_taken(QueueId::from_i64(ENTRIES_MAX as i64 - 1)));
+    }
+
+    #[test]
+    fn one_turn_in_eight_is_for_the_last_priority() {
+        let mut schedule = Schedule::default();
+        for id in 0..20 {
+            schedule.offer(of_priority(id, 4));
+        }
+        schedule.offer(of_priority(100, -4));
+        schedule.offer(of_priority(101, -4));
+        let order: Vec<i64> = (0..16).map(|_| next(&mut schedule)).collect();
+        assert_eq!((order[7], order[15]), (100, 101));
+        assert!(order.iter().filter(|id| **id < 100).is_sorted(), "within a priority in order: {order:?}");
+    }
+
+    #[test]
+    fn what_is_given_back_goes_before_its_like() {
+        let mut schedule = Schedule::default();
+        (0..3).for_each(|id| schedule.offer(ready(id)));
+        let first = schedule.pop().expect("it is filled");
+        schedule.offer(of_priority(9, 1));
+        schedule.give_back(first);
+        assert_eq!([next(&mut schedule), next(&mut schedule), next(&mut schedule)], [9, 0, 1]);
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl Store {
                     .execute(params![
                         id,
                         state_of(entry) as i32,
-                        entry.received.0 as i64,
+                        entry.first_due().0 as i64,
                         entry.content.size as i64,
                         entry.encode()
                     ])?;

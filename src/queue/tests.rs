@@ -380,3 +380,23 @@ async fn what_was_told_before_a_settlement_is_in_the_file_once_that_is_durable()
     let found = history::Reader::open(fixture.directory.path()).unwrap().events(&span).unwrap();
     assert_eq!(found.len(), 1);
 }
+
+#[tokio::test]
+async fn what_its_sender_wants_held_back_is_not_tried_before() {
+    let fixture = Fixture::new();
+    let soon = Clock::System.now().after(Duration::from_secs(1));
+    let mut incoming = fixture.queue.begin().unwrap();
+    incoming.push(b"Subject: x\r\n\r\nx\r\n");
+    let facts = incoming.facts().unwrap();
+    let handling = Handling { hold_until: Some(soon), ..Handling::default() };
+    let envelope = Envelope { handling, ..envelope() };
+    let receipt = incoming.commit(envelope, Origin::default(), facts).await.unwrap();
+    assert!(fixture.queue.try_claim().is_none());
+    let now = accept(&fixture.queue, b"Subject: y\r\n\r\ny\r\n").await.unwrap();
+    let other = fixture.queue.claim().await;
+    assert_eq!(other.entry().id, now, "others do not wait for it");
+    let later = tokio::time::timeout(Duration::from_secs(10), fixture.queue.claim()).await;
+    let later = later.expect("its time comes");
+    assert_eq!(later.entry().id, receipt.id());
+    assert!(Clock::System.now() >= soon);
+}

@@ -273,7 +273,13 @@ fn offer(schedule: &mut super::schedule::Schedule, shared: &Shared, new: NewEntr
             shared.content_file(&entry)
         }
     };
-    if entry.held.is_none() {
+    if entry.held.is_some() {
+        return;
+    }
+    let due = entry.first_due();
+    if due > shared.clock.now() {
+        schedule.forget(entry.id, Some(due));
+    } else {
         schedule.offer(Ready { entry, content });
     }
 }
