@@ -6,8 +6,8 @@
 //!
 //! - here: its frame, a multipart/report (RFC 6522)
 //! - [`wish`]: who wants to hear of what
-//! - [`people`]: the part that is read by people
-//! - [`programs`]: the part that is read by programs
+//! - `people`: the part that is read by people
+//! - `programs`: the part that is read by programs
 //! - [`returned`]: what of the message goes back with it
 //!
 //! Words of others stand in all of it: the upstream's, the subject's, addresses. Each is put on one

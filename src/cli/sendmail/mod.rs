@@ -108,7 +108,7 @@ impl Sendmail {
         match arguments.task {
             Task::Nothing => Ok(Exit::OK),
             Task::ShowQueue => instead(place, &["queue", "list"]),
-            Task::RunQueue => instead(place, &["queue", "retry", "--all"]),
+            Task::RunQueue => instead(place, &["queue", "retry", "--all", "--yes"]),
             Task::Session => {
                 Relay::find(&place)?.open()?.join()?;
                 Ok(Exit::OK)
