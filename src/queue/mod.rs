@@ -187,7 +187,6 @@ struct Shared {
     look: Notify,
     readers: Mutex<Vec<Reader>>,
     history: Arc<History>,
-    _lock: Lock,
 }
 
 impl Shared {
@@ -290,7 +289,6 @@ impl Queue {
             look: Notify::new(),
             readers: Mutex::default(),
             history: Arc::clone(&history),
-            _lock: lock,
         });
         // Not bounded, because each session and each worker has at most one request in it.
         let (requests, received) = mpsc::channel();
@@ -302,6 +300,8 @@ impl Queue {
         let keeping = start("history", Box::new(move || keeper.keep()))?;
         let stops = Stops(history);
         let writing = Box::new(move || {
+            // Whoever may write holds the lock, and nobody else: a reader that lingers keeps no one out.
+            let _lock = lock;
             let _stops = stops;
             writer::run(store, &received, &writer);
         });
