@@ -256,6 +256,17 @@ impl WriterThread {
             let _ = thread.join();
         }
     }
+
+    /// Waits for the writer, but no longer than until then; whether it has finished.
+    pub fn ends_by(&self, until: std::time::Instant) -> bool {
+        while self.0.iter().any(|thread| !thread.is_finished()) {
+            if std::time::Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        true
+    }
 }
 
 impl Queue {
