@@ -6,14 +6,15 @@ mod support;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use support::client::{Client, letter};
-use support::mount::{self, Ext4};
-use support::programs::run;
+use support::mount::{self, Ext4, Mount};
+use support::programs::{run, shown};
 use support::relay::Relay;
 use support::service::{Home, Service};
 use support::strace::Injection;
@@ -182,8 +183,60 @@ fn on_a_full_disk_new_mail_is_refused_and_queued_mail_leaves() {
     recovers(&mut relay, &mut upstream, &tokens, &["refused", "small", "large"]);
 }
 
+#[test]
+fn a_queue_on_what_is_thrown_away_is_told_of_at_start_with_what_to_do() {
+    if !mount::wanted() {
+        return;
+    }
+    let upstream = Upstream::stopped(PASSWORD);
+    let told = |kind: &str, mount: &dyn Fn(&Home, &Path) -> Vec<Mount>| {
+        let service = mailer(&upstream);
+        let home = Home::new(&[&service]);
+        let mut relay = Relay::of(&home, &service);
+        let _mounted = mount(&home, relay.data());
+        let checked = shown(&relay.cli(&["check"]));
+        relay.up();
+        send(&relay, "one", SMALL).expect("mail is taken nevertheless");
+        let volume =
+            format!("Mount a volume on {}", fs::canonicalize(relay.data()).expect("it is there").display());
+        let warning = relay.status()["store"]["warning"].clone();
+        let status = relay.told(&["status"]);
+        for (where_, said) in [("check", &checked), ("the log", &relay.log()), ("status", &status)] {
+            let tells = said.contains(&format!("lies on {kind}")) && said.contains(&volume);
+            assert_eq!(tells, !kind.is_empty(), "{kind}: {where_}: {said}");
+        }
+        assert_eq!(warning.is_null(), kind.is_empty(), "{kind}: {warning}");
+        assert_eq!(relay.log().matches("lies on").count(), usize::from(!kind.is_empty()), "it is said once");
+        relay.terminate();
+    };
+    told("tmpfs", &|_, data| vec![Mount::new("tmpfs", "size=32m", data)]);
+    told("ramfs", &|_, data| vec![Mount::new("ramfs", "defaults", data)]);
+    told("overlay", &|home, data| {
+        let layers = home.path("layers");
+        let below = Mount::new("tmpfs", "size=32m", &layers);
+        let layer = |name: &str| {
+            fs::create_dir(layers.join(name)).expect("a directory");
+            layers.join(name).display().to_string()
+        };
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", layer("lower"), layer("upper"), layer("work"));
+        vec![Mount::new("overlay", &options, data), below]
+    });
+    // The control: of a disk nothing is said, and nothing of what local mode keeps.
+    let disk = std::cell::OnceCell::new();
+    told("", &|home, data| {
+        disk.get_or_init(|| Ext4::new(&home.path("disk.img"), 64, data));
+        Vec::new()
+    });
+    let home = Home::new(&[]);
+    let _memory = Mount::new("tmpfs", "size=300m", &home.path("dev-data"));
+    let mut dev = Relay::start_dev_in(home);
+    assert!(!dev.log().contains("lies on") && !dev.told(&["status"]).contains("lies on"));
+    dev.terminate();
+}
+
 /// Writes to a file until nothing more fits on its disk.
-fn fill(path: &std::path::Path) {
+fn fill(path: &Path) {
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("a file to fill with");
     for size in [1024 * 1024, 4096, 512, 1] {
         let octets = vec![b'x'; size];
@@ -230,7 +283,7 @@ struct Clocked {
 impl Clocked {
     fn start(service: &Service) -> Self {
         let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
-        let library = support::programs::require(std::path::Path::new(&library));
+        let library = support::programs::require(Path::new(&library));
         let home = Home::new(&[service]);
         let mut relay = Relay::of(&home, service);
         let file = home.path("clock");

@@ -12,7 +12,7 @@ use crate::{
     limits::{account::Usage, breaker::Stopped, gate::Closed},
     mail::outcome::{self, Evidence, Scope, Who},
     queue::{
-        Depth, Fault, Listed,
+        Depth, Fault, Listed, disk,
         entry::{self, RecipientState},
     },
     runner::{self, UpstreamState},
@@ -153,6 +153,9 @@ pub struct LimitStatus {
 pub struct StoreStatus {
     pub writable: bool,
     pub reason: Option<String>,
+    /// Why it does not outlive the machine or container, and what to do.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// What to do about refusal after refusal, where the upstream's words are all that is known.
@@ -360,12 +363,15 @@ impl Admin {
         let depth = self.queue.depth().await?;
         let outlook = Outlook::of(&Desk::from_ref(self));
         let trouble = self.queue.trouble();
+        // Local mode keeps nothing that anybody would miss.
+        let lasts = self.captured.is_some();
+        let warning = if lasts { None } else { disk::thrown_away(&self.settings.load()) };
         Ok(Status {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),
             upstreams: outlook.upstreams().collect(),
             limits: outlook.limits().collect(),
             ready: trouble.is_none(),
-            store: StoreStatus { writable: trouble.is_none(), reason: trouble },
+            store: StoreStatus { writable: trouble.is_none(), reason: trouble, warning },
         })
     }
 }
@@ -377,6 +383,9 @@ impl Status {
         match &self.store.reason {
             Some(reason) => said.push(format!("NEW MAIL IS REFUSED for now: {reason}.")),
             None => said.push("New mail is taken.".to_owned()),
+        }
+        if let Some(warning) = &self.store.warning {
+            said.push(format!("MAIL IS NOT KEPT FOR LONG: {warning}."));
         }
         let queue = &self.queue;
         said.push(match queue.oldest_seconds {

@@ -11,6 +11,7 @@ use crate::{
     admin::people,
     config::{Settings, Upstream, UpstreamTls},
     delivery::check::{self, Step},
+    queue::disk,
 };
 
 #[derive(Debug, Args)]
@@ -27,6 +28,9 @@ impl Check {
             output::complain(&format!("warning: {warning}"));
         }
         let settings = loaded.settings;
+        if let Some(warning) = disk::thrown_away(&settings) {
+            output::complain(&format!("warning: {warning}"));
+        }
         output::say(format!("ok: {}", summary(&settings)));
         if !self.connect {
             return Ok(Exit::OK);

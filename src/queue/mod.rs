@@ -29,6 +29,7 @@
 //! task; [`Queue::feed`] is a loop that its owner runs.
 
 mod claim;
+pub mod disk;
 pub mod entry;
 mod fault;
 mod feed;

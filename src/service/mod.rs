@@ -35,7 +35,7 @@ use crate::{
         tls::{self, Identity, IdentityError},
     },
     observe::Observer,
-    queue::{OpenError, Queue, WriterThread},
+    queue::{OpenError, Queue, WriterThread, disk},
     runner::Runner,
 };
 
@@ -105,6 +105,9 @@ pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
     let observer = Observer::default();
     let _log = parts::start_log(&loaded.settings.log_level, &observer);
     for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(warning) = disk::thrown_away(&loaded.settings) {
         tracing::warn!("{warning}");
     }
     run(loaded.settings, Some(source), None, observer, || ())

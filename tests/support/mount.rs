@@ -73,6 +73,24 @@ impl Ext4 {
     }
 }
 
+/// Any other file system, mounted; unmounted when dropped.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts one of this type, with these options, on the directory `at`.
+    pub fn new(kind: &str, options: &str, at: &Path) -> Self {
+        fs::create_dir_all(at).expect("a directory to mount on");
+        run(Command::new("/bin/mount").args(["-t", kind, "-o", options, kind]).arg(at));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("/bin/umount").arg("-l").arg(&self.0).output();
+    }
+}
+
 /// A hand at the switch.
 pub struct Switch(Child);
 

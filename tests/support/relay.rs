@@ -54,7 +54,11 @@ impl Relay {
 
     /// Starts `outpost dev`, which takes no configuration.
     pub fn start_dev() -> Self {
-        let home = Home::new(&[]);
+        Self::start_dev_in(Home::new(&[]))
+    }
+
+    /// The same in a home that is there.
+    pub fn start_dev_in(home: Arc<Home>) -> Self {
         let data = home.path("dev-data");
         let (smtp, admin) = (ports::free(), ports::free());
         let mut relay = Self { home, smtp, admin, service: None, data, child: None };
