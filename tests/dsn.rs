@@ -160,6 +160,59 @@ fn a_sender_is_warned_once_of_mail_that_waits_for_an_upstream_that_is_away() {
 }
 
 #[test]
+fn wishes_outlast_a_breaker_s_hold_and_an_operator_s() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| behaviour.refusal = Some("554 5.7.1 suspended, says the test".to_owned()));
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_breaker_bounces", 1);
+    let relay = Relay::start(&service.set("smtp_retry", "10m..30m"));
+    let send = |rcpt: &str| {
+        let said = relay.client().send_as(MAIL, &[rcpt], CONTENT).expect("it is taken");
+        said.rsplit(' ').next().expect("an id").to_owned()
+    };
+    let state = |id: &str| {
+        let queue = relay.queue();
+        queue
+            .iter()
+            .find(|item| item["id"] == id)
+            .map(|item| item["state"].as_str().expect("a state").to_owned())
+    };
+    let held = |id: &str| wait::until_true("it is held", || state(id).as_deref() == Some("held"));
+    // The first refusal is final, and nobody wants to hear of it; what follows is held.
+    send("<first@example.test> NOTIFY=NEVER");
+    wait::until_true("the first has bounced", || relay.queue().is_empty());
+    let passed_on = send("<held@example.test> NOTIFY=SUCCESS");
+    held(&passed_on);
+    let by_hand = send("<by-hand@example.test> NOTIFY=SUCCESS,FAILURE");
+    let returned = send("<returned@example.test> NOTIFY=FAILURE");
+    let unreturned = send("<unreturned@example.test> NOTIFY=SUCCESS");
+    for id in [&by_hand, &returned, &unreturned] {
+        held(id);
+        relay.told(&["queue", "hold", id]);
+    }
+    assert_eq!(upstream.messages().len(), 0);
+
+    upstream.set(|behaviour| behaviour.refusal = None);
+    relay.told(&["reload"]);
+    wait::until_true("what the breaker held has gone", || state(&passed_on).is_none());
+    relay.told(&["queue", "release", &by_hand]);
+    relay.told(&["queue", "bounce", &returned]);
+    relay.told(&["queue", "bounce", &unreturned]);
+    relay.wait_for_empty_queue();
+    let mut told: Vec<(String, String)> = reports(&upstream, &relay.home)
+        .iter()
+        .map(|report| {
+            let recipient = &report["status"][1];
+            let word = |name: &str| recipient[name].as_str().expect("a word").to_owned();
+            (word("final-recipient"), word("action"))
+        })
+        .collect();
+    told.sort();
+    let expected = [("by-hand", "relayed"), ("held", "relayed"), ("returned", "failed")];
+    let expected = expected.map(|(who, what)| (format!("rfc822; {who}@example.test"), what.to_owned()));
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn postfix_takes_a_wish_over_and_tells_when_the_mail_is_delivered() {
     let postfix = Postfix::start(&["user", "sender"]);
     let relay = Relay::start(&postfix.upstream_of(Service::mailer()));

@@ -6,15 +6,13 @@ use std::time::Duration;
 use super::{
     Orders, Runner,
     lane::{Job, Lane},
+    settle::note,
 };
 use crate::{
     limits::breaker::{Breaker, HELD, Refused},
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Event, EventKind},
-    queue::{
-        Action, Claim, Listed, QueueId, Settled,
-        entry::{Entry, RecipientState},
-    },
+    queue::{Action, Claim, Listed, QueueId, Settled, entry::Entry},
 };
 
 /// Between two looks for a probe, however soon one is wanted, and however late.
@@ -81,7 +79,8 @@ impl Runner {
         }
     }
 
-    /// Notes what an attempt showed, and holds the message: nobody of it is given up.
+    /// Notes what an attempt showed, and holds the message: nobody of it is given up. Nobody was
+    /// delivered either, for then [`Self::judged`] holds nothing, so there is nothing to report.
     pub(super) fn settle_held(
         &self,
         mut claim: Claim,
@@ -91,12 +90,7 @@ impl Runner {
     ) -> Settled {
         let entry = claim.entry_mut();
         for (place, outcome) in pending.iter().zip(outcomes) {
-            let recipient = &mut entry.recipients[*place];
-            recipient.attempts += 1;
-            recipient.last = Some(outcome.evidence().clone());
-            if matches!(outcome, Outcome::Delivered(_)) {
-                recipient.state = RecipientState::Delivered;
-            }
+            note(&mut entry.recipients[*place], outcome.evidence());
         }
         self.tell(claim.entry(), pending, None);
         self.hold(claim, reason)

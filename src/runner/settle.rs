@@ -11,7 +11,7 @@ use crate::{
     observe::{Delivery, Event, EventKind},
     queue::{
         Claim, Next, Settled,
-        entry::{Entry, RecipientState},
+        entry::{Entry, Recipient, RecipientState},
         retry,
     },
     smtp::extension::Capabilities,
@@ -46,12 +46,7 @@ impl Runner {
         let mut waits = Waiting::default();
         for (place, outcome) in pending.iter().zip(outcomes) {
             let recipient = &mut entry.recipients[*place];
-            recipient.attempts += 1;
-            let evidence = outcome.evidence();
-            if evidence.uncertain {
-                recipient.perhaps = Some(evidence.upstream.clone());
-            }
-            recipient.last = Some(evidence.clone());
+            note(recipient, outcome.evidence());
             match outcome {
                 Outcome::Delivered(_) => {
                     recipient.state = RecipientState::Delivered;
@@ -136,6 +131,15 @@ impl Runner {
             });
         }
     }
+}
+
+/// Notes in a recipient what an attempt showed, whatever becomes of it.
+pub(super) fn note(recipient: &mut Recipient, evidence: &Evidence) {
+    recipient.attempts += 1;
+    if evidence.uncertain {
+        recipient.perhaps = Some(evidence.upstream.clone());
+    }
+    recipient.last = Some(evidence.clone());
 }
 
 /// Whether a message has outlived the queue's patience, or the time that its sender gave it. Asked
