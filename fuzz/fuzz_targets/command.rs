@@ -6,8 +6,17 @@
 use libfuzzer_sys::fuzz_target;
 use outpost::smtp::{
     command::Command,
+    parameter::ORCPT_MAX,
     reply::{ReplyReader, Severity},
 };
+
+/// An ORCPT that grows beyond its bound when it is encoded is kept for our own reports and not passed on.
+fn as_written(mut command: Command) -> Command {
+    if let Command::Rcpt(_, parameters) = &mut command {
+        parameters.original.take_if(|original| original.to_string().len() > ORCPT_MAX);
+    }
+    command
+}
 
 fuzz_target!(|line: &[u8]| {
     let mut written = Vec::new();
@@ -17,7 +26,7 @@ fuzz_target!(|line: &[u8]| {
             command.write_to(&mut written);
             let body = written.strip_suffix(b"\r\n").expect("a command ends with CRLF");
             assert!(!body.iter().any(u8::is_ascii_control), "a line within a line");
-            assert_eq!(Command::parse(body), Ok(command));
+            assert_eq!(Command::parse(body), Ok(as_written(command)));
         }
         Err(reply) => {
             assert_eq!(reply.severity(), Severity::Permanent);

@@ -1,5 +1,6 @@
-//! Any octets as a command line, read by us and by smtp-proto: where both say yes, they say the same. A
-//! disagreement about whom a command names, or where its content ends, is what smuggling is made of.
+//! Any octets as a command line, and as a whole dialog, read by us and by smtp-proto: where both say yes, they
+//! say the same. A disagreement about whom a command names, where a line ends, or where its content ends, is
+//! what smuggling is made of.
 
 #![no_main]
 
@@ -7,12 +8,14 @@ use libfuzzer_sys::fuzz_target;
 use outpost::smtp::{
     command::Command,
     esmtp::{MailParameters, RcptParameters},
+    framing::{ChunkReader, ContentReader, ContentWriter, Line, LineReader},
     parameter::{Body, Hold, Notify, Ret},
 };
 use smtp_proto::{
     MAIL_BODY_8BITMIME, MAIL_BODY_BINARYMIME, MAIL_BY_NOTIFY, MAIL_BY_RETURN, MAIL_BY_TRACE, MAIL_REQUIRETLS,
     MAIL_RET_FULL, MAIL_RET_HDRS, MAIL_SMTPUTF8, RCPT_NOTIFY_DELAY, RCPT_NOTIFY_FAILURE, RCPT_NOTIFY_NEVER,
     RCPT_NOTIFY_SUCCESS, Request,
+    request::receiver::{BdatReceiver, DataReceiver},
 };
 
 /// They undo quotes and leave out a lone postmaster; we keep what came.
@@ -58,8 +61,8 @@ fn rcpt(path: &str, ours: &RcptParameters, theirs: &smtp_proto::RcptTo<std::borr
     assert_eq!(is(RCPT_NOTIFY_NEVER), ours.notify == Some(Notify::NEVER));
 }
 
-fuzz_target!(|line: &[u8]| {
-    let Ok(ours) = Command::parse(line) else { return };
+fn line(line: &[u8]) -> Option<Command> {
+    let ours = Command::parse(line).ok()?;
     // As we would say it: without what we tolerate, and without a source route.
     let mut said = Vec::new();
     ours.write_to(&mut said);
@@ -88,4 +91,76 @@ fuzz_target!(|line: &[u8]| {
         | (_, Err(_)) => {}
         (ours, theirs) => panic!("{ours:?} is for them {theirs:?}"),
     }
+    Some(ours)
+}
+
+/// Content behind DATA: it ends for both at the same octet, and holds the same.
+fn content(input: &[u8]) -> Option<usize> {
+    let (mut reader, mut ours) = (ContentReader::new(u64::MAX), Vec::new());
+    let used = reader.read(input, |octets| ours.extend_from_slice(octets));
+    let (mut receiver, mut theirs) = (DataReceiver::new(), Vec::new());
+    // They don't know of the CRLF of DATA itself, behind which a dot alone ends empty content.
+    receiver.ingest(&mut b"\r\n".iter(), &mut theirs);
+    theirs.clear();
+    let mut rest = input.iter();
+    let done = receiver.ingest(&mut rest, &mut theirs);
+    // They take a dot behind which two CR stand for the end. What we refuse for its bare CR may end elsewhere.
+    if reader.fault().is_none() {
+        assert_eq!(done, reader.is_done(), "the end for one and not for the other");
+    }
+    if !reader.is_done() {
+        return None;
+    }
+    if reader.fault().is_none() {
+        assert_eq!(input.len() - rest.as_slice().len(), used, "content ends elsewhere");
+        assert_eq!(ours, theirs, "another content");
+        // What we send on ends for them where it ends for us.
+        let (mut writer, mut wire) = (ContentWriter::default(), Vec::new());
+        writer.write(&ours, |octets| wire.extend_from_slice(octets));
+        wire.extend_from_slice(writer.end());
+        wire.extend_from_slice(b"MAIL FROM:<smuggled@example.org>\r\n.\r\n");
+        let (mut receiver, mut sent, mut rest) = (DataReceiver::new(), Vec::new(), wire.iter());
+        receiver.ingest(&mut b"\r\n".iter(), &mut sent);
+        assert!(receiver.ingest(&mut rest, &mut sent));
+        assert!(rest.as_slice().starts_with(b"MAIL FROM:<smuggled"), "it ends elsewhere upstream");
+    }
+    Some(used)
+}
+
+/// A chunk behind BDAT.
+fn chunk(input: &[u8], size: u64, last: bool) -> Option<usize> {
+    let size = usize::try_from(size).ok()?;
+    let (mut receiver, mut theirs, mut rest) = (BdatReceiver::new(size, last), Vec::new(), input.iter());
+    let done = receiver.ingest(&mut rest, &mut theirs);
+    assert_eq!(done, input.len() >= size, "the end for one and not for the other");
+    let octets = input.get(..size)?;
+    assert_eq!((octets, rest.as_slice().len()), (theirs.as_slice(), input.len() - size));
+    ChunkReader::new(u64::MAX, true).read(octets);
+    Some(size)
+}
+
+/// Everything that a client says, one thing behind the other.
+fn dialog(mut input: &[u8]) {
+    let mut lines = LineReader::default();
+    while let Ok((Some(Line::Whole(said)), used)) = lines.next(input, 2_048) {
+        let mut theirs = input.iter();
+        let parsed = Request::parse(&mut theirs);
+        let command = line(said);
+        if command.is_some() && parsed.is_ok() {
+            assert_eq!(theirs.as_slice().len(), input.len() - used, "a line ends elsewhere");
+        }
+        input = &input[used..];
+        let taken = match command {
+            Some(Command::Data) => content(input),
+            Some(Command::Bdat(size, last)) => chunk(input, size, last),
+            _ => Some(0),
+        };
+        let Some(taken) = taken else { return };
+        input = &input[taken..];
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    line(data);
+    dialog(data);
 });
