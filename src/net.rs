@@ -26,16 +26,19 @@ impl<S> Stream<S> {
         matches!(self, Self::Tls(_))
     }
 
-    /// What only the two ends of this connection know (RFC 9266), at the server's end. TLS 1.3 only:
-    /// before, it may not be unlike that of another connection.
+    /// What only the two ends of this connection know (RFC 9266). TLS 1.3 only: before, it may not be
+    /// unlike that of another connection.
     pub fn channel_binding(&self) -> Option<[u8; 32]> {
         let Self::Tls(stream) = self else { return None };
-        let TlsStream::Server(stream) = stream.as_ref() else { return None };
-        let connection = stream.get_ref().1;
-        if connection.protocol_version()? != ProtocolVersion::TLSv1_3 {
+        if stream.get_ref().1.protocol_version()? != ProtocolVersion::TLSv1_3 {
             return None;
         }
-        connection.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(&[])).ok()
+        let (empty, label) = ([0; 32], b"EXPORTER-Channel-Binding");
+        match stream.as_ref() {
+            TlsStream::Client(stream) => stream.get_ref().1.export_keying_material(empty, label, Some(&[])),
+            TlsStream::Server(stream) => stream.get_ref().1.export_keying_material(empty, label, Some(&[])),
+        }
+        .ok()
     }
 
     /// The version of TLS as people write it.

@@ -249,3 +249,23 @@ fn read(relay: &Relay, mail: &[u8]) -> Value {
     fs::write(&file, mail).expect("a file to read from");
     programs::python("read_mail.py", &[&file.display().to_string()])
 }
+
+#[test]
+fn a_postfix_upstream_takes_each_login_that_it_offers_and_the_strongest_by_default() {
+    let postfix = Postfix::start(&["user"]);
+    for (wanted, used) in [
+        ("plain", "PLAIN"),
+        ("login", "LOGIN"),
+        ("cram-md5", "CRAM-MD5"),
+        ("scram-sha-256", "SCRAM-SHA-256"),
+        ("auto", "SCRAM-SHA-256"),
+    ] {
+        let before = postfix.log().matches(&format!("sasl_method={used},")).count();
+        let relay = Relay::start(&mailer(&postfix).set("smtp_relay_auth", wanted));
+        relay.client().send("a@example.test", &[TO], "Subject: x\r\n\r\nx\r\n").expect("it is taken");
+        relay.wait_for_empty_queue();
+        let log = postfix.log();
+        assert_eq!(log.matches(&format!("sasl_method={used},")).count(), before + 1, "{wanted}: {log}");
+    }
+    assert_eq!(postfix.mailbox("user").len(), 5);
+}

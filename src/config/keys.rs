@@ -147,7 +147,7 @@ pub const KEYS: &[Key] = &[
         .doc("Our own certificate, where the upstream asks for one, with its chain."),
     Key::new("smtp_relay_tls_key", "the path of a PEM file", "/etc/outpost/client.key")
         .doc("Its private key."),
-    Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5, xoauth2, oauthbearer", "auto")
+    Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5, scram-sha-256, xoauth2, oauthbearer", "auto")
         .default("auto")
         .doc("The mechanism to log in with; auto: the strongest that both sides have."),
     Key::new("smtp_relay_allow_insecure_auth", "true or false", "true")

@@ -376,6 +376,8 @@ pub enum AuthMechanism {
     Login,
     /// RFC 2195.
     CramMd5,
+    /// RFC 7677, with its channel binding where both sides have one.
+    ScramSha256,
     /// RFC 7628.
     OAuthBearer,
     /// The same before it had an RFC.

@@ -369,9 +369,6 @@ pub(super) fn token_url(text: &str) -> Read<String> {
 
 /// `smtp_relay_auth`.
 pub(super) fn mechanism(text: &str) -> Read<AuthMechanism> {
-    if text.eq_ignore_ascii_case("scram-sha-256") {
-        return Err(Wrong::Later("scram-sha-256"));
-    }
     word(
         text,
         &[
@@ -379,6 +376,7 @@ pub(super) fn mechanism(text: &str) -> Read<AuthMechanism> {
             ("plain", AuthMechanism::Plain),
             ("login", AuthMechanism::Login),
             ("cram-md5", AuthMechanism::CramMd5),
+            ("scram-sha-256", AuthMechanism::ScramSha256),
             ("xoauth2", AuthMechanism::XOAuth2),
             ("oauthbearer", AuthMechanism::OAuthBearer),
         ],

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Message,
-    auth::Mechanism,
+    auth::{Exchange, Mechanism},
     lost::{Lost, Why},
     needs::{self, Lack},
     phase::Phase,
@@ -47,8 +47,10 @@ const ONE_WRITE: usize = 16 * 1024;
 /// What is read of a spool file at once.
 const READ_CONTENT: usize = 64 * 1024;
 const READ_REPLIES: usize = 4 * 1024;
-/// Challenges of one SASL exchange; no mechanism of ours has more than two.
+/// Challenges of one SASL exchange; no mechanism of ours has more than two, and an empty one before them.
 const CHALLENGES_MAX: usize = 4;
+/// RFC 5802 §3: the server proves itself too, or it is somebody else.
+const UNPROVEN: &str = "the upstream took the login without showing that it knows the password: it may be somebody else's server";
 
 /// An open connection, logged in and ready for mail.
 #[derive(Debug)]
@@ -106,6 +108,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Whether nobody else can listen.
     pub fn is_tls(&self) -> bool {
         self.stream.is_tls()
+    }
+
+    /// Whether a login can be tied to this connection.
+    pub fn has_binding(&self) -> bool {
+        self.stream.channel_binding().is_some()
     }
 
     /// Whether another message can be carried.
@@ -168,18 +175,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// # Errors
     /// The connection ended.
     pub async fn authenticate(&mut self, mechanism: Mechanism, login: &Login) -> Result<Reply, Lost> {
-        let command = Command::Auth(mechanism.name().to_owned(), mechanism.initial(login));
+        let mut exchange = Exchange::new(mechanism, login, self.stream.channel_binding().as_ref());
+        let command = Command::Auth(mechanism.name().to_owned(), exchange.initial());
         let mut reply = self.command(Phase::Auth, &command).await?;
-        for round in 0..CHALLENGES_MAX {
+        for _ in 0..CHALLENGES_MAX {
             if reply.code() != 334 {
+                if reply.is_success() && !exchange.is_mutual() {
+                    self.broken = true;
+                    return Err(Lost::new(Phase::Auth, Why::Garbage(UNPROVEN.to_owned())));
+                }
                 return Ok(reply);
             }
             let challenge = reply.lines().next().and_then(sasl::decode).unwrap_or_default();
-            let line = match mechanism.initial(login).filter(|_| round == 0) {
-                // The server wants to speak first although we may: RFC 4954 §4 lets it.
-                Some(initial) if challenge.is_empty() => initial,
-                _ => mechanism.respond(login, round, &challenge).unwrap_or_else(|| "*".to_owned()),
-            };
+            let line = exchange.respond(&challenge).unwrap_or_else(|| "*".to_owned());
             self.output.extend_from_slice(line.as_bytes());
             self.output.extend_from_slice(b"\r\n");
             self.flush(Phase::Auth).await?;

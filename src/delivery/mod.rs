@@ -297,7 +297,7 @@ impl Agent {
         if !verified && !self.upstream.allow_insecure_auth {
             return Err(fail("the login is not sent without verified TLS", HELP_STARTTLS));
         }
-        let Some(mechanism) = auth::choose(login, &client.capabilities().auth) else {
+        let Some(mechanism) = auth::choose(login, &client.capabilities().auth, client.has_binding()) else {
             let words = format!(
                 "the upstream offers no AUTH mechanism of ours ({})",
                 client.capabilities().auth.join(" ")

@@ -155,9 +155,19 @@ impl Client {
     /// connection's, for SCRAM-SHA-256-PLUS.
     pub fn new(username: &str, nonce: &str, binding: Option<&[u8]>) -> (Self, String) {
         let gs2_header = if binding.is_some() { format!("p={EXPORTER},,") } else { "n,,".to_owned() };
+        Self::begin(username, nonce, gs2_header, binding.unwrap_or_default())
+    }
+
+    /// A client that has a channel binding and was offered no use of it. A server that did offer it
+    /// learns from this that somebody in between took the offer away (RFC 5802 §6).
+    pub fn not_offered_binding(username: &str, nonce: &str) -> (Self, String) {
+        Self::begin(username, nonce, "y,,".to_owned(), &[])
+    }
+
+    fn begin(username: &str, nonce: &str, gs2_header: String, binding: &[u8]) -> (Self, String) {
         let bare = format!("n={},r={nonce}", username.replace('=', "=3D").replace(',', "=2C"));
         let first = format!("{gs2_header}{bare}");
-        (Self { gs2_header, binding: binding.unwrap_or_default().to_vec(), bare }, first)
+        (Self { gs2_header, binding: binding.to_vec(), bare }, first)
     }
 
     /// Answers the server's first message: our last one, and what the server must then say to prove
@@ -168,7 +178,9 @@ impl Client {
         let salt = sasl::decode(attributes.next()?.strip_prefix("s=")?)?;
         let iterations: u32 = attributes.next()?.strip_prefix("i=")?.parse().ok()?;
         let ours = self.bare.rsplit_once("r=").map_or("", |(_, nonce)| nonce);
-        if !nonce.starts_with(ours) || !(1..=ITERATIONS_MAX).contains(&iterations) {
+        // Fewer would let whoever only plays the server guess the password from our proof.
+        let extended = nonce.len() > ours.len() && nonce.starts_with(ours);
+        if !extended || !(ITERATIONS..=ITERATIONS_MAX).contains(&iterations) {
             return None;
         }
         let channel = [self.gs2_header.as_bytes(), &self.binding].concat();
@@ -265,6 +277,28 @@ mod tests {
         assert!(exchange("secret", "secret", Some(&one), Some(&one)));
         assert!(!exchange("secret", "secret", Some(&one), Some(&other)));
         assert!(!exchange("secret", "secret", None, Some(&other)));
+    }
+
+    #[test]
+    fn a_server_that_makes_guessing_easy_or_asks_for_too_much_work_gets_no_proof() {
+        let (client, _) = Client::new("user", "abc", None);
+        for (first, answered) in [
+            ("r=abcd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", true),
+            ("r=abcd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4095", false),
+            ("r=abcd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=200001", false),
+            ("r=abc,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", false),
+            ("r=xyzd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", false),
+            ("m=x,r=abcd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", false),
+            ("", false),
+        ] {
+            assert_eq!(client.respond("secret", first).is_some(), answered, "{first}");
+        }
+    }
+
+    #[test]
+    fn who_was_offered_no_binding_says_so_and_a_server_that_has_one_hears_it() {
+        let (_, first) = Client::not_offered_binding("user", "abc");
+        assert_eq!(ClientFirst::parse(first.as_bytes()).unwrap().binding, Binding::NotOffered);
     }
 
     #[test]

@@ -141,7 +141,7 @@ smtp_line_length_limit = 0
             "etc/sasl/smtpd.conf",
             &format!(
                 "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nsasldb_path: {}\n\
-                 mech_list: PLAIN LOGIN CRAM-MD5\n",
+                 mech_list: PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256\n",
                 database.display()
             ),
         );

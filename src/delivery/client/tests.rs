@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 use crate::{
-    config::{Replies, Serves, UpstreamTls, Waits},
+    config::{AuthMechanism, Replies, Serves, UpstreamTls, Waits},
     delivery::Forward,
     mail::{content::Content, envelope::Handling},
     smtp::{
@@ -306,4 +306,32 @@ async fn whom_the_upstream_can_not_reach_is_left_out_and_the_others_are_not() {
     drop(client);
     let heard = upstream.await.unwrap();
     assert!(heard.iter().all(|line| line.is_ascii() && !line.contains("SMTPUTF8")), "{heard:?}");
+}
+
+/// RFC 5802 §3: the yes of a server that did not show that it knows the password is worth nothing.
+#[tokio::test]
+async fn a_server_that_only_claims_to_know_the_password_is_left() {
+    let login = Login {
+        username: "a".into(),
+        password: "secret".to_owned().into(),
+        mechanism: AuthMechanism::Auto,
+        oauth: None,
+    };
+    let cases: [&'static [&'static str]; 4] = [
+        &["235 welcome"],
+        &["334 ", "235 welcome"],
+        // Not a word of SCRAM, and no matter what it says to our giving up.
+        &["334 aGVsbG8=", "235 welcome"],
+        &["334 ", "334 ", "334 ", "235 welcome"],
+    ];
+    for answers in cases {
+        let (mut client, theirs) = client("AUTH SCRAM-SHA-256");
+        let upstream = play(theirs, answers);
+        let lost = client.authenticate(Mechanism::ScramSha256, &login).await.expect_err("no login");
+        assert!(lost.words().contains("without showing that it knows the password"), "{}", lost.words());
+        assert!(!client.is_usable());
+        drop(client);
+        let heard = upstream.await.unwrap();
+        assert!(heard.iter().all(|line| !line.contains(&sasl::encode("secret"))), "{heard:?}");
+    }
 }
