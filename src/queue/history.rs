@@ -42,6 +42,12 @@ const SCHEMA: &str = "
     CREATE TABLE event(seq INTEGER PRIMARY KEY, id INTEGER, octets BLOB NOT NULL);
     CREATE INDEX event_id ON event(id) WHERE id IS NOT NULL;
 ";
+/// Later than the rest of its format: made where it is missing. What is refused is found and counted by it.
+const INDEX_OF_NONE: &str = "CREATE INDEX IF NOT EXISTS event_of_none ON event(seq) WHERE id IS NULL";
+
+/// Events of no message, which is what was refused, have this share of every bound: whoever is refused
+/// again and again pushes out others like it, and not what happened to mail.
+const SHARE_OF_NONE: usize = 10;
 
 /// Events that wait in memory at most: some 20 MB. Ordinarily they wait for [`GATHER`].
 const PENDING_MAX: usize = 50_000;
@@ -106,6 +112,8 @@ type Event = (Option<QueueId>, Vec<u8>);
 #[derive(Debug)]
 struct Pending {
     events: Vec<Event>,
+    /// So many of them are of no message.
+    of_none: usize,
     stop: bool,
 }
 
@@ -140,7 +148,7 @@ impl History {
             settings,
             min_free,
             clock,
-            pending: Mutex::new(Pending { events: Vec::new(), stop: false }),
+            pending: Mutex::new(Pending { events: Vec::new(), of_none: 0, stop: false }),
             wake: Condvar::new(),
             desk: Mutex::default(),
             lost: AtomicU64::new(0),
@@ -151,10 +159,12 @@ impl History {
     /// Takes an event, to be written soon. Never waits for the disk.
     pub(super) fn record(&self, id: Option<QueueId>, octets: Vec<u8>) {
         let mut pending = self.pending();
-        if pending.events.len() >= PENDING_MAX {
+        let has_share = id.is_some() || pending.of_none < PENDING_MAX / SHARE_OF_NONE;
+        if pending.events.len() >= PENDING_MAX || !has_share {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        pending.of_none += usize::from(id.is_none());
         pending.events.push((id, octets));
         if pending.events.len() == 1 {
             self.wake.notify_one();
@@ -178,7 +188,11 @@ impl History {
             return;
         }
         // Taken with the desk at hand, so that events are written in their order.
-        let events = std::mem::take(&mut self.pending().events);
+        let events = {
+            let mut pending = self.pending();
+            pending.of_none = 0;
+            std::mem::take(&mut pending.events)
+        };
         let written = self.with_room().and_then(|()| match self.write_to(&mut desk, &events) {
             Err(error) if is_damage(&error) => {
                 self.put_aside(&mut desk, &error.to_string())?;
@@ -225,6 +239,7 @@ impl History {
         let too_many = events.len().saturating_sub(PENDING_MAX);
         self.lost.fetch_add(too_many as u64, Ordering::Relaxed);
         events.drain(..too_many);
+        pending.of_none = of_none(&events);
         pending.events = events;
     }
 
@@ -344,6 +359,10 @@ impl Drop for Stops {
     }
 }
 
+fn of_none(events: &[Event]) -> usize {
+    events.iter().filter(|(id, _)| id.is_none()).count()
+}
+
 fn words(error: rusqlite::Error) -> String {
     error.to_string()
 }
@@ -372,6 +391,8 @@ struct Writer {
     connection: Connection,
     last: i64,
     events: i64,
+    /// Those of no message.
+    of_none: i64,
 }
 
 impl Writer {
@@ -399,12 +420,15 @@ impl Writer {
             // Of another version or another program: not to be written into.
             _ => return Err(rusqlite::Error::QueryReturnedNoRows),
         }
+        connection.execute_batch(INDEX_OF_NONE)?;
         let last = connection
             .query_row("SELECT max(seq) FROM event", [], |row| row.get::<_, Option<i64>>(0))?
             .unwrap_or(0);
         let events =
             connection.query_row("SELECT value FROM meta WHERE key = 'events'", [], |row| row.get(0))?;
-        Ok(Self { connection, last, events })
+        let of_none =
+            connection.query_row("SELECT count(*) FROM event WHERE id IS NULL", [], |row| row.get(0))?;
+        Ok(Self { connection, last, events, of_none })
     }
 
     /// All of them or none.
@@ -423,19 +447,25 @@ impl Writer {
         keep_count(&transaction, number)?;
         transaction.commit()?;
         (self.last, self.events) = (last, number);
+        self.of_none += of_none(events) as i64;
         Ok(())
     }
 
     /// Deletes a slice of what lies before `oldest` or is more than `most`; how many.
     fn trim(&mut self, oldest: i64, most: i64) -> rusqlite::Result<usize> {
-        let too_many = (self.events - most).clamp(0, SLICE);
+        let over_share = (self.of_none - most / SHARE_OF_NONE as i64).max(0);
+        let too_many = (self.events - over_share - most).clamp(0, SLICE);
         let transaction = self.connection.transaction()?;
-        let deleted = transaction
+        let are_of_none = transaction
             .prepare_cached(
                 "DELETE FROM event WHERE seq IN (SELECT seq FROM event ORDER BY seq LIMIT ?)
-                    OR seq IN (SELECT seq FROM event WHERE seq < ? ORDER BY seq LIMIT ?)",
+                    OR seq IN (SELECT seq FROM event WHERE seq < ? ORDER BY seq LIMIT ?)
+                    OR seq IN (SELECT seq FROM event WHERE id IS NULL ORDER BY seq LIMIT ?)
+                    RETURNING id IS NULL",
             )?
-            .execute(params![too_many, oldest, SLICE])?;
+            .query_map(params![too_many, oldest, SLICE, over_share.min(SLICE)], |row| row.get(0))?
+            .collect::<rusqlite::Result<Vec<bool>>>()?;
+        let deleted = are_of_none.len();
         if deleted == 0 {
             return Ok(0);
         }
@@ -443,6 +473,7 @@ impl Writer {
         keep_count(&transaction, number)?;
         transaction.commit()?;
         self.events = number;
+        self.of_none -= are_of_none.into_iter().filter(|of_none| *of_none).count() as i64;
         let free: i64 = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
         if free > KEPT_PAGES {
             let mut vacuum =
@@ -564,9 +595,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let bounds = HistorySettings { events: 500, ..HistorySettings::default() };
         let history = history(directory.path(), bounds);
+        let id = QueueId::from_i64(7);
         let fill = |history: &History| {
             for number in 0..4_000 {
-                history.record(None, format!("{number:01000}").into_bytes());
+                history.record(Some(id), format!("{number:01000}").into_bytes());
             }
             history.write();
         };
@@ -589,6 +621,55 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_refusals_pushes_out_refusals_and_nothing_of_mail() {
+        let directory = tempfile::tempdir().unwrap();
+        let bounds = HistorySettings { events: 1_000, ..HistorySettings::default() };
+        let flood = |history: &History| {
+            for number in 0..3_000 {
+                history.record(None, format!("refused {number}").into_bytes());
+            }
+            history.write();
+            history.tidy();
+        };
+        let kinds = |history: &History| {
+            let told = told(history, &ALL);
+            let refused = told.iter().filter(|event| event.starts_with("refused")).count();
+            (told.len() - refused, refused)
+        };
+        let first = history(directory.path(), bounds);
+        for number in 0..700 {
+            first.record(Some(QueueId::from_i64(number)), b"received".to_vec());
+        }
+        (0..3).for_each(|_| flood(&first));
+        assert_eq!(kinds(&first), (700, 100));
+        assert!(told(&first, &ALL).last().unwrap().ends_with("refused 2999"), "the latest stay");
+        // The next process knows how many there are, also of a file from before they had a share.
+        first.desk().open.take().unwrap().connection.execute_batch("DROP INDEX event_of_none").unwrap();
+        let next = history(directory.path(), bounds);
+        flood(&next);
+        assert_eq!(kinds(&next), (700, 100));
+    }
+
+    #[test]
+    fn refusals_leave_room_in_memory_for_what_happens_to_mail() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(NAME)).unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        for _ in 0..2 {
+            for _ in 0..PENDING_MAX {
+                history.record(None, b"refused".to_vec());
+            }
+            history.write();
+        }
+        let share = PENDING_MAX / SHARE_OF_NONE;
+        assert_eq!(history.pending().events.len(), share);
+        for number in 0..PENDING_MAX - share {
+            history.record(Some(QueueId::from_i64(number as i64)), b"received".to_vec());
+        }
+        assert_eq!(history.pending().events.len(), PENDING_MAX, "all of them have room");
+    }
+
+    #[test]
     fn a_damaged_file_is_set_aside_and_begun_anew() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(NAME), vec![b'?'; 20_000]).unwrap();
@@ -605,7 +686,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let history = history(directory.path(), HistorySettings::default());
         for number in 0..2_000 {
-            history.record(None, format!("{number:0500}").into_bytes());
+            history.record(Some(QueueId::from_i64(7)), format!("{number:0500}").into_bytes());
         }
         history.write();
         // Closed, so that all is in the file and none of it in memory.
@@ -628,7 +709,7 @@ mod tests {
         fs::create_dir(directory.path().join(NAME)).unwrap();
         let history = history(directory.path(), HistorySettings::default());
         for number in 0..PENDING_MAX + 10 {
-            history.record(None, number.to_string().into_bytes());
+            history.record(Some(QueueId::from_i64(7)), number.to_string().into_bytes());
         }
         history.write();
         assert!(history.desk().trouble.is_some());
