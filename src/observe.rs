@@ -297,6 +297,7 @@ pub struct Metrics {
     pub queue_bytes: Gauge,
     pub received: Family<ReceivedLabels, Counter>,
     pub deliveries: Family<DeliveryLabels, Counter>,
+    pub deliveries_uncertain: Family<UpstreamLabels, Counter>,
     pub delivery_seconds: Histogram,
     pub upstream_up: Family<UpstreamLabels, Gauge>,
     pub upstream_connections: Family<UpstreamLabels, Gauge>,
@@ -317,6 +318,7 @@ impl Metrics {
             queue_bytes: Gauge::default(),
             received: Family::default(),
             deliveries: Family::default(),
+            deliveries_uncertain: Family::default(),
             delivery_seconds: Histogram::new([
                 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0,
                 21_600.0, 86_400.0,
@@ -348,6 +350,11 @@ impl Metrics {
             metrics.received.clone(),
         );
         r.register("deliveries", "Outcomes of attempts, per recipient", metrics.deliveries.clone());
+        r.register(
+            "deliveries_uncertain",
+            "Attempts whose final reply was lost, per recipient: each may be one more copy",
+            metrics.deliveries_uncertain.clone(),
+        );
         r.register(
             "delivery_seconds",
             "From acceptance to delivery, per recipient",
@@ -392,6 +399,11 @@ impl Metrics {
     /// Counts the outcome of an attempt for one recipient.
     pub fn delivery(&self, upstream: &str, result: Delivery) {
         self.deliveries.get_or_create(&DeliveryLabels { upstream: upstream.to_owned(), result }).inc();
+    }
+
+    /// Counts an attempt whose final reply was lost, for one recipient.
+    pub fn uncertain(&self, upstream: &str) {
+        self.deliveries_uncertain.get_or_create(&UpstreamLabels { upstream: upstream.to_owned() }).inc();
     }
 
     /// Forgets what is a state of an upstream at one moment; whoever looks sets it anew.

@@ -235,6 +235,134 @@ fn a_queue_on_what_is_thrown_away_is_told_of_at_start_with_what_to_do() {
     dev.terminate();
 }
 
+#[test]
+fn a_disk_that_turns_read_only_refuses_for_now_and_has_all_when_it_is_mounted_again() {
+    if !mount::wanted() {
+        return;
+    }
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let disk = Ext4::new(&home.path("disk.img"), 96, relay.data());
+    relay.up();
+    for (token, size) in [("before-small", SMALL), ("before-large", LARGE)] {
+        send(&relay, token, size).expect("it is taken");
+    }
+    disk.turn_read_only();
+    refused(send(&relay, "small", SMALL), "451 4.3.0");
+    refused(send(&relay, "large", LARGE), "451 4.3.0");
+    let (status, reason) = ready(&relay);
+    assert_eq!(status, 503, "{reason}");
+    assert!(!relay.has_ended());
+    // The kernel lets nobody write to it before it is mounted anew.
+    relay.kill9();
+    disk.again();
+    relay.up();
+    recovers(&mut relay, &mut upstream, &["before-small", "before-large"], &["small", "large"]);
+}
+
+#[test]
+fn on_a_disk_that_is_read_only_from_the_start_it_ends_and_says_which_file() {
+    if !mount::wanted() {
+        return;
+    }
+    let upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let relay = Relay::of(&home, &service);
+    let _disk = Mount::new("tmpfs", "size=1m,ro", relay.data());
+    let began = Instant::now();
+    let output = relay.cli(&["serve"]);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(output.status.code(), Some(73), "{}", shown(&output));
+    let said = shown(&output);
+    assert!(said.contains("Read-only") && said.contains(&relay.data().display().to_string()), "{said}");
+}
+
+#[test]
+fn below_what_must_stay_free_mail_is_refused_and_queued_mail_leaves_also_from_the_start() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::start_in(&home, &service);
+    send(&relay, "queued", LARGE).expect("it is taken");
+    relay.terminate();
+    let full = service.clone().set("smtp_queue_min_free", "1000TB");
+    home.write(&[&full]);
+    relay.up_unready();
+    wait::until_true("it listens", || TcpStream::connect((Ipv4Addr::LOCALHOST, relay.smtp)).is_ok());
+    refused(send(&relay, "refused", SMALL), "452 4.3.1");
+    let (status, reason) = ready(&relay);
+    assert!(status == 503 && reason.contains("full"), "{status} {reason}");
+    upstream.up();
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("queued"), Some(&1));
+    relay.terminate();
+    home.write(&[&service]);
+    relay.up();
+    recovers(&mut relay, &mut upstream, &["queued"], &["refused"]);
+}
+
+#[test]
+fn without_inodes_large_mail_is_refused_for_now_and_the_rest_goes_on() {
+    if !mount::wanted() {
+        return;
+    }
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let _disk = Ext4::new(&home.path("disk.img"), 64, relay.data());
+    relay.up();
+    send(&relay, "before", LARGE).expect("it is taken");
+    let files = relay.data().join("files");
+    fs::create_dir(&files).expect("a directory");
+    let made = (0..).take_while(|number| fs::write(files.join(number.to_string()), "").is_ok()).count();
+    assert!(made > 1_000, "{made} files only");
+    refused(send(&relay, "large", LARGE), "452 4.3.1");
+    send(&relay, "small", SMALL).expect("it needs no file of its own");
+    fs::remove_dir_all(&files).expect("they can be removed");
+    recovers(&mut relay, &mut upstream, &["before", "small"], &["large"]);
+}
+
+#[test]
+fn a_second_process_on_the_same_queue_ends_at_once_and_names_the_first() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let service = mailer(&upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::start_in(&home, &service);
+    send(&relay, "one", SMALL).expect("it is taken");
+    let other = service.clone().set("smtp_listen", "127.0.0.1:0").set("smtp_admin_listen", "127.0.0.1:0");
+    home.write(&[&other]);
+    let began = Instant::now();
+    let output = relay.cli(&["serve"]);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(output.status.code(), Some(75), "{}", shown(&output));
+    assert!(shown(&output).contains(&format!("in use by process {}", relay.pid())), "{}", shown(&output));
+    home.write(&[&service]);
+    // Nothing of the first was disturbed, and a process that is killed leaves no lock behind.
+    recovers(&mut relay, &mut upstream, &["one"], &[]);
+}
+
+#[test]
+fn times_in_messages_are_right_in_any_time_zone() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = mailer(&upstream);
+    let mut relay = Relay::of(&Home::new(&[&service]), &service);
+    relay.up_by(|command| {
+        command.env("TZ", "America/St_Johns");
+    });
+    send(&relay, "one", SMALL).expect("it is taken");
+    relay.wait_for_empty_queue();
+    let message = String::from_utf8_lossy(&upstream.messages()[0]).into_owned();
+    let field = message.split("\r\n").take_while(|line| !line.starts_with("Date:")).collect::<String>();
+    let date = field.rsplit(';').next().expect("a date").trim();
+    let told = jiff::fmt::rfc2822::parse(date).unwrap_or_else(|error| panic!("{error}: {field}"));
+    let off = jiff::Timestamp::now().as_second() - told.timestamp().as_second();
+    assert!((0..60).contains(&off), "{off} s off: {date}");
+}
+
 /// Writes to a file until nothing more fits on its disk.
 fn fill(path: &Path) {
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("a file to fill with");

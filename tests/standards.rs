@@ -1,5 +1,5 @@
 //! docs/smtp.md tells the truth about what shows each rule: every dialog is named there, and everything that
-//! is named there exists.
+//! is named there exists. docs/reliability.md does so about each fault of the host.
 
 use std::{
     collections::BTreeSet,
@@ -57,20 +57,40 @@ fn each_dialog_is_named_on_the_page_of_standards_and_each_one_named_there_exists
 }
 
 #[test]
-fn each_test_and_file_that_the_page_of_standards_names_exists() {
-    let page = fs::read_to_string(root().join("docs/smtp.md")).expect("the page");
+fn each_test_and_file_that_the_pages_of_standards_and_of_faults_name_exists() {
     let sources = sources();
-    for word in quoted(&page) {
-        let looks_like_a_name =
-            word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        if looks_like_a_name && word.matches('_').count() >= 3 {
-            assert!(
-                sources.contains(&format!("fn {word}(")),
-                "docs/smtp.md names {word}: there is no such test"
-            );
-        } else if word.ends_with(".rs") {
-            let found = root().join("src").join(word).exists() || root().join(word).exists();
-            assert!(found, "docs/smtp.md names {word}: there is no such file");
+    let dialogs = dialogs();
+    for name in ["docs/smtp.md", "docs/reliability.md"] {
+        let page = fs::read_to_string(root().join(name)).expect("the page");
+        for word in quoted(&page) {
+            let is_of = |also: u8| {
+                word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == also)
+                    && word.contains(char::from(also))
+            };
+            // What begins with smtp_ is a key.
+            if is_of(b'_') && word.matches('_').count() >= 3 && !word.starts_with("smtp_") {
+                let found = sources.contains(&format!("fn {word}("));
+                assert!(found, "{name} names {word}: there is no such test");
+            } else if is_of(b'-') && word.starts_with(|c: char| c.is_ascii_lowercase()) {
+                assert!(dialogs.contains(word), "{name} names {word}: there is no such dialog");
+            } else if word.ends_with(".rs") {
+                let found = root().join("src").join(word).exists() || root().join(word).exists();
+                assert!(found, "{name} names {word}: there is no such file");
+            }
         }
+    }
+}
+
+#[test]
+fn each_fault_of_the_host_has_a_row_that_names_what_shows_it() {
+    let page = fs::read_to_string(root().join("docs/reliability.md")).expect("the page");
+    for number in 1..=20 {
+        let row = page.lines().find(|line| line.starts_with(&format!("| D{number} |")));
+        let row = row.unwrap_or_else(|| panic!("D{number} has no row"));
+        let shown = row.trim_end_matches('|').rsplit(" | ").next().expect("a last column");
+        assert!(
+            shown.contains('`') || shown.contains("below"),
+            "D{number} names nothing that shows it: {shown}"
+        );
     }
 }

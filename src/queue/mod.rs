@@ -283,6 +283,10 @@ impl Queue {
         let lock = Lock::take(&directory)?;
         let spool = Spool::open(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let path = store::path(&directory);
+        if !path.exists() {
+            // Also when the volume with the one that was is not mounted; we can't tell, people can.
+            tracing::info!(directory = %directory.display(), "no queue was there: a new one is made");
+        }
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         let store = Store::open(&path).map_err(refuse)?;
         sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;

@@ -113,6 +113,9 @@ impl Runner {
                 RecipientState::Expired => (EventKind::Expired, Delivery::bounced),
             };
             metrics.delivery(&evidence.upstream, result);
+            if evidence.uncertain {
+                metrics.uncertain(&evidence.upstream);
+            }
             let delay = evidence.at.since(entry.received);
             if kind == EventKind::Delivered {
                 metrics.delivered_after(delay);

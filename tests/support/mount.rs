@@ -38,7 +38,7 @@ impl Ext4 {
         file.set_len(mebibytes * 1024 * 1024).expect("the image's size");
         let make = require(Path::new("/usr/sbin/mkfs.ext4"));
         run(Command::new(make)
-            .args(["-q", "-F", "-m0", "-Elazy_itable_init=0,lazy_journal_init=0"])
+            .args(["-q", "-F", "-m0", "-eremount-ro", "-Elazy_itable_init=0,lazy_journal_init=0"])
             .arg(image));
         fs::create_dir_all(at).expect("a directory to mount on");
         let disk = Self { image: image.to_owned(), at: at.to_owned() };
@@ -64,6 +64,14 @@ impl Ext4 {
         let mut line = [0; 6];
         python.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("it gets ready");
         Switch(python)
+    }
+
+    /// Lets the kernel meet with an error in it, and so take it for read-only at once, whoever has files open.
+    pub fn turn_read_only(&self) {
+        let source = run(Command::new("/usr/bin/findmnt").args(["-n", "-o", "SOURCE"]).arg(&self.at)).stdout;
+        let device = String::from_utf8_lossy(&source).trim().replace("/dev/", "");
+        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "a test")
+            .expect("ext4's switch for tests");
     }
 
     /// After a cut, when nobody uses it any more: mounts what is left.

@@ -84,6 +84,12 @@ impl Relay {
         assert!(ended.is_none(), "the relay ended at its start, {ended:?}:\n{}", self.log());
     }
 
+    /// Starts the process, which is not to become ready.
+    pub fn up_unready(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.child = Some(self.spawn(outpost(), |_| {}));
+    }
+
     /// Starts the process for the first time with a fault in its system calls, as strace's `inject` has it; `None`
     /// if that didn't keep it from becoming ready.
     pub fn start_injected(service: &Service, fault: &str) -> Option<Self> {
