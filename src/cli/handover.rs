@@ -58,6 +58,7 @@ impl Session {
                 recipients: recipients.collect(),
                 handling: &envelope.handling,
                 content,
+                head: None,
             };
             let told = match self.runtime.block_on(self.client.attempt(&message, async {})) {
                 Attempt::Done(told) => told,

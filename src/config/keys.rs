@@ -179,7 +179,8 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_rate_limit", "a limit, or a list of them", "500 recipients/day")
         .default("the preset's, else none")
         .doc("Most messages or recipients in any stretch of a time."),
-    Key::later("smtp_sender_rewrite", "Other sender addresses than the apps use."),
+    Key::new("smtp_sender_rewrite", "a mail address, or a map of senders to mail addresses", "relay@example.com")
+        .doc("Other sender addresses than the apps use, in envelope and From field."),
     Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
         .default("10")
         .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
@@ -351,6 +352,7 @@ pub(super) const RELAY: &[Key] = &[
     key!("smtp_relay_timeout").called("timeout"),
     key!("smtp_relay_replies").called("replies"),
     key!("smtp_rate_limit").called("rate_limit"),
+    key!("smtp_sender_rewrite").called("sender_rewrite"),
 ];
 
 /// What the table of replies holds.

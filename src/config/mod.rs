@@ -29,7 +29,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::smtp::{framing::COMMAND_LINE_MAX, pattern::AddressPattern};
+use crate::smtp::{
+    framing::COMMAND_LINE_MAX,
+    pattern::{AddressMap, AddressPattern},
+};
 
 pub use self::{
     keys::{KEYS, Key},
@@ -259,6 +262,8 @@ pub struct Upstream {
     pub replies: Replies,
     /// What it may be sent, at most.
     pub limits: Vec<Limit>,
+    /// Other addresses for the senders that apps use.
+    pub sender_rewrite: Option<AddressMap>,
     /// Which mail it is for.
     pub serves: Serves,
 }
@@ -293,6 +298,7 @@ impl Upstream {
         let others = |upstream: &Self| Self {
             login: None,
             limits: Vec::new(),
+            sender_rewrite: None,
             serves: Serves::default(),
             ..upstream.clone()
         };

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::smtp::pattern::AddressMap;
+
 use super::{
     AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, Upstream, UpstreamTls, Waits,
     keys::{self, Key, key},
     limit::{Limit, limit},
     node::Kind,
     presets::{self, Preset},
-    reader::{Found, Reader, Value},
+    reader::{Found, MAX_ITEMS, Place, Reader, Value},
     replies::replies,
     settings::MINUTE,
     value::{self, Read, Wrong},
@@ -132,6 +134,7 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         provider: preset.map(|preset| preset.name.clone()),
         replies: replies(reader),
         limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
+        sender_rewrite: sender_rewrite(reader),
         serves: Serves::default(),
     };
     judge_tls(reader, &upstream);
@@ -170,6 +173,41 @@ fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
 /// What the provider documents.
 fn known_limits(preset: Option<&Preset>) -> Vec<Limit> {
     preset.into_iter().flat_map(|preset| &preset.limits).filter_map(|text| limit(text).ok()).collect()
+}
+
+/// One address for all senders, or a map of patterns to addresses, in the file's order.
+fn sender_rewrite(reader: &mut Reader<'_>) -> Option<AddressMap> {
+    let key = key!("smtp_sender_rewrite");
+    let found = reader.find(key)?;
+    let document = reader.around.document;
+    let entries = match found.value {
+        Value::Node(id) => document.entries(id),
+        Value::Text(_) => None,
+    };
+    let Some((entries, again)) = entries else {
+        return reader.read(key, &found, &value::plain_mailbox).map(AddressMap::all);
+    };
+    for entry in again {
+        let message = "this sender stands here a second time";
+        reader.report(Place::File(entry.at), message, Some("keep one of them"));
+    }
+    if entries.is_empty() || entries.len() > MAX_ITEMS {
+        let message =
+            format!("{} wants 1 to {MAX_ITEMS} senders, but this has {}", found.name, entries.len());
+        reader.report(found.place, message, Some("for example `{shop.example.com: shop@example.com}`"));
+        return None;
+    }
+    let mut rules = Vec::new();
+    for entry in entries {
+        let named =
+            |at, value| Found { name: found.name.clone(), place: Place::File(at), value, in_file: false };
+        let sender = named(entry.at, Value::Text(entry.key.to_owned()));
+        let address = named(document.node(entry.value).at, Value::Node(entry.value));
+        let sender = reader.read(key, &sender, &value::sender);
+        let address = reader.read(key, &address, &value::plain_mailbox);
+        rules.extend(sender.zip(address));
+    }
+    Some(AddressMap::of_patterns(rules))
 }
 
 /// Our own certificate, where the upstream asks for one.

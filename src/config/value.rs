@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{AuthMechanism, ListenTls, UpstreamTls, Waits};
-use crate::smtp::pattern::AddressPattern;
+use crate::smtp::{address::Mailbox, pattern::AddressPattern};
 
 /// Why a text isn't what its key wants.
 #[derive(Debug, PartialEq, Eq)]
@@ -231,6 +231,11 @@ pub(super) fn mail_address(text: &str) -> Read<String> {
         return Err(Wrong::Plain);
     }
     Ok(text.to_owned())
+}
+
+/// An address that any upstream understands, to stand in another's place.
+pub(super) fn plain_mailbox(text: &str) -> Read<Mailbox> {
+    mail_address(text).and_then(|text| Mailbox::parse(&text).map_err(|_| Wrong::Plain))
 }
 
 /// 64 hexadecimal digits, as OpenSSL writes them too: `sha256:AB:CD:…`.

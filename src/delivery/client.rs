@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Message,
+    Head, Message,
     auth::{Exchange, Mechanism},
     lost::{Lost, Why},
     needs::{self, Lack},
@@ -346,12 +346,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
         before_content.await;
         let form = if binary {
-            Command::Bdat(transaction.message.content.size(), true).write_to(&mut self.output);
+            Command::Bdat(transaction.message.size(), true).write_to(&mut self.output);
             Form::Chunk
         } else {
             Form::Lines(ContentWriter::default())
         };
-        if !self.content(source, form).await? {
+        if !self.content(source, transaction.message.head, form).await? {
             return Ok(Carried::Damaged);
         }
         let reply = self.read(Phase::FinalReply).await?;
@@ -453,9 +453,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Writes content and its end. False if it is damaged; then the end was not written.
-    async fn content(&mut self, source: Source<'_>, mut form: Form) -> Result<bool, Lost> {
+    async fn content(
+        &mut self,
+        source: Source<'_>,
+        head: Option<&Head>,
+        mut form: Form,
+    ) -> Result<bool, Lost> {
+        let mut skip = 0;
+        if let Some(head) = head {
+            self.write_content(&mut form, &head.octets).await?;
+            skip = head.replaces;
+        }
         match source {
-            Source::Memory(octets) => self.write_content(&mut form, octets).await?,
+            Source::Memory(octets) => {
+                self.write_content(&mut form, &octets[skip.min(octets.len())..]).await?
+            }
             Source::File { mut file, size, crc32c } => {
                 file.set_max_buf_size(READ_CONTENT);
                 let (mut read, mut crc, mut buffer) = (0, 0, BytesMut::new());
@@ -474,7 +486,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                     if read > size {
                         return Ok(false);
                     }
-                    let before = std::mem::replace(&mut held, piece);
+                    let skipped = skip.min(piece.len());
+                    skip -= skipped;
+                    let before = std::mem::replace(&mut held, piece.slice(skipped..));
                     self.write_content(&mut form, &before).await?;
                 }
                 if (read, crc) != (size, crc32c) {

@@ -5,6 +5,7 @@
 //! - [`auth`]: which SASL mechanism, and its client side
 //! - [`tls`]: whom we trust
 //! - [`classify`]: what a reply means, and for whom
+//! - `dress`: how mail is changed for an upstream
 //! - [`route`]: which upstreams a message may go by
 //! - [`phase`]: the phases of a conversation and their deadlines
 //! - [`check`]: the same, step by step, for `outpost check --connect`
@@ -17,6 +18,7 @@ pub mod check;
 pub mod classify;
 pub mod client;
 mod dial;
+mod dress;
 mod lost;
 mod needs;
 mod oauth;
@@ -31,6 +33,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use secrecy::SecretString;
 use tokio::{net::TcpStream, time::timeout};
 
+pub use self::dress::{Dressed, Head};
 use self::{
     classify::Said,
     client::Client,
@@ -67,6 +70,16 @@ pub struct Message<'a> {
     pub handling: &'a Handling,
     /// What to bring.
     pub content: &'a Content,
+    /// What goes out in the place of the content's first octets.
+    pub head: Option<&'a Head>,
+}
+
+impl Message<'_> {
+    /// Octets that go out, dots apart.
+    pub fn size(&self) -> u64 {
+        let (more, less) = self.head.map_or((0, 0), |head| (head.octets.len(), head.replaces));
+        (self.content.size() + more as u64).saturating_sub(less as u64)
+    }
 }
 
 /// One recipient of an attempt.

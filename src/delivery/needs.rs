@@ -39,7 +39,7 @@ pub(super) fn of_message(message: &Message<'_>, known: &Capabilities, verified: 
     let lack = |status, words: &str| Some(Lack::new(Scope::Message, status, words));
     // RFC 1870 §6.1.
     if let Some(Some(max)) = known.size
-        && message.content.size() > max
+        && message.size() > max
     {
         return lack(Enhanced(5, 3, 4), &format!("the upstream takes no message larger than {max} octets"));
     }
@@ -100,7 +100,7 @@ pub(super) fn mail(message: &Message<'_>, known: &Capabilities) -> Command {
     let handling = message.handling;
     let needs_utf8 = handling.utf8 || !message.reverse_path.is_ascii();
     let parameters = MailParameters {
-        size: known.size.map(|_| message.content.size()),
+        size: known.size.map(|_| message.size()),
         body: handling.body,
         utf8: known.smtp_utf8 && (needs_utf8 || message.recipients.iter().any(|to| !to.mailbox.is_ascii())),
         ret: handling.ret.filter(|_| known.dsn),
@@ -155,6 +155,7 @@ mod tests {
                 .collect(),
             handling: &handling,
             content: &content,
+            head: None,
         };
         let shown = |lack: Option<Lack>| lack.map_or("ok".to_owned(), |lack| lack.status.to_string());
         let mut got = vec![shown(of_message(&message, &known, keywords.contains("X-VERIFIED")))];

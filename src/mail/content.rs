@@ -114,15 +114,18 @@ impl Facts {
 /// # Errors
 /// [`HeaderTooLarge`] if it doesn't end within the bound.
 pub fn header_section(head: &[u8], whole: bool) -> Result<&[u8], HeaderTooLarge> {
-    if head.starts_with(b"\r\n") {
-        return Ok(&[]);
-    }
     let bounded = &head[..head.len().min(HEADER_MAX)];
-    match memmem::find(bounded, b"\r\n\r\n") {
-        Some(end) => Ok(&head[..end + 2]),
-        None if whole && head.len() <= HEADER_MAX => Ok(head),
-        None => Err(HeaderTooLarge),
+    let end = header_end(bounded, whole && head.len() <= HEADER_MAX);
+    end.map(|end| &head[..end]).ok_or(HeaderTooLarge)
+}
+
+/// Where the blank line begins that ends the header section; `None` if `head` has none, unless it is the
+/// `whole` content.
+pub fn header_end(head: &[u8], whole: bool) -> Option<usize> {
+    if head.starts_with(b"\r\n") {
+        return Some(0);
     }
+    memmem::find(head, b"\r\n\r\n").map(|end| end + 2).or(whole.then_some(head.len()))
 }
 
 /// The Subject as people read it: encoded words decoded, nothing that could end a line.
@@ -142,6 +145,8 @@ pub struct Field<'a> {
     pub name: &'a [u8],
     /// Behind the colon, folds and last CRLF included.
     pub value: &'a [u8],
+    /// Where in the header section the value begins.
+    pub at: usize,
 }
 
 impl Field<'_> {
@@ -168,6 +173,7 @@ impl Field<'_> {
 
 /// The fields of a header section, in order. A line that is none is passed over.
 pub fn fields(mut section: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    let length = section.len();
     std::iter::from_fn(move || {
         while !section.is_empty() {
             let mut end = line_end(section);
@@ -175,12 +181,14 @@ pub fn fields(mut section: &[u8]) -> impl Iterator<Item = Field<'_>> {
             while matches!(section.get(end), Some(b' ' | b'\t')) {
                 end += line_end(&section[end..]);
             }
+            let begin = length - section.len();
             let (field, rest) = section.split_at(end);
             section = rest;
             if let Some(colon) = memchr(b':', field) {
                 let name = field[..colon].trim_ascii_end();
                 if !name.is_empty() && name.iter().all(u8::is_ascii_graphic) {
-                    return Some(Field { name, value: &field[colon + 1..] });
+                    let value = &field[colon + 1..];
+                    return Some(Field { name, value, at: begin + colon + 1 });
                 }
             }
         }

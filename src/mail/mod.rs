@@ -7,10 +7,12 @@
 //! - [`content`]: facts about the content, found while it streams by
 //! - [`trace`]: the Received field
 //! - [`submission`]: Date and Message-ID where they are missing
+//! - [`sender`]: other senders' addresses in the From field
 //! - [`outcome`]: what an attempt meant for each recipient, with its evidence
 
 pub mod content;
 pub mod envelope;
 pub mod outcome;
+pub mod sender;
 pub mod submission;
 pub mod trace;

@@ -27,7 +27,7 @@ use crate::{
     clock::Timestamp,
     config::Waits,
     delivery::{
-        Agent, Forward, Message, Trouble,
+        Agent, Dressed, Forward, Message, Trouble,
         client::{Attempt, Client},
         phase::Phase,
     },
@@ -329,19 +329,29 @@ impl Runner {
         };
         job.places.truncate(leave.recipients());
         let entry = job.claim.entry();
-        let message = Message {
-            reverse_path: &entry.reverse_path,
-            recipients: job.places.iter().map(|place| forward(&entry.recipients[*place])).collect(),
-            handling: &entry.handling,
-            content: job.claim.content(),
-        };
+        let content = job.claim.content();
+        // By the settings of now, which an open connection need not know.
+        let dressed = lane.agent().dress(&entry.reverse_path, content, job.places.len()).await;
         let recorded = async {
             if let Some(before) = before {
                 // If it can't be recorded the queue goes on trying, and keeps the entry to itself.
                 let _ = before.durable().await;
             }
         };
-        match client.attempt(&message, recorded).await {
+        let attempt = match dressed {
+            Ok(Dressed { reverse_path, head }) => {
+                let message = Message {
+                    reverse_path: reverse_path.as_ref().unwrap_or(&entry.reverse_path),
+                    recipients: job.places.iter().map(|place| forward(&entry.recipients[*place])).collect(),
+                    handling: &entry.handling,
+                    content,
+                    head: head.as_ref(),
+                };
+                client.attempt(&message, recorded).await
+            }
+            Err(undressed) => undressed,
+        };
+        match attempt {
             Attempt::Done(outcomes) => {
                 leave.spent(spent(&outcomes));
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {

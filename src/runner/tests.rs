@@ -42,6 +42,7 @@ fn orders(directory: &Path) -> Orders {
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),
+        sender_rewrite: None,
         serves: Serves::default(),
     };
     Orders {

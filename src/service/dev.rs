@@ -196,6 +196,7 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),
+        sender_rewrite: None,
         serves: Serves::default(),
     };
     Ok((Embedded { captured, writer, listener, socket, shutdown }, upstream))

@@ -1,4 +1,5 @@
-//! Which addresses a list means: one, those of a domain, those of its subdomains.
+//! Which addresses a list means: one, those of a domain, those of its subdomains; and which address
+//! stands for which.
 
 use std::fmt;
 
@@ -54,6 +55,34 @@ impl fmt::Display for AddressPattern {
             Self::Address(address) => address.fmt(f),
             Self::Domain(text) | Self::Subdomains(text) => f.write_str(text),
         }
+    }
+}
+
+/// Which address stands in the place of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressMap {
+    /// The first that fits is taken.
+    rules: Vec<(AddressPattern, Mailbox)>,
+    /// What stands for all others, words that are no address among them.
+    others: Option<Mailbox>,
+}
+
+impl AddressMap {
+    /// One address for all.
+    pub fn all(address: Mailbox) -> Self {
+        Self { rules: Vec::new(), others: Some(address) }
+    }
+
+    /// By patterns, of which the first that fits is taken; what fits none stays.
+    pub fn of_patterns(rules: Vec<(AddressPattern, Mailbox)>) -> Self {
+        Self { rules, others: None }
+    }
+
+    /// What stands in the place of `address`, unless it may stay as it is.
+    pub fn of(&self, address: &str) -> Option<&Mailbox> {
+        let fits = |mailbox: &Mailbox| self.rules.iter().find(|(pattern, _)| pattern.matches(mailbox));
+        let ruled = Mailbox::parse(address).ok().and_then(|mailbox| Some(&fits(&mailbox)?.1));
+        ruled.or(self.others.as_ref()).filter(|new| new.as_str() != address)
     }
 }
 

@@ -261,3 +261,30 @@ fn the_examples_are_right() {
         check(include_str!("../../../config/two-tier.yml"), service);
     }
 }
+
+#[test]
+fn senders_are_rewritten_by_one_address_or_by_the_first_pattern_that_fits() {
+    let map = |lines: &str| read(&relay(lines)).upstreams[0].sender_rewrite.clone().expect("a map");
+    let of = |map: &AddressMap, sender: &str| map.of(sender).map(|address| address.as_str().to_owned());
+    let one = map("smtp_sender_rewrite: relay@example.com");
+    assert_eq!(of(&one, "a@b.example").as_deref(), Some("relay@example.com"));
+    assert_eq!(of(&one, "root").as_deref(), Some("relay@example.com"));
+    assert_eq!(of(&one, "relay@example.com"), None);
+    let several = map("smtp_sender_rewrite: {z@b.example: z@example.com, b.example: b@example.com}");
+    assert_eq!(of(&several, "Z@b.example").as_deref(), Some("z@example.com"));
+    assert_eq!(of(&several, "a@b.example").as_deref(), Some("b@example.com"));
+    assert_eq!((of(&several, "a@c.example"), of(&several, "root")), (None, None));
+    let settings = read(
+        "mailer: {type: smtp, config: {smtp_relays: [{server: a.example, sender_rewrite: a@example.com}, {server: b.example}]}}",
+    );
+    assert!(settings.upstreams[0].sender_rewrite.is_some() && settings.upstreams[1].sender_rewrite.is_none());
+    for (wrong, words) in [
+        ("relay", "5:26: smtp_sender_rewrite wants a mail address"),
+        ("{}", "wants 1 to"),
+        ("{'*@b.example': a@b.example}", "write `user@example.com`, `example.com` for a domain"),
+        ("{b.example: b.example}", "wants a mail address"),
+    ] {
+        let said = problems(&relay(&format!("smtp_sender_rewrite: {wrong}")));
+        assert!(said.contains(words), "{wrong}: {said}");
+    }
+}

@@ -22,8 +22,8 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
         "$SMTP_RELAY_PORT: smtp_relay_port wants a port from 1 to 65535\n  help: for example `587`"
     );
     assert!(
-        wrong(&[("SMTP_SENDER_REWRITE", "x")])
-            .starts_with("$SMTP_SENDER_REWRITE: smtp_sender_rewrite is not available")
+        wrong(&[("SMTP_PASSWORD_GRACE", "x")])
+            .starts_with("$SMTP_PASSWORD_GRACE: smtp_password_grace is not available")
     );
     let both = wrong(&[("SMTP_RELAY_PASSWORD", "s3cret"), ("SMTP_RELAY_PASSWORD_FILE", "/x")]);
     assert!(

@@ -35,6 +35,7 @@ fn upstream() -> Upstream {
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),
+        sender_rewrite: None,
         serves: Serves::default(),
     }
 }
@@ -84,6 +85,16 @@ async fn attempt_with(
     content: &Content,
     handling: Handling,
 ) -> Attempt {
+    attempt_as(client, recipients, content, None, handling).await
+}
+
+async fn attempt_as(
+    client: &mut Client<DuplexStream>,
+    recipients: &[&str],
+    content: &Content,
+    head: Option<&Head>,
+    handling: Handling,
+) -> Attempt {
     let recipients: Vec<_> = recipients.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
     let message = Message {
         reverse_path: &ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
@@ -93,6 +104,7 @@ async fn attempt_with(
             .collect(),
         handling: &handling,
         content,
+        head,
     };
     client.attempt(&message, async {}).await
 }
@@ -333,5 +345,56 @@ async fn a_server_that_only_claims_to_know_the_password_is_left() {
         drop(client);
         let heard = upstream.await.unwrap();
         assert!(heard.iter().all(|line| !line.contains(&sasl::encode("secret"))), "{heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn another_head_goes_out_in_the_place_of_the_first_octets_and_counts() {
+    let octets: Vec<u8> = [&b"Subject: x\r\n"[..], &b"\r\n.hi\r\n".repeat(20_000)].concat();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &octets).unwrap();
+    let crc32c = crc32c::crc32c(&octets);
+    let in_file = Content::File { path: file.path().to_owned(), size: octets.len() as u64, crc32c };
+    let head = Head { octets: b".Subject: another one\r\n".to_vec(), replaces: 12 };
+    let sent = [&head.octets[..], &octets[12..]].concat();
+    for content in [Content::Memory(Bytes::from(octets)), in_file] {
+        for binary in [false, true] {
+            let keywords = if binary { "PIPELINING\nSIZE\nBINARYMIME\nCHUNKING" } else { "PIPELINING\nSIZE" };
+            let (mut client, theirs) = client(keywords);
+            let upstream = tokio::spawn(async move {
+                let (mut stream, mut heard) = (BufReader::new(theirs), Vec::new());
+                let mut line = String::new();
+                while stream.read_line(&mut line).await.unwrap_or(0) > 0 {
+                    let said = std::mem::take(&mut line);
+                    if let Some(size) = said.strip_prefix("BDAT ").and_then(|rest| rest.split(' ').next()) {
+                        let mut chunk = vec![0; size.parse().unwrap()];
+                        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut chunk).await.unwrap();
+                        heard.extend_from_slice(&chunk);
+                    } else if said == "DATA\r\n" {
+                        stream.get_mut().write_all(b"354 go\r\n").await.unwrap();
+                        while line != ".\r\n" {
+                            heard.extend_from_slice(line.strip_prefix('.').unwrap_or(&line).as_bytes());
+                            line.clear();
+                            assert!(stream.read_line(&mut line).await.unwrap() > 0);
+                        }
+                        line.clear();
+                    } else if said.starts_with("MAIL") {
+                        heard.extend_from_slice(said.as_bytes());
+                    }
+                    stream.get_mut().write_all(b"250 ok\r\n").await.unwrap();
+                }
+                heard
+            });
+            let body = if binary { Body::Binary } else { Body::SevenBit };
+            let handling = Handling { body, ..Handling::default() };
+            let got = attempt_as(&mut client, &["c@d.example"], &content, Some(&head), handling).await;
+            assert_eq!(letters(&outcomes(got)), "D");
+            drop(client);
+            let heard = upstream.await.unwrap();
+            let end = heard.iter().position(|octet| *octet == b'\n').unwrap() + 1;
+            let mail = String::from_utf8_lossy(&heard[..end]).into_owned();
+            assert!(mail.contains(&format!(" SIZE={}", sent.len())), "{mail}");
+            assert!(heard[end..] == sent, "{binary}: {} and {}", heard.len() - end, sent.len());
+        }
     }
 }
