@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, Desk, Refusal,
-    queue::is_meant,
     view::{self, Item, List, Recipient},
 };
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     queue::{
         Fault, QueueId,
         history::{Reader, Span, place_of},
+        is_meant,
     },
 };
 

@@ -12,7 +12,7 @@ use crate::{
     limits::{account::Usage, breaker::Stopped, gate::Closed},
     mail::outcome::{self, Evidence, Scope, Who},
     queue::{
-        Depth, Fault, Listed, disk,
+        Depth, Fault, Listed, Standing, disk,
         entry::{self, RecipientState},
     },
     runner::{self, UpstreamState},
@@ -189,6 +189,30 @@ impl Outlook {
     fn all_blocked(&self) -> bool {
         let is_closed = |closed: &Closed| closed.until > self.now;
         self.upstreams.iter().all(|up| up.closed.as_ref().is_some_and(is_closed) || up.blocked.is_some())
+    }
+
+    /// How entries of a state stand in the store: all of that state do, and where upstreams take no mail
+    /// now, perhaps others.
+    pub(crate) fn standing(&self, state: State) -> Standing {
+        let is_blocked = |up: &UpstreamState| {
+            up.closed.as_ref().is_some_and(|closed| closed.until > self.now) || up.blocked.is_some()
+        };
+        match state {
+            State::Held => Standing::Held,
+            State::Active if !self.all_blocked() => Standing::Due(self.now),
+            // What has left is not in the store at all.
+            State::Active | State::Gone => Standing::Claimed,
+            // What is due is deferred where it can't go, or where no upstream serves it.
+            State::Deferred if self.upstreams.len() > 1 || self.upstreams.iter().any(is_blocked) => {
+                Standing::Queued
+            }
+            State::Deferred => Standing::Later(self.now),
+        }
+    }
+
+    /// Whether there is an upstream of this name.
+    pub(crate) fn has_upstream(&self, name: &str) -> bool {
+        self.upstreams.iter().any(|up| up.name == name)
     }
 
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamStatus> {

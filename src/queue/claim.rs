@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use super::{
     Fault, Next, Queue, QueueId,
     entry::{ContentInfo, Entry, Recipient},
+    marks::Flow,
     schedule::Ready,
     writer::{EntryChange, NewContent, NewEntry, Request},
 };
@@ -54,10 +55,11 @@ impl Claim {
     /// Takes the entry out of the window, untouched, until [`Queue::bring_back`] is asked for it.
     ///
     /// # Errors
-    /// So many are put off that no more can be remembered; the claim comes back.
+    /// So many are put off, or so many of its flow, that no more can be remembered; the claim comes back.
     pub fn put_off(self) -> Result<(), Self> {
         let queue = self.queue.clone();
-        if !queue.shared.schedule().has_room_to_put_off() {
+        let flow = Flow::of(self.entry());
+        if !queue.shared.schedule().has_room_to_put_off(flow) {
             return Err(self);
         }
         if let Some(ready) = self.into_inner() {

@@ -15,8 +15,8 @@ use super::{
     Entry, Fault, Queue, Shared,
     id::QueueId,
     retry,
-    schedule::Ready,
-    store::{Reader, State},
+    schedule::{Look, Ready},
+    store::Reader,
     writer::{Astray, Request},
 };
 use crate::clock::Timestamp;
@@ -27,6 +27,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 const AFTER_FAULT: Duration = Duration::from_secs(1);
 /// Octets of content brought into the window by one look at the store.
 const LOOK_OCTETS_MAX: usize = 8 * 1024 * 1024;
+/// Flows that one look at the store sees; the next one goes on behind them.
+const FLOWS_MAX: usize = 2_000;
 /// Due times that are looked at, and moved, in one go.
 const AHEAD_MAX: usize = 1_000;
 
@@ -97,7 +99,7 @@ impl Queue {
     }
 
     /// Makes due now what lies further ahead than any wait of ours, unless its sender asked for that
-    /// (RFC 4865).
+    /// (RFC 4865), and what was accepted in the future.
     async fn bring_forward(&self, now: Timestamp) -> Result<(), Fault> {
         let latest = self.shared.latest_due(now);
         let mut after = (latest, QueueId::from_i64(i64::MAX));
@@ -107,63 +109,86 @@ impl Queue {
             after = (last.due, last.id);
             let asked_for = |until: Option<Timestamp>| until.is_some_and(|until| until > latest);
             let astray = |entry: &Entry| !asked_for(entry.handling.hold_until);
-            let ids: Vec<_> =
+            let ids =
                 rows.iter().filter(|row| row.entry.as_ref().is_none_or(astray)).map(|row| row.id).collect();
-            if !ids.is_empty() {
-                tracing::warn!(
-                    messages = ids.len(),
-                    "the clock was set back: due times that it left far ahead are now"
-                );
-                let (done, moved) = oneshot::channel();
-                self.request(Request::BringForward(Astray { ids, latest, now }, done))?;
-                moved.await.map_err(|_| Fault::stopped())??;
+            self.move_to_now(Astray { ids, latest, now }).await?;
+        }
+        loop {
+            let ids = self.read(move |_, reader| reader.of_the_future(now, AHEAD_MAX)).await?;
+            if ids.is_empty() {
+                break;
             }
+            self.move_to_now(Astray { ids, latest, now }).await?;
         }
         self.shared.schedule().look_again();
         Ok(())
     }
 
-    /// One look at the store: fills the window with what is due.
+    async fn move_to_now(&self, astray: Astray) -> Result<(), Fault> {
+        if astray.ids.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(
+            messages = astray.ids.len(),
+            "the clock was set back: due times that it left far ahead are now"
+        );
+        let (done, moved) = oneshot::channel();
+        self.request(Request::BringForward(astray, done))?;
+        moved.await.map_err(|_| Fault::stopped())?
+    }
+
+    /// One look at the store: fills the window with what is due, of each flow its share.
     async fn look(&self, now: Timestamp) -> Result<(), Fault> {
         let queue = self.clone();
-        let limit = {
-            let mut schedule = self.shared.schedule();
-            schedule.begin_look();
-            schedule.look_limit()
-        };
-        let looked = self.read(move |shared, reader| {
-            let due = reader.due(now, limit)?;
-            let mut found = Vec::new();
-            let mut octets = 0;
-            let complete = due.len() < limit;
-            for id in due {
-                if shared.schedule().is_taken(id) {
-                    continue;
-                }
-                match queue.load(shared, reader, id, now)? {
-                    Loaded::Ready(ready) => {
-                        octets += ready.content.octets_in_memory();
-                        found.push(ready);
-                    }
-                    Loaded::Damaged => queue.set_aside(id),
-                    Loaded::Gone => {}
-                }
-                if octets > LOOK_OCTETS_MAX {
-                    shared.schedule().fill(found, false, None);
-                    return Ok(());
-                }
-            }
-            let next_due = if complete { reader.next_due(now)? } else { None };
-            shared.schedule().fill(found, complete, next_due);
-            Ok(())
-        });
-        if let Err(fault) = looked.await {
-            self.shared.schedule().fill(Vec::new(), false, None);
-            return Err(fault);
+        let look = self.shared.schedule().begin_look(now);
+        let looked = self.read(move |shared, reader| queue.look_into(shared, reader, &look, now)).await;
+        if looked.is_err() {
+            self.shared.schedule().look_failed();
         }
         for _ in 0..self.waiting() {
             self.shared.claimable.notify_one();
         }
+        looked
+    }
+
+    fn look_into(
+        &self,
+        shared: &Shared,
+        reader: &Reader,
+        look: &Look,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
+        let (flows, next) = reader.flows(look.from, now, FLOWS_MAX)?;
+        for flow in &flows {
+            let wanted = look.wanted(*flow, flows.len());
+            let mut ids = Vec::new();
+            let mut complete = reader.due(*flow, now, |id| {
+                let is_new = !shared.schedule().is_taken(id);
+                let has_room = ids.len() < wanted;
+                if is_new && has_room {
+                    ids.push(id);
+                }
+                has_room || !is_new
+            })?;
+            let (mut found, mut octets) = (Vec::new(), 0);
+            for id in ids {
+                if octets > LOOK_OCTETS_MAX / flows.len() {
+                    complete = false;
+                    break;
+                }
+                match self.load(shared, reader, id, now)? {
+                    Loaded::Ready(ready) => {
+                        octets += ready.content.octets_in_memory();
+                        found.push(ready);
+                    }
+                    Loaded::Damaged => self.set_aside(id),
+                    Loaded::Gone => {}
+                }
+            }
+            shared.schedule().fill(*flow, found, complete);
+        }
+        let next_due = reader.next_due(now)?;
+        shared.schedule().end_look(next, next_due);
         Ok(())
     }
 
@@ -175,7 +200,7 @@ impl Queue {
         now: Timestamp,
     ) -> rusqlite::Result<Loaded> {
         let entry = match reader.get(id)? {
-            Some(row) if row.state == State::Queued && row.due <= now => row.entry,
+            Some(row) if row.state.is_queued() && row.due <= now => row.entry,
             _ => return Ok(Loaded::Gone),
         };
         let Some(mut entry) = entry else { return Ok(Loaded::Damaged) };

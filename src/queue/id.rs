@@ -37,6 +37,11 @@ impl QueueId {
         self.0 as i64
     }
 
+    /// The first that may be given out at a time.
+    pub(super) fn first_of(time: Timestamp) -> Self {
+        Self((time.0 << PER_MILLISECOND_BITS) & ID_MAX)
+    }
+
     /// When it was given out.
     pub fn time(self) -> Timestamp {
         Timestamp(self.0 >> PER_MILLISECOND_BITS)

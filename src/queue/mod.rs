@@ -33,16 +33,20 @@ pub mod disk;
 pub mod entry;
 mod fault;
 mod feed;
+mod format;
 pub mod history;
 pub mod id;
 pub mod incoming;
 mod lock;
+mod marks;
 mod operate;
 mod reserve;
 pub mod retry;
 mod schedule;
+mod search;
 mod spool;
 mod store;
+mod turns;
 mod writer;
 
 use std::{
@@ -63,7 +67,10 @@ pub use self::{
     history::HistoryHealth,
     id::QueueId,
     incoming::Incoming,
+    marks::{Flow, is_meant},
     operate::{Action, ActionError, Listed},
+    search::{Search, Standing},
+    turns::Turns,
 };
 use self::{
     history::{History, Stops},

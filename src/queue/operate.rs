@@ -7,6 +7,7 @@ use super::{
     entry::{Entry, RecipientState},
     id::QueueId,
     schedule::{Ready, Schedule},
+    search::Search,
     store::{self, State},
     writer::{EntryChange, Request},
 };
@@ -71,6 +72,26 @@ impl Queue {
         .await
     }
 
+    /// The same, of those that are looked for.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn search(
+        &self,
+        search: Search,
+        after: Option<QueueId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Fault> {
+        self.read(move |shared, reader| {
+            let claims: Vec<_> =
+                if search.asks_for_claims() { shared.schedule().claims().collect() } else { Vec::new() };
+            let rows = reader.search(&search, &claims, after, limit)?;
+            let schedule = shared.schedule();
+            Ok(rows.into_iter().map(|row| listed(row, &schedule)).collect())
+        })
+        .await
+    }
+
     /// One entry.
     ///
     /// # Errors
@@ -90,7 +111,7 @@ impl Queue {
     /// # Errors
     /// See [`ActionError`]; a held entry is no more to be claimed than one that is not there.
     pub async fn claim_by_id(&self, id: QueueId) -> Result<(Claim, Timestamp), ActionError> {
-        self.claim_one(id, |state| state == State::Queued).await
+        self.claim_one(id, State::is_queued).await
     }
 
     /// The same for an operator, who has a say over held entries as well.

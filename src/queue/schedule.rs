@@ -1,25 +1,42 @@
-//! What is due now: a bounded window on the queue, in memory.
+//! What is due now: a bounded window on the queue, in memory, and whose turn it is.
 //!
 //! The store knows everything; the window holds the next few entries so that a worker never waits
 //! for the disk. Committed mail enters it straight from the writer while there is room, content and
 //! all, and is then delivered without being read back. Beyond that the feeder fills it from the
 //! store. However long the queue is, the window stays small.
+//!
+//! The senders of a priority take turns ([`Flow`]), in the window and at the door to it: where it is
+//! full, one of the flow that has most of it makes room for one of a flow that has little. So a letter
+//! of a quiet sender does not wait behind a hundred thousand of another's, whether they have just come,
+//! lie in the store since the last start, or become due again.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
-use super::{entry::Entry, id::QueueId};
+use super::{entry::Entry, id::QueueId, marks::Flow, turns::Turns};
 use crate::{clock::Timestamp, mail::content::Content};
 
 /// Entries in the window.
 const ENTRIES_MAX: usize = 1_000;
 /// Octets of content in the window.
 const OCTETS_MAX: usize = 16 * 1024 * 1024;
+/// Entries that a look brings of each flow, though the window is well filled.
+const SHARE: usize = 4;
 /// Entries put off, of which only the id is kept.
 const AWAY_MAX: usize = 20_000;
 /// Below this many entries the window is filled again.
 const LOW: usize = 250;
+/// Flows that are remembered as having more in the store.
+const BEHIND_MAX: usize = 4_096;
+/// While the window is well filled the store is looked at so often for those who have nothing in it.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The same while there are more flows than one look sees, so that all are seen soon.
+const PAUSE_MIDWAY: Duration = Duration::from_millis(40);
 
-/// One of so many turns goes to the lowest priority, so that it is not waited out by the others.
+/// One of so many turns goes to a lower priority than the highest, to each of them in turn, so that
+/// none is waited out by the others.
 const LOW_TURN: usize = 8;
 
 /// An entry with its content at hand.
@@ -29,30 +46,40 @@ pub(super) struct Ready {
     pub(super) content: Content,
 }
 
-impl Ready {
-    /// RFC 6710: higher goes first.
-    fn priority(&self) -> i8 {
-        self.entry.handling.priority
-    }
+/// Where an entry is that is not to be taken from the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Window(Flow),
+    Claimed,
 }
 
 /// The window and what is known of the rest.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    ready: VecDeque<Ready>,
+    /// By rank, the highest priority first; none is empty.
+    ready: BTreeMap<u32, Turns<Ready>>,
+    waiting: usize,
     octets: usize,
-    /// Counts to [`LOW_TURN`].
-    turn: usize,
+    /// Counts turns.
+    turns: usize,
     /// In the window, or claimed: not to be taken from the store a second time.
-    taken: HashSet<QueueId>,
+    taken: HashMap<QueueId, Place>,
     /// Due, and put off by whoever claimed them: not to be taken from the store for now.
-    away: HashSet<QueueId>,
-    /// The store may hold entries that are due and not taken.
-    more: bool,
+    away: HashMap<QueueId, Flow>,
+    /// How many of each flow.
+    away_of: HashMap<Flow, usize>,
+    /// Flows that have more in the store than in the window.
+    behind: HashSet<Flow>,
+    /// The store may hold entries that are due and not taken, of any flow.
+    unknown: bool,
+    /// Where the next look goes on, if the last one did not see all flows; and which of those that it
+    /// saw have more.
+    midway: Option<(Flow, HashSet<Flow>)>,
+    /// When the last look at the store began.
+    looked: Timestamp,
     /// When the store's next entry becomes due, as far as known.
     next_due: Option<Timestamp>,
-    /// While the store is being looked at: entries that changed meanwhile, so that what was read of
-    /// them is out of date.
+    /// While the store is being looked at: what changed meanwhile, so that what was read is out of date.
     changed: Option<Changed>,
 }
 
@@ -60,101 +87,198 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 struct Changed {
     ids: HashSet<QueueId>,
+    behind: HashSet<Flow>,
     next_due: Option<Timestamp>,
+}
+
+/// What a look at the store should bring.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// The flow to begin with.
+    pub(super) from: Flow,
+    /// How much the window has of each flow.
+    has: HashMap<Flow, usize>,
+    /// Entries that the window has room for, if it is low.
+    room: usize,
+}
+
+impl Look {
+    /// How many entries to bring of a flow, which is one of so many.
+    pub(super) fn wanted(&self, flow: Flow, flows: usize) -> usize {
+        let share = (self.room / flows.max(1)).max(SHARE);
+        share.saturating_sub(self.has.get(&flow).copied().unwrap_or(0))
+    }
 }
 
 impl Schedule {
     /// A schedule that knows nothing of the store yet.
     pub(super) fn unknown() -> Self {
-        Self { more: true, ..Self::default() }
+        Self { unknown: true, ..Self::default() }
     }
 
-    /// A new entry was committed and is due. It enters the window unless others wait before it; an
-    /// urgent one (RFC 6710 §5) always does, be it in the place of the last.
+    /// A new entry was committed and is due. It enters the window unless others of its flow wait in the
+    /// store before it, or the flow has its share of a full window; an urgent one (RFC 6710 §5) does not
+    /// care who came before.
     pub(super) fn offer(&mut self, ready: Ready) {
+        let flow = Flow::of(&ready.entry);
         let is_urgent = ready.entry.handling.priority > 0;
-        if is_urgent && !self.has_room() {
-            self.put_back_last();
-        }
-        if (self.more && !is_urgent) || !self.has_room() {
-            self.more = true;
+        if (self.behind.contains(&flow) && !is_urgent) || !self.makes_room(flow, is_urgent) {
+            self.leave_behind(flow);
         } else {
-            self.push(ready);
+            self.push(flow, ready);
         }
     }
 
-    /// Leaves the last of the window to the store, which has it anyway.
-    fn put_back_last(&mut self) {
-        if let Some(last) = self.ready.pop_back() {
+    /// Whether there is room for one more of a flow, be it in the place of another's.
+    fn makes_room(&mut self, flow: Flow, is_urgent: bool) -> bool {
+        while !self.has_room() {
+            let longest = self.ready.values().rev().filter_map(Turns::longest);
+            let longest = longest.reduce(|longest, other| if other.1 > longest.1 { other } else { longest });
+            let Some((longest, length)) = longest else { return true };
+            let overtakes = is_urgent && longest.rank() > flow.rank();
+            if !overtakes && length <= self.len_of(flow) + 1 {
+                return false;
+            }
+            let last = self.ready.get_mut(&longest.rank()).and_then(|turns| turns.pop_last_of(longest));
+            let Some(last) = last else { return false };
+            self.removed(&last, longest.rank());
+            // The store has it anyway.
             self.taken.remove(&last.entry.id);
-            self.octets -= last.content.octets_in_memory();
-            self.more = true;
+            self.leave_behind(longest);
+        }
+        true
+    }
+
+    /// A flow has entries that are due in the store only.
+    fn leave_behind(&mut self, flow: Flow) {
+        if let Some(changed) = &mut self.changed {
+            changed.behind.insert(flow);
+        }
+        if self.behind.len() < BEHIND_MAX {
+            self.behind.insert(flow);
+        } else {
+            self.unknown |= !self.behind.contains(&flow);
         }
     }
 
-    /// A look at the store begins; [`Self::fill`] ends it.
-    pub(super) fn begin_look(&mut self) {
+    /// A look at the store begins; [`Self::fill`] follows for each flow, then [`Self::end_look`].
+    pub(super) fn begin_look(&mut self, now: Timestamp) -> Look {
         self.changed = Some(Changed::default());
-        self.more = false;
+        self.looked = now;
+        if self.midway.is_none() {
+            self.unknown = false;
+        }
+        let (from, _) = self.midway.get_or_insert_with(|| (Flow::FIRST, HashSet::new()));
+        let from = *from;
+        let has = self.ready.values().flat_map(Turns::lengths).collect();
+        Look { from, has, room: if self.is_low() { ENTRIES_MAX / 2 } else { 0 } }
     }
 
-    /// Entries were read from the store; `complete` if those are all that are due, and then when the
-    /// next will be.
+    /// Entries of a flow were read from the store; `complete` if those and the taken ones are all that
+    /// are due.
     ///
     /// An entry that was settled since the look began is not what was read any more: taking it
     /// would deliver it twice.
-    pub(super) fn fill(&mut self, found: Vec<Ready>, complete: bool, next_due: Option<Timestamp>) {
-        let changed = self.changed.take().unwrap_or_default();
+    pub(super) fn fill(&mut self, flow: Flow, found: Vec<Ready>, mut complete: bool) {
         for ready in found {
             let id = ready.entry.id;
-            if !self.is_taken(id) && !changed.ids.contains(&id) {
-                self.push(ready);
+            let has_changed = self.changed.as_ref().is_some_and(|changed| changed.ids.contains(&id));
+            if self.is_taken(id) || has_changed {
+                continue;
+            }
+            if self.makes_room(flow, false) {
+                self.push(flow, ready);
+            } else {
+                complete = false;
             }
         }
-        self.more |= !complete;
+        if let Some((_, more)) = &mut self.midway
+            && !complete
+        {
+            more.insert(flow);
+        }
+    }
+
+    /// The look is over; `next` is the flow to go on with, if not all were seen, and `next_due` when
+    /// the next entry becomes due.
+    pub(super) fn end_look(&mut self, next: Option<Flow>, next_due: Option<Timestamp>) {
+        let changed = self.changed.take().unwrap_or_default();
         self.next_due = earlier(next_due, changed.next_due);
+        let (_, mut more) = self.midway.take().unwrap_or((Flow::FIRST, HashSet::new()));
+        more.extend(changed.behind);
+        match next {
+            Some(next) => self.midway = Some((next, more)),
+            None => {
+                self.behind.clear();
+                more.into_iter().for_each(|flow| self.leave_behind(flow));
+            }
+        }
+    }
+
+    /// The look failed: what it should have brought is still to be brought.
+    pub(super) fn look_failed(&mut self) {
+        self.changed = None;
+        self.midway = None;
+        self.unknown = true;
     }
 
     /// Takes the next entry; it stays taken until [`Self::forget`].
     pub(super) fn pop(&mut self) -> Option<Ready> {
-        self.turn = (self.turn + 1) % LOW_TURN;
-        let place = match self.ready.back() {
-            Some(last) if self.turn == 0 => {
-                self.ready.partition_point(|other| other.priority() > last.priority())
-            }
-            _ => 0,
+        self.turns = self.turns.wrapping_add(1);
+        let lower = self.ready.len().saturating_sub(1);
+        let place = match self.turns.is_multiple_of(LOW_TURN) && lower > 0 {
+            true => 1 + self.turns / LOW_TURN % lower,
+            false => 0,
         };
-        let ready = self.ready.remove(place)?;
-        self.octets -= ready.content.octets_in_memory();
+        let rank = *self.ready.keys().nth(place)?;
+        let (_, ready) = self.ready.get_mut(&rank)?.pop()?;
+        self.removed(&ready, rank);
+        self.taken.insert(ready.entry.id, Place::Claimed);
         Some(ready)
     }
 
     /// A claim was given back untouched.
     pub(super) fn give_back(&mut self, ready: Ready) {
-        self.octets += ready.content.octets_in_memory();
-        let place = self.ready.partition_point(|other| other.priority() > ready.priority());
-        self.ready.insert(place, ready);
+        let flow = Flow::of(&ready.entry);
+        self.added(&ready, flow);
+        self.ready.entry(flow.rank()).or_default().put_back(flow, ready);
     }
 
-    /// Whether another entry can be put off.
-    pub(super) fn has_room_to_put_off(&self) -> bool {
-        self.away.len() < AWAY_MAX
+    /// Whether another entry of a flow can be put off. What is left is there for whoever has none of
+    /// it: no flow gets more than is left for the others.
+    pub(super) fn has_room_to_put_off(&self, flow: Flow) -> bool {
+        let of_flow = self.away_of.get(&flow).copied().unwrap_or(0);
+        of_flow < AWAY_MAX.saturating_sub(self.away.len())
     }
 
     /// A claimed entry leaves the window as it was, until [`Self::bring_back`].
     pub(super) fn put_off(&mut self, ready: &Ready) {
-        self.taken.remove(&ready.entry.id);
-        self.away.insert(ready.entry.id);
+        let (id, flow) = (ready.entry.id, Flow::of(&ready.entry));
+        self.taken.remove(&id);
+        if self.away.insert(id, flow).is_none() {
+            *self.away_of.entry(flow).or_default() += 1;
+        }
     }
 
     /// Whether there were any of these.
     pub(super) fn bring_back(&mut self, ids: &[QueueId]) -> bool {
         let before = self.away.len();
         for id in ids {
-            self.away.remove(id);
+            if let Some(flow) = self.no_longer_away(*id) {
+                self.leave_behind(flow);
+            }
         }
-        self.more |= self.away.len() < before;
         self.away.len() < before
+    }
+
+    fn no_longer_away(&mut self, id: QueueId) -> Option<Flow> {
+        let flow = self.away.remove(&id)?;
+        let of_flow = self.away_of.entry(flow).or_default();
+        *of_flow = of_flow.saturating_sub(1);
+        if *of_flow == 0 {
+            self.away_of.remove(&flow);
+        }
+        Some(flow)
     }
 
     /// Entries that are put off.
@@ -175,74 +299,111 @@ impl Schedule {
 
     /// Takes an entry for an operator to act on, until [`Self::forget`]. False if it is claimed.
     pub(super) fn withdraw(&mut self, id: QueueId) -> bool {
-        self.away.remove(&id);
-        if self.taken.insert(id) {
-            return true;
+        self.no_longer_away(id);
+        match self.taken.insert(id, Place::Claimed) {
+            None => true,
+            Some(Place::Claimed) => false,
+            Some(Place::Window(flow)) => {
+                let turns = self.ready.get_mut(&flow.rank());
+                let found = turns.and_then(|turns| turns.take(flow, |ready| ready.entry.id == id));
+                if let Some(ready) = found {
+                    self.removed(&ready, flow.rank());
+                }
+                true
+            }
         }
-        let Some(place) = self.ready.iter().position(|ready| ready.entry.id == id) else {
-            return false;
-        };
-        if let Some(ready) = self.ready.remove(place) {
-            self.octets -= ready.content.octets_in_memory();
-        }
-        true
     }
 
     /// The store must be looked at: something may be due that the window doesn't hold.
     pub(super) fn look_again(&mut self) {
-        self.more = true;
+        self.unknown = true;
     }
 
-    /// Whether the store should be looked at now.
+    /// Whether a low window can be filled now.
     pub(super) fn wants_look(&self) -> bool {
-        self.more && self.ready.len() < LOW && self.octets < OCTETS_MAX
+        self.has_more() && self.is_low()
     }
 
-    /// When the store must be looked at next, if nothing changes before. What has become due does
-    /// not enter a window that is well filled: it would grow with each look while nothing leaves it.
+    /// When the store must be looked at next, if nothing changes before. A window that is well filled
+    /// is not filled on, for it would grow with each look while nothing leaves it; but now and then it
+    /// is looked for those who have nothing in it.
     pub(super) fn next_look(&mut self, now: Timestamp) -> Option<Timestamp> {
         if self.next_due.is_some_and(|due| due <= now) {
             self.next_due = None;
-            self.more = true;
+            self.unknown = true;
         }
-        if self.wants_look() { Some(now) } else { self.next_due }
+        if !self.has_more() {
+            return self.next_due;
+        }
+        // A clock that was set back must not make anybody wait.
+        let looked = self.looked.min(now);
+        Some(match (self.is_low(), &self.midway) {
+            (true, _) => now,
+            (false, None) => now.max(looked.after(PAUSE)),
+            (false, Some(_)) => now.max(looked.after(PAUSE_MIDWAY)),
+        })
     }
 
     /// Entries that can be claimed now.
     pub(super) fn waiting(&self) -> usize {
-        self.ready.len()
+        self.waiting
     }
 
     /// Entries that are claimed.
     pub(super) fn claimed(&self) -> usize {
-        self.taken.len() - self.ready.len()
+        self.taken.len() - self.waiting
     }
 
     /// Whether an entry is in the window or claimed.
     pub(super) fn is_taken(&self, id: QueueId) -> bool {
-        self.taken.contains(&id) || self.away.contains(&id)
+        self.taken.contains_key(&id) || self.away.contains_key(&id)
     }
 
     /// Whether an entry is claimed at this moment.
     pub(super) fn is_claimed(&self, id: QueueId) -> bool {
-        self.taken.contains(&id) && !self.ready.iter().any(|ready| ready.entry.id == id)
+        self.taken.get(&id) == Some(&Place::Claimed)
     }
 
-    /// How many entries a look at the store should bring, the taken ones among them.
-    pub(super) fn look_limit(&self) -> usize {
-        self.taken.len() + self.away.len() + ENTRIES_MAX / 2
+    /// The entries that are claimed at this moment.
+    pub(super) fn claims(&self) -> impl Iterator<Item = QueueId> {
+        let claimed = self.taken.iter().filter(|(_, place)| **place == Place::Claimed);
+        claimed.map(|(id, _)| *id)
+    }
+
+    fn has_more(&self) -> bool {
+        self.unknown || self.midway.is_some() || !self.behind.is_empty()
+    }
+
+    fn is_low(&self) -> bool {
+        self.waiting < LOW && self.octets < OCTETS_MAX
     }
 
     fn has_room(&self) -> bool {
-        self.ready.len() < ENTRIES_MAX && self.octets < OCTETS_MAX
+        self.waiting < ENTRIES_MAX && self.octets < OCTETS_MAX
     }
 
-    fn push(&mut self, ready: Ready) {
-        self.taken.insert(ready.entry.id);
+    fn len_of(&self, flow: Flow) -> usize {
+        self.ready.get(&flow.rank()).map_or(0, |turns| turns.len_of(flow))
+    }
+
+    fn push(&mut self, flow: Flow, ready: Ready) {
+        self.added(&ready, flow);
+        self.ready.entry(flow.rank()).or_default().push(flow, ready);
+    }
+
+    fn added(&mut self, ready: &Ready, flow: Flow) {
+        self.taken.insert(ready.entry.id, Place::Window(flow));
+        self.waiting += 1;
         self.octets += ready.content.octets_in_memory();
-        // Behind all of its priority, which nearly always is the end.
-        let place = self.ready.partition_point(|other| other.priority() >= ready.priority());
-        self.ready.insert(place, ready);
+    }
+
+    /// It was taken out of the window.
+    fn removed(&mut self, ready: &Ready, rank: u32) {
+        self.waiting -= 1;
+        self.octets -= ready.content.octets_in_memory();
+        if self.ready.get(&rank).is_some_and(Turns::is_empty) {
+            self.ready.remove(&rank);
+        }
     }
 }
 
@@ -270,26 +431,33 @@ mod tests {
         ready
     }
 
+    /// A schedule that has seen a store of one flow.
+    fn filled(found: Vec<Ready>, complete: bool) -> Schedule {
+        let mut schedule = Schedule::unknown();
+        schedule.begin_look(Timestamp(1_000));
+        schedule.fill(Flow::of(&found[0].entry), found, complete);
+        schedule.end_look(None, None);
+        schedule
+    }
+
     fn next(schedule: &mut Schedule) -> i64 {
         schedule.pop().expect("it is filled").entry.id.to_i64()
     }
 
     #[test]
     fn a_password_reset_overtakes_a_newsletter_however_long_that_is() {
-        let mut schedule = Schedule::unknown();
-        schedule.begin_look();
-        schedule.fill((0..ENTRIES_MAX as u64).map(ready).collect(), false, None);
+        let mut schedule = filled((0..ENTRIES_MAX as u64).map(ready).collect(), false);
         schedule.offer(of_priority(5_000, 5));
         schedule.offer(ready(5_001));
         assert_eq!(schedule.waiting(), ENTRIES_MAX, "the window stays bounded");
         assert_eq!(next(&mut schedule), 5_000);
         assert_eq!(next(&mut schedule), 0);
         // What had to leave the window is looked for again, as is what found no place.
-        assert!(schedule.more && !schedule.is_taken(QueueId::from_i64(ENTRIES_MAX as i64 - 1)));
+        assert!(schedule.has_more() && !schedule.is_taken(QueueId::from_i64(ENTRIES_MAX as i64 - 1)));
     }
 
     #[test]
-    fn one_turn_in_eight_is_for_the_last_priority() {
+    fn one_turn_in_eight_is_for_the_lower_priorities() {
         let mut schedule = Schedule::default();
         for id in 0..20 {
             schedule.offer(of_priority(id, 4));
@@ -314,13 +482,11 @@ mod tests {
     #[test]
     fn a_well_filled_window_is_not_filled_again_by_what_is_put_off() {
         let now = Timestamp(1_000);
-        let mut schedule = Schedule::unknown();
-        schedule.begin_look();
-        schedule.fill((0..2 * LOW as u64).map(ready).collect(), true, None);
+        let mut schedule = filled((0..2 * LOW as u64).map(ready).collect(), true);
         // As before a closed gate: one is tried, and is due again at once.
         let tried = schedule.pop().expect("it is filled");
         schedule.forget(tried.entry.id, Some(now));
-        assert_eq!(schedule.next_look(now), None);
+        assert_eq!(schedule.next_look(now), Some(now.after(PAUSE)), "only for who has nothing in it");
         while schedule.waiting() >= LOW {
             let done = schedule.pop().expect("it is filled");
             schedule.forget(done.entry.id, None);

@@ -12,40 +12,59 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params, types::Value,
+};
 
-use super::{Depth, Fault, entry::Entry, id::QueueId, reserve::Reserve};
+use super::{
+    Depth, Fault,
+    entry::Entry,
+    format::{self, FORMAT},
+    id::QueueId,
+    marks::{self, Flow},
+    reserve::Reserve,
+    search::Search,
+};
 use crate::clock::Timestamp;
 
-/// The version of the tables below. A store of a later version is refused and left untouched.
-const FORMAT: i32 = 1;
-const APPLICATION_ID: i32 = 0x4F75_7450; // "OutP"
-
-/// `due` is when the entry wants to be tried; `state` is one of [`State`]. The partial index makes
-/// "what is due" a short range however much is held; the second one makes counting the held cheap.
-const SCHEMA: &str = "
-    CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO meta VALUES('messages', 0), ('octets', 0), ('last', 0);
-    CREATE TABLE message(
-        id INTEGER PRIMARY KEY,
-        state INTEGER NOT NULL,
-        due INTEGER NOT NULL,
-        size INTEGER NOT NULL,
-        record BLOB NOT NULL);
-    CREATE INDEX message_due ON message(due, id) WHERE state = 0;
-    CREATE INDEX message_not_queued ON message(state) WHERE state <> 0;
-    CREATE TABLE content(id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
-";
+/// A row of `message`.
+pub(super) const INSERT_MESSAGE: &str =
+    "INSERT INTO message(id, state, due, size, flow, sender, recipients) VALUES(?, ?, ?, ?, ?, ?, ?)";
+/// Its record.
+pub(super) const INSERT_RECORD: &str = "INSERT INTO record(id, octets) VALUES(?, ?)";
 
 /// What the `state` column says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Tried when due.
+    /// Due since it was accepted.
     Queued = 0,
+    /// Waits for its time, or has waited.
+    Deferred = 1,
     /// Waits for an operator.
-    Held = 1,
-    /// Its record or content failed its checksum; set aside, never deleted by us.
-    Damaged = 2,
+    Held = 2,
+    /// Its record or content can't be read; set aside, never deleted by us.
+    Damaged = 3,
+}
+
+impl State {
+    /// What a queued entry is that is due then.
+    pub(super) fn queued(entry: &Entry, due: i64) -> Self {
+        if due > entry.received.0 as i64 { Self::Deferred } else { Self::Queued }
+    }
+
+    fn from_i64(value: i64) -> Self {
+        match value {
+            0 => Self::Queued,
+            1 => Self::Deferred,
+            2 => Self::Held,
+            _ => Self::Damaged,
+        }
+    }
+
+    /// Whether it is tried when it is due.
+    pub(super) fn is_queued(self) -> bool {
+        matches!(self, Self::Queued | Self::Deferred)
+    }
 }
 
 /// One change of a transaction.
@@ -59,7 +78,8 @@ pub(super) enum Change<'a> {
     Remove { id: QueueId },
     /// It can't be read.
     SetAside { id: QueueId },
-    /// Due behind `latest`, where no wait of ours ends, it is due now.
+    /// Due behind `latest`, where no wait of ours ends, or in the future though it never waited: it is
+    /// due now.
     BringForward { id: QueueId, latest: Timestamp, now: Timestamp },
 }
 
@@ -84,7 +104,9 @@ pub(super) struct Tally {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
+    #[error("{0}: {WHAT_NOW}")]
+    Damaged(rusqlite::Error),
     #[error("it was written by a later version of Outpost (format {0}, known here: {FORMAT})")]
     Newer(i32),
     #[error("it is not an Outpost queue")]
@@ -95,10 +117,26 @@ pub(super) enum StoreError {
     NotDurable(String),
 }
 
+/// What to do about damage.
+const WHAT_NOW: &str = "the database is damaged: `outpost queue check` tells what is; stop the relay and restore \
+    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one";
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        if is_damage(&error) { Self::Damaged(error) } else { Self::Sqlite(error) }
+    }
+}
+
+/// Whether it is the file that is wrong, and not the disk or the moment.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
+            _ if is_damage(&error) => Self::Broken(format!("{error}: {WHAT_NOW}")),
             _ => Self::Broken(error.to_string()),
         }
     }
@@ -110,20 +148,12 @@ impl Store {
         // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
         let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         made.map_err(|error| StoreError::File(error.to_string()))?;
-        let connection = Connection::open_with_flags(
+        let found = format::look(path)?;
+        let mut connection = Connection::open_with_flags(
             path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE
-                | OpenFlags::SQLITE_OPEN_CREATE
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        let format: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let owner: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        match (owner, format) {
-            (APPLICATION_ID, FORMAT) | (0, 0) => {}
-            (APPLICATION_ID, later) if later > FORMAT => return Err(StoreError::Newer(later)),
-            _ => return Err(StoreError::Foreign),
-        }
         // auto_vacuum must be chosen before the first table, so that space can be given back later.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         let mode: String =
@@ -139,11 +169,7 @@ impl Store {
         connection.pragma_update(None, "journal_size_limit", 8 * 1024 * 1024)?;
         connection.pragma_update(None, "cache_size", -16 * 1024)?;
         connection.set_prepared_statement_cache_capacity(32);
-        if format == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
-            ))?;
-        }
+        format::bring_up_to_date(&mut connection, found)?;
         let tally = read_tally(&connection)?;
         let reserve = Reserve::new(path.parent().unwrap_or(path));
         Ok(Self { connection, tally, reserve })
@@ -212,17 +238,18 @@ impl Store {
         match change {
             Change::Insert { entry, octets } => {
                 let id = entry.id.to_i64();
-                connection
-                    .prepare_cached(
-                        "INSERT INTO message(id, state, due, size, record) VALUES(?, ?, ?, ?, ?)",
-                    )?
-                    .execute(params![
-                        id,
-                        state_of(entry) as i32,
-                        entry.first_due().0 as i64,
-                        entry.content.size as i64,
-                        entry.encode()
-                    ])?;
+                let due = entry.first_due().0 as i64;
+                let recipients = marks::recipients(entry.recipients.iter().map(|one| one.address.as_str()));
+                connection.prepare_cached(INSERT_MESSAGE)?.execute(params![
+                    id,
+                    state_of(entry, || State::queued(entry, due)) as i32,
+                    due,
+                    entry.content.size as i64,
+                    Flow::of(entry).to_i64(),
+                    marks::sender(entry.reverse_path.as_str()),
+                    recipients
+                ])?;
+                connection.prepare_cached(INSERT_RECORD)?.execute(params![id, entry.encode()])?;
                 if let Some(octets) = octets {
                     connection
                         .prepare_cached("INSERT INTO content(id, octets) VALUES(?, ?)")?
@@ -233,14 +260,13 @@ impl Store {
                 self.tally.octets += entry.content.size;
             }
             Change::Update { entry, due } => {
+                let id = entry.id.to_i64();
                 connection
-                    .prepare_cached("UPDATE message SET state = ?, due = ?, record = ? WHERE id = ?")?
-                    .execute(params![
-                        state_of(entry) as i32,
-                        due.0 as i64,
-                        entry.encode(),
-                        entry.id.to_i64()
-                    ])?;
+                    .prepare_cached("UPDATE message SET state = ?, due = ? WHERE id = ?")?
+                    .execute(params![state_of(entry, || State::Deferred) as i32, due.0 as i64, id])?;
+                connection
+                    .prepare_cached("UPDATE record SET octets = ? WHERE id = ?")?
+                    .execute(params![entry.encode(), id])?;
             }
             Change::Remove { id } => {
                 let id = id.to_i64();
@@ -248,6 +274,7 @@ impl Store {
                     .prepare_cached("DELETE FROM message WHERE id = ? RETURNING size")?
                     .query_row([id], |row| row.get(0))
                     .optional()?;
+                connection.prepare_cached("DELETE FROM record WHERE id = ?")?.execute([id])?;
                 connection.prepare_cached("DELETE FROM content WHERE id = ?")?.execute([id])?;
                 if let Some(size) = size {
                     self.tally.messages = self.tally.messages.saturating_sub(1);
@@ -261,8 +288,13 @@ impl Store {
             }
             Change::BringForward { id, latest, now } => {
                 connection
-                    .prepare_cached("UPDATE message SET due = ? WHERE id = ? AND state = 0 AND due > ?")?
-                    .execute(params![now.0 as i64, id.to_i64(), latest.0 as i64])?;
+                    .prepare_cached(
+                        "UPDATE message SET due = :now WHERE id = :id
+                         AND (state = 1 AND due > :latest OR state = 0 AND due > :now)",
+                    )?
+                    .execute(named_params! {
+                        ":now": now.0 as i64, ":id": id.to_i64(), ":latest": latest.0 as i64
+                    })?;
             }
         }
         Ok(())
@@ -291,8 +323,8 @@ impl Store {
     }
 }
 
-fn state_of(entry: &Entry) -> State {
-    if entry.held.is_some() { State::Held } else { State::Queued }
+fn state_of(entry: &Entry, otherwise: impl Fn() -> State) -> State {
+    if entry.held.is_some() { State::Held } else { otherwise() }
 }
 
 fn read_tally(connection: &Connection) -> rusqlite::Result<Tally> {
@@ -328,59 +360,170 @@ impl Reader {
         Ok(Self(connection))
     }
 
-    /// Queued entries that are due, the longest due first.
-    pub(super) fn due(&self, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<QueueId>> {
-        self.0
-            .prepare_cached("SELECT id FROM message WHERE state = 0 AND due <= ? ORDER BY due, id LIMIT ?")?
-            .query_map(params![now.0 as i64, limit as i64], |row| row.get(0).map(QueueId::from_i64))?
-            .collect()
+    /// Flows of which something is due, from `from` on, at most `limit` flows looked at; and where to go
+    /// on, if that was not all.
+    pub(super) fn flows(
+        &self,
+        from: Flow,
+        now: Timestamp,
+        limit: usize,
+    ) -> rusqlite::Result<(Vec<Flow>, Option<Flow>)> {
+        let mut next = self.0.prepare_cached(
+            "SELECT flow, due FROM message INDEXED BY message_turn
+             WHERE state <= 1 AND flow >= ? ORDER BY flow, due LIMIT 1",
+        )?;
+        let (mut found, mut from) = (Vec::new(), from.to_i64());
+        for _ in 0..limit {
+            let first = next.query_row([from], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+            let Some((flow, due)) = first.optional()? else { return Ok((found, None)) };
+            if due <= now.0 as i64 {
+                found.push(Flow::from_i64(flow));
+            }
+            from = flow + 1;
+        }
+        Ok((found, Some(Flow::from_i64(from))))
     }
 
-    /// When the next queued entry becomes due, after `now`.
+    /// Tells of entries of a flow that are due, the longest due first, until `take` has enough. True if
+    /// those were all.
+    pub(super) fn due(
+        &self,
+        flow: Flow,
+        now: Timestamp,
+        mut take: impl FnMut(QueueId) -> bool,
+    ) -> rusqlite::Result<bool> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT id FROM message INDEXED BY message_turn
+             WHERE state <= 1 AND flow = ? AND due <= ? ORDER BY due, id",
+        )?;
+        let mut rows = statement.query(params![flow.to_i64(), now.0 as i64])?;
+        while let Some(row) = rows.next()? {
+            if !take(QueueId::from_i64(row.get(0)?)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// When the next deferred entry becomes due, after `now`.
     pub(super) fn next_due(&self, now: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
         self.0
-            .prepare_cached("SELECT min(due) FROM message WHERE state = 0 AND due > ?")?
+            .prepare_cached("SELECT min(due) FROM message WHERE state = 1 AND due > ?")?
             .query_row([now.0 as i64], |row| row.get::<_, Option<i64>>(0))
             .map(|due| due.map(|due| Timestamp(due as u64)))
     }
 
-    /// Queued entries behind one of this due time and id, in that order.
+    /// Deferred entries behind one of this due time and id, in that order.
     pub(super) fn ahead(&self, (due, id): (Timestamp, QueueId), limit: usize) -> rusqlite::Result<Vec<Row>> {
+        self.rows(
+            "SELECT id, due, size, state FROM message INDEXED BY message_later
+             WHERE state = 1 AND due >= ?1 AND (due > ?1 OR id > ?2) ORDER BY due, id LIMIT ?3",
+            params![due.0 as i64, id.to_i64(), limit as i64],
+        )
+    }
+
+    /// Entries that were accepted at a time that has not come yet.
+    pub(super) fn of_the_future(&self, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<QueueId>> {
         self.0
-            .prepare_cached(
-                "SELECT id, due, size, state, record FROM message
-                 WHERE state = 0 AND (due, id) > (?, ?) ORDER BY due, id LIMIT ?",
-            )?
-            .query_map(params![due.0 as i64, id.to_i64(), limit as i64], row)?
+            .prepare_cached("SELECT id FROM message WHERE id > ?1 AND state = 0 AND due > ?2 LIMIT ?3")?
+            .query_map(params![QueueId::first_of(now).to_i64(), now.0 as i64, limit as i64], |row| {
+                row.get(0).map(QueueId::from_i64)
+            })?
             .collect()
     }
 
     /// One entry.
     pub(super) fn get(&self, id: QueueId) -> rusqlite::Result<Option<Row>> {
-        self.0
-            .prepare_cached("SELECT id, due, size, state, record FROM message WHERE id = ?")?
-            .query_row([id.to_i64()], row)
-            .optional()
+        let mut rows = self.rows("SELECT id, due, size, state FROM message WHERE id = ?", [id.to_i64()])?;
+        Ok(rows.pop())
     }
 
     /// Entries behind `after`, in the order of their arrival.
     pub(super) fn list(&self, after: Option<QueueId>, limit: usize) -> rusqlite::Result<Vec<Row>> {
-        self.0
-            .prepare_cached(
-                "SELECT id, due, size, state, record FROM message WHERE id > ? ORDER BY id LIMIT ?",
-            )?
-            .query_map(params![after.map_or(-1, QueueId::to_i64), limit as i64], row)?
-            .collect()
+        self.rows(
+            "SELECT id, due, size, state FROM message WHERE id > ? ORDER BY id LIMIT ?",
+            params![after.map_or(-1, QueueId::to_i64), limit as i64],
+        )
+    }
+
+    /// Entries behind `after` that are looked for, in the order of their arrival.
+    ///
+    /// The rows alone are looked through, and an entry is read only where its row says that it may be
+    /// meant.
+    pub(super) fn search(
+        &self,
+        search: &Search,
+        claims: &[QueueId],
+        after: Option<QueueId>,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<Row>> {
+        let (conditions, mut parameters) = search.conditions(claims);
+        parameters.push(Value::Integer(after.map_or(-1, QueueId::to_i64)));
+        let query = format!("SELECT id, due, size, state FROM message WHERE {conditions} id > ? ORDER BY id");
+        self.rows_that(&query, rusqlite::params_from_iter(parameters), limit, |row| {
+            !search.has_address() || row.entry.as_ref().is_some_and(|entry| search.means(entry))
+        })
+    }
+
+    fn rows(&self, query: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<Vec<Row>> {
+        self.rows_that(query, parameters, usize::MAX, |_| true)
+    }
+
+    fn rows_that(
+        &self,
+        query: &str,
+        parameters: impl rusqlite::Params,
+        limit: usize,
+        wants: impl Fn(&Row) -> bool,
+    ) -> rusqlite::Result<Vec<Row>> {
+        let mut statement = self.0.prepare_cached(query)?;
+        let mut rows = statement.query(parameters)?;
+        let mut found = Vec::new();
+        while found.len() < limit
+            && let Some(row) = rows.next()?
+        {
+            let id = QueueId::from_i64(row.get(0)?);
+            let row = Row {
+                id,
+                due: Timestamp(row.get::<_, i64>(1)? as u64),
+                size: row.get::<_, i64>(2)? as u64,
+                state: State::from_i64(row.get(3)?),
+                entry: self.entry(id)?,
+            };
+            if wants(&row) {
+                found.push(row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The entry of this id; `None` if it is damaged.
+    fn entry(&self, id: QueueId) -> rusqlite::Result<Option<Entry>> {
+        let record = self
+            .0
+            .prepare_cached("SELECT octets FROM record WHERE id = ?")?
+            .query_row([id.to_i64()], |row| {
+                Ok(row.get_ref(0)?.as_bytes().ok().and_then(|record| Entry::decode(id, record)))
+            })
+            .optional();
+        match record {
+            Err(error) if is_damage(&error) => Ok(None),
+            other => other.map(Option::flatten),
+        }
     }
 
     /// The content of an entry, if it is in the database.
     pub(super) fn octets(&self, id: QueueId) -> rusqlite::Result<Option<Bytes>> {
-        self.0
+        let octets = self
+            .0
             .prepare_cached("SELECT octets FROM content WHERE id = ?")?
             // Damage may have changed the type as well; the checksum is the judge, not SQLite.
             .query_row([id.to_i64()], |row| Ok(row.get_ref(0)?.as_bytes().map(Bytes::copy_from_slice).ok()))
-            .optional()
-            .map(Option::flatten)
+            .optional();
+        match octets {
+            Err(error) if is_damage(&error) => Ok(None),
+            other => other.map(Option::flatten),
+        }
     }
 
     /// The depth of the queue, in one consistent look.
@@ -389,8 +532,8 @@ impl Reader {
             .prepare_cached(
                 "SELECT (SELECT value FROM meta WHERE key = 'messages'),
                         (SELECT value FROM meta WHERE key = 'octets'),
-                        (SELECT count(*) FROM message WHERE state = 0 AND due > :now),
-                        (SELECT count(*) FROM message WHERE state <> 0),
+                        (SELECT count(*) FROM message WHERE state = 1 AND due > :now),
+                        (SELECT count(*) FROM message WHERE state >= 2),
                         (SELECT min(id) FROM message)",
             )?
             .query_row(named_params! { ":now": now.0 as i64 }, |row| {
@@ -408,22 +551,6 @@ impl Reader {
                 })
             })
     }
-}
-
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let id = QueueId::from_i64(row.get(0)?);
-    let state = match row.get(3)? {
-        0 => State::Queued,
-        1 => State::Held,
-        _ => State::Damaged,
-    };
-    Ok(Row {
-        id,
-        due: Timestamp(row.get::<_, i64>(1)? as u64),
-        size: row.get::<_, i64>(2)? as u64,
-        state,
-        entry: row.get_ref(4)?.as_bytes().ok().and_then(|record| Entry::decode(id, record)),
-    })
 }
 
 /// Where the database of the queue in `directory` lies.

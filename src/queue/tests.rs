@@ -400,3 +400,231 @@ async fn what_its_sender_wants_held_back_is_not_tried_before() {
     assert_eq!(later.entry().id, receipt.id());
     assert!(Clock::System.now() >= soon);
 }
+
+/// A copy of the store of format 1 in `tests/formats/1`. See the page there.
+pub(super) fn format_1() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/1");
+    std::fs::create_dir(directory.path().join("spool")).unwrap();
+    std::fs::copy(from.join("queue.sqlite"), store::path(directory.path())).unwrap();
+    for file in std::fs::read_dir(from.join("spool")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), directory.path().join("spool").join(file.file_name())).unwrap();
+    }
+    directory
+}
+
+#[tokio::test]
+async fn a_queue_of_format_1_is_taken_over_whole_and_works() {
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        id: QueueId,
+        state: i64,
+        due: u64,
+        size: u64,
+        crc32c: u32,
+        entry: Option<Entry>,
+    }
+    let lines = include_str!("../../tests/formats/1/expected.jsonl").lines();
+    let expected: Vec<Expected> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    let directory = format_1();
+    let (queue, thread) = Queue::open(&settings(directory.path()), Clock::System).unwrap();
+    // Nothing runs yet that would claim or move any.
+    let listed = queue.list(None, 100).await.unwrap();
+    assert_eq!(listed.len(), expected.len());
+    for (listed, expected) in listed.iter().zip(&expected) {
+        let found = (listed.id, listed.due.0, listed.size, &listed.entry);
+        assert_eq!(found, (expected.id, expected.due, expected.size, &expected.entry));
+        let content = queue.content(listed.id).await.unwrap();
+        let crc32c = content.map(|content| crc32c::crc32c(&read(&content)));
+        assert_eq!(crc32c, expected.entry.as_ref().map(|_| expected.crc32c));
+    }
+    let depth = queue.depth().await.unwrap();
+    let octets = expected.iter().map(|expected| expected.size).sum();
+    let held = expected.iter().filter(|expected| expected.state > 0).count() as u64;
+    assert_eq!((depth.messages, depth.octets, depth.held), (expected.len() as u64, octets, held));
+
+    let feeding = queue.clone();
+    let feeder = tokio::spawn(async move { feeding.feed().await });
+    let now = Clock::System.now().0;
+    let due = expected.iter().filter(|one| one.state == 0 && one.entry.is_some() && one.due <= now);
+    let mut due: Vec<QueueId> = due.map(|one| one.id).collect();
+    assert!(due.len() >= 4);
+    let urgent = expected.iter().find(|one| one.entry.as_ref().is_some_and(|e| e.handling.priority > 0));
+    let mut claimed = Vec::new();
+    while claimed.len() < due.len() {
+        let claim = tokio::time::timeout(Duration::from_secs(10), queue.claim()).await.unwrap();
+        claimed.push(claim.entry().id);
+        queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    }
+    assert_eq!(claimed.first(), urgent.map(|one| &one.id), "whose turn it is was found out, too");
+    (claimed.sort_unstable(), due.sort_unstable());
+    assert_eq!(claimed, due);
+    // The one whose record is damaged was found, and is set aside.
+    while queue.depth().await.unwrap().held == held {
+        tokio::task::yield_now().await;
+    }
+    feeder.abort();
+    let _ = feeder.await;
+    drop(queue);
+    thread.join();
+    // And once more, as one that was never anything else.
+    let fixture = Fixture::open(directory);
+    accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let depth = fixture.queue.depth().await.unwrap();
+    assert_eq!(depth.messages, expected.len() as u64 - due.len() as u64 + 1);
+    assert_eq!(depth.held, held + 1);
+}
+
+/// A message of a sender; `user` logged in, unless it is empty.
+async fn accept_from(queue: &Queue, user: &str, sender: &str, recipients: &[&str], priority: i8) -> QueueId {
+    let mut incoming = queue.begin().unwrap();
+    incoming.push(b"Subject: x\r\n\r\nx\r\n");
+    let facts = incoming.facts().unwrap();
+    let sender = if sender.is_empty() { ReversePath::NULL } else { Mailbox::parse(sender).unwrap().into() };
+    let envelope = Envelope {
+        reverse_path: sender,
+        recipients: recipients.iter().map(|text| Mailbox::parse(text).unwrap().into()).collect(),
+        handling: Handling { priority, ..Handling::default() },
+    };
+    let user = (!user.is_empty()).then(|| user.to_owned());
+    incoming.commit(envelope, Origin { user, ..Origin::default() }, facts).await.unwrap().id()
+}
+
+#[tokio::test]
+async fn whoever_looks_finds_all_that_is_meant_and_nothing_else() {
+    let fixture = Fixture::new();
+    let queue = &fixture.queue;
+    let senders = ["App@Sender.example", "shop@sender.example", "app@other.example", ""];
+    let recipients: [&[&str]; 3] =
+        [&["one@rcpt.example"], &["ONE@RCPT.example", "two@else.example"], &["three@sub.rcpt.example"]];
+    let mut all = Vec::new();
+    for number in 0..120 {
+        let (sender, to) = (senders[number % 4], recipients[number / 4 % 3]);
+        all.push((accept_from(queue, "", sender, to, 0).await, sender, to));
+    }
+    fixture.queue.act(all[7].0, Action::Hold, "for the test").await.unwrap();
+    fixture.queue.act(all[8].0, Action::Hold, "for the test").await.unwrap();
+    // One is deferred, one under way though it was deferred.
+    let now = Clock::System.now();
+    let far = now.after(Duration::from_secs(3_600));
+    let mut deferred = Vec::new();
+    for _ in 0..2 {
+        let claim = queue.claim().await;
+        deferred.push(claim.entry().id);
+        queue.settle(claim, Next::Retry(far), Vec::new()).durable().await.unwrap();
+    }
+    let (claim, _) = queue.claim_by_id(deferred[1]).await.unwrap();
+    let wanted =
+        [None, Some("app@SENDER.example"), Some("@sender.example"), Some("<>"), Some("nobody@x.example")];
+    let for_whom = [None, Some("one@rcpt.example"), Some("@RCPT.example"), Some("@else.example"), Some("<>")];
+    let standings = [
+        Standing::Any,
+        Standing::Held,
+        Standing::Queued,
+        Standing::Due(now.after(Duration::from_secs(60))),
+        Standing::Later(now.after(Duration::from_secs(60))),
+        Standing::Claimed,
+    ];
+    for (sender, recipient) in wanted.iter().flat_map(|one| for_whom.iter().map(move |two| (*one, *two))) {
+        for standing in standings {
+            let is_meant_here = |(id, from, to): &&(QueueId, &str, &[&str])| {
+                let held = *id == all[7].0 || *id == all[8].0;
+                let later = deferred.contains(id);
+                let claimed = *id == deferred[1];
+                sender.is_none_or(|wanted| is_meant(wanted, from))
+                    && recipient.is_none_or(|wanted| to.iter().any(|to| is_meant(wanted, to)))
+                    && match standing {
+                        Standing::Any => true,
+                        Standing::Held => held,
+                        Standing::Queued => !held,
+                        Standing::Due(_) => !held && !later || claimed,
+                        Standing::Later(_) => later,
+                        Standing::Claimed => claimed,
+                    }
+            };
+            let expected: Vec<_> = all.iter().filter(is_meant_here).map(|(id, ..)| *id).collect();
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let (sender, recipient) = (sender.map(str::to_owned), recipient.map(str::to_owned));
+                let search = Search { sender, recipient, standing, before: None };
+                let page = queue.search(search, after, 7).await.unwrap();
+                found.extend(page.iter().map(|listed| listed.id));
+                after = page.last().map(|listed| listed.id);
+                if page.len() < 7 {
+                    break;
+                }
+            }
+            assert_eq!(found, expected, "{sender:?} {recipient:?} {standing:?}");
+        }
+    }
+    let before = Search { before: Some(Timestamp(1_000)), ..Search::default() };
+    assert!(queue.search(before, None, 7).await.unwrap().is_empty());
+    drop(claim);
+}
+
+#[tokio::test]
+async fn a_quiet_sender_does_not_wait_behind_anothers_backlog() {
+    let fixture = Fixture::new();
+    let backlog = async |queue: &Queue, count: usize| {
+        let mut accepting = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let queue = queue.clone();
+            accepting.spawn(async move {
+                for _ in 0..count / 20 {
+                    accept_from(&queue, "newsletter", "n@sender.example", &["r@rcpt.example"], 0).await;
+                }
+            });
+        }
+        accepting.join_all().await;
+    };
+    // Far more than the window holds.
+    backlog(&fixture.queue, 3_000).await;
+    let turn_of = async |fixture: &Fixture, id: QueueId| {
+        for turn in 1..=20 {
+            let claim = fixture.queue.claim().await;
+            let found = claim.entry().id == id;
+            fixture.queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+            if found {
+                return turn;
+            }
+        }
+        panic!("it waits behind the backlog")
+    };
+    let shop = async |queue: &Queue, user: &str, priority| {
+        accept_from(queue, user, "s@sender.example", &["r@rcpt.example"], priority).await
+    };
+    let quiet = shop(&fixture.queue, "shop", 0).await;
+    assert!(turn_of(&fixture, quiet).await <= 3);
+    let urgent = shop(&fixture.queue, "newsletter", 4).await;
+    assert!(turn_of(&fixture, urgent).await <= 2, "even one of the same sender");
+    // The same from the disk; and what is low does not wait for ever either.
+    let quiet = shop(&fixture.queue, "shop", 0).await;
+    let low = shop(&fixture.queue, "shop", -4).await;
+    let fixture = fixture.restart().await;
+    while fixture.queue.waiting() < 100 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(turn_of(&fixture, quiet).await <= 3);
+    assert!(turn_of(&fixture, low).await <= 20);
+    // What was deferred comes into a window that is full of the others'.
+    let quiet = shop(&fixture.queue, "shop", 0).await;
+    let claim = loop {
+        let claim = fixture.queue.claim().await;
+        if claim.entry().id == quiet {
+            break claim;
+        }
+        fixture.queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    };
+    backlog(&fixture.queue, 1_000).await;
+    let due = Clock::System.now().after(Duration::from_millis(100));
+    fixture.queue.settle(claim, Next::Retry(due), Vec::new()).durable().await.unwrap();
+    let is_in = async || fixture.queue.shared.schedule().is_taken(quiet);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !is_in().await {
+        assert!(tokio::time::Instant::now() < deadline, "it never comes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(fixture.queue.waiting() <= 1_000, "the window stays bounded");
+    assert!(turn_of(&fixture, quiet).await <= 3);
+}

@@ -1,0 +1,202 @@
+//! The format of the database: its tables, its version, and the way here from earlier ones.
+//!
+//! | version | what it brought |
+//! |---|---|
+//! | 1 | the first |
+//! | 2 | narrow rows in `message`, with whose turn an entry is and what filters look for; the records in a table of their own |
+//!
+//! A migration is one transaction: whatever happens in it, the store is of the one version or of the
+//! other, whole. A store of a later version is refused and not an octet of it changed.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+
+use super::{
+    entry::Entry,
+    id::QueueId,
+    marks,
+    store::{self, State, StoreError},
+};
+
+/// The version of the tables below.
+pub(super) const FORMAT: i32 = 2;
+const APPLICATION_ID: i32 = 0x4F75_7450; // "OutP"
+
+/// `record` and `content` are what was accepted and what became of it. A row of `message` says in
+/// short what its record says at length, so that looking through a million takes no time: `state` is
+/// one of [`State`], `due` when the entry wants to be tried, `flow` whose turn it takes, `sender` and
+/// `recipients` are marks of addresses. The row's id is the last column of each index by itself.
+///
+/// `message_turn` makes "what is due of this sender" a short range; `message_later` has only what was
+/// ever deferred, so that mail which goes out at once never touches it; `message_held` makes counting
+/// the held cheap.
+const SCHEMA: &str = "
+    CREATE TABLE message(
+        id INTEGER PRIMARY KEY,
+        state INTEGER NOT NULL,
+        due INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        flow INTEGER NOT NULL,
+        sender INTEGER NOT NULL,
+        recipients BLOB NOT NULL);
+    CREATE TABLE record(id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
+";
+const INDEXES: &str = "
+    CREATE INDEX message_turn ON message(flow, due) WHERE state <= 1;
+    CREATE INDEX message_later ON message(due) WHERE state = 1;
+    CREATE INDEX message_held ON message(state) WHERE state >= 2;
+";
+/// What no version changed.
+const COMMON: &str = "
+    CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES('messages', 0), ('octets', 0), ('last', 0);
+    CREATE TABLE content(id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
+";
+
+/// The version of the store at `path`; `None` if it is empty. Nothing of it is changed, not even by
+/// SQLite: a later version may keep more beside it than we know of.
+pub(super) fn look(path: &Path) -> Result<Option<i32>, StoreError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    match (number("application_id")?, number("user_version")?) {
+        (0, 0) => Ok(None),
+        (APPLICATION_ID, version) if version > FORMAT => Err(StoreError::Newer(version)),
+        (APPLICATION_ID, version) if version >= 1 => Ok(Some(version)),
+        _ => Err(StoreError::Foreign),
+    }
+}
+
+/// Brings the store from what [`look`] found to [`FORMAT`], in one transaction or not at all.
+pub(super) fn bring_up_to_date(connection: &mut Connection, found: Option<i32>) -> rusqlite::Result<()> {
+    if found == Some(FORMAT) {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    match found {
+        None => transaction.execute_batch(&[COMMON, SCHEMA, INDEXES].concat())?,
+        Some(version) => {
+            tracing::info!(from = version, to = FORMAT, "the queue's format is brought up to date");
+            from_1_to_2(&transaction)?;
+        }
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()
+}
+
+/// Records go over octet for octet; only what stands beside them is new.
+fn from_1_to_2(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "DROP INDEX message_due;
+         DROP INDEX message_not_queued;
+         ALTER TABLE message RENAME TO message_1;",
+    )?;
+    connection.execute_batch(SCHEMA)?;
+    let mut old = connection.prepare("SELECT id, state, due, size, record FROM message_1 ORDER BY id")?;
+    let mut message = connection.prepare(store::INSERT_MESSAGE)?;
+    let mut record = connection.prepare(store::INSERT_RECORD)?;
+    let mut rows = old.query([])?;
+    while let Some(row) = rows.next()? {
+        let id: i64 = row.get(0)?;
+        let due: i64 = row.get(2)?;
+        let octets = row.get_ref(4)?.as_bytes().unwrap_or_default();
+        let entry = Entry::decode(QueueId::from_i64(id), octets);
+        let state = match row.get(1)? {
+            0 => entry.as_ref().map_or(State::Deferred, |entry| State::queued(entry, due)),
+            1 => State::Held,
+            _ => State::Damaged,
+        };
+        // What can't be read is nobody's: it is set aside when its time comes.
+        let entry = entry.unwrap_or_else(|| Entry::placeholder(QueueId::from_i64(id), Default::default(), 0));
+        let size: i64 = row.get(3)?;
+        let recipients = marks::recipients(entry.recipients.iter().map(|one| one.address.as_str()));
+        let sender = marks::sender(entry.reverse_path.as_str());
+        let flow = marks::Flow::of(&entry).to_i64();
+        message.execute(params![id, state as i32, due, size, flow, sender, recipients])?;
+        record.execute(params![id, octets])?;
+    }
+    connection.execute_batch("DROP TABLE message_1")?;
+    connection.execute_batch(INDEXES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::queue::tests::format_1;
+
+    const PAGE: usize = 4096;
+    const WAL_HEADER: usize = 32;
+    const FRAME: usize = 24 + PAGE;
+
+    fn wal(path: &Path) -> std::path::PathBuf {
+        path.with_file_name("queue.sqlite-wal")
+    }
+
+    /// All that a store of version 1 says, and nothing that may change on the way.
+    fn told(path: &Path, version: i32) -> Vec<(i64, i64, i64, Vec<u8>)> {
+        let connection = Connection::open(path).unwrap();
+        let query = match version {
+            1 => "SELECT id, due, size, record FROM message ORDER BY id",
+            _ => "SELECT m.id, due, size, octets FROM message m JOIN record r ON r.id = m.id ORDER BY m.id",
+        };
+        let mut statement = connection.prepare(query).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
+        rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn a_migration_that_is_cut_anywhere_leaves_the_one_version_or_the_other_whole() {
+        let directory = format_1();
+        let path = store::path(directory.path());
+        let before = told(&path, 1);
+        let original = fs::read(&path).unwrap();
+        let mut connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+        bring_up_to_date(&mut connection, Some(1)).unwrap();
+        // What was written, in the order of writing; whoever dies has written a part of it.
+        let written = fs::read(wal(&path)).unwrap();
+        drop(connection);
+        let frames = (written.len() - WAL_HEADER) / FRAME;
+        assert!(frames > 5, "{frames} frames");
+        let mut seen = [0; 3];
+        for frame in 0..=frames {
+            for torn in [0, 30, FRAME / 2] {
+                let end = (WAL_HEADER + frame * FRAME + torn).min(written.len());
+                let cut = tempfile::tempdir().unwrap();
+                let path = store::path(cut.path());
+                fs::write(&path, &original).unwrap();
+                fs::write(wal(&path), &written[..end]).unwrap();
+                let version = look(&path).unwrap().unwrap();
+                seen[version as usize] += 1;
+                assert_eq!(told(&path, version), before, "cut at octet {end}");
+                store::Store::open(&path).unwrap();
+                assert_eq!(told(&path, FORMAT), before, "cut at octet {end}, and opened");
+            }
+        }
+        assert!(seen[1] > 10 && seen[2] > 0, "{seen:?}");
+    }
+
+    #[test]
+    fn a_later_version_is_not_changed_by_an_octet_though_it_was_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = store::path(directory.path());
+        drop(store::Store::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        // As a kill leaves it: the new version is in the WAL alone.
+        let killed = tempfile::tempdir().unwrap();
+        let left = store::path(killed.path());
+        fs::copy(&path, &left).unwrap();
+        fs::copy(wal(&path), wal(&left)).unwrap();
+        let before = (fs::read(&left).unwrap(), fs::read(wal(&left)).unwrap());
+        let error = store::Store::open(&left).unwrap_err();
+        assert!(matches!(error, StoreError::Newer(version) if version == FORMAT + 1), "{error}");
+        assert!((fs::read(&left).unwrap(), fs::read(wal(&left)).unwrap()) == before);
+    }
+}

@@ -1,0 +1,156 @@
+//! Turns: things that wait, of several flows, each of which has its turn. One of a sender who brings
+//! little does not wait behind all of one who brings much.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::marks::Flow;
+
+/// What waits, in the order of arrival within a flow.
+#[derive(Debug)]
+pub struct Turns<T> {
+    flows: HashMap<Flow, VecDeque<T>>,
+    /// The flows of which something waits, the next first.
+    order: VecDeque<Flow>,
+    len: usize,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { flows: HashMap::new(), order: VecDeque::new(), len: 0 }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Adds a thing behind those of its flow; a new flow is the last to have its turn.
+    pub fn push(&mut self, flow: Flow, thing: T) {
+        self.flow(flow).push_back(thing);
+    }
+
+    /// Puts a thing back to where it was taken from: before those of its flow.
+    pub fn put_back(&mut self, flow: Flow, thing: T) {
+        self.flow(flow).push_front(thing);
+    }
+
+    fn flow(&mut self, flow: Flow) -> &mut VecDeque<T> {
+        self.len += 1;
+        let order = &mut self.order;
+        self.flows.entry(flow).or_insert_with(|| {
+            order.push_back(flow);
+            VecDeque::new()
+        })
+    }
+
+    /// Takes the next: the first of the flow whose turn it is.
+    pub fn pop(&mut self) -> Option<(Flow, T)> {
+        let flow = self.order.pop_front()?;
+        let waiting = self.flows.get_mut(&flow)?;
+        let thing = waiting.pop_front()?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.flows.remove(&flow);
+        } else {
+            self.order.push_back(flow);
+        }
+        Some((flow, thing))
+    }
+
+    /// Takes the last of a flow.
+    pub fn pop_last_of(&mut self, flow: Flow) -> Option<T> {
+        let last = self.flows.get(&flow)?.len().checked_sub(1)?;
+        self.remove(flow, last)
+    }
+
+    /// Takes the first of a flow that `wants` it.
+    pub fn take(&mut self, flow: Flow, wants: impl Fn(&T) -> bool) -> Option<T> {
+        let place = self.flows.get(&flow)?.iter().position(wants)?;
+        self.remove(flow, place)
+    }
+
+    fn remove(&mut self, flow: Flow, place: usize) -> Option<T> {
+        let waiting = self.flows.get_mut(&flow)?;
+        let thing = waiting.remove(place)?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.flows.remove(&flow);
+            self.order.retain(|other| *other != flow);
+        }
+        Some(thing)
+    }
+
+    /// The flow of which most waits, and how much.
+    pub fn longest(&self) -> Option<(Flow, usize)> {
+        // By the order of turns, so that nothing depends on the order of a hash map.
+        let lengths = self.order.iter().map(|flow| (*flow, self.len_of(*flow)));
+        lengths.reduce(|longest, other| if other.1 > longest.1 { other } else { longest })
+    }
+
+    /// How much waits of a flow.
+    pub fn len_of(&self, flow: Flow) -> usize {
+        self.flows.get(&flow).map_or(0, VecDeque::len)
+    }
+
+    /// How much waits.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing does.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How much waits of each flow.
+    pub fn lengths(&self) -> impl Iterator<Item = (Flow, usize)> {
+        self.flows.iter().map(|(flow, waiting)| (*flow, waiting.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn flow(number: i64) -> Flow {
+        Flow::from_i64(number)
+    }
+
+    #[test]
+    fn flows_take_turns_and_keep_their_order() {
+        let mut turns = Turns::default();
+        (0..5).for_each(|number| turns.push(flow(1), number));
+        (10..12).for_each(|number| turns.push(flow(2), number));
+        let order: Vec<_> = std::iter::from_fn(|| turns.pop()).map(|(_, thing)| thing).collect();
+        assert_eq!(order, [0, 10, 1, 11, 2, 3, 4]);
+    }
+
+    proptest! {
+        /// Between two turns of a flow that waits, no other has more than one.
+        #[test]
+        fn whoever_waits_is_never_passed_twice(verbs in proptest::collection::vec((0..6_i64, any::<bool>()), 1..300)) {
+            let mut turns = Turns::default();
+            // For each flow that waits, who had a turn since its own.
+            let mut passed: HashMap<Flow, Vec<Flow>> = HashMap::new();
+            for (number, is_push) in verbs {
+                if is_push {
+                    turns.push(flow(number), ());
+                    passed.entry(flow(number)).or_default();
+                    continue;
+                }
+                let Some((had, ())) = turns.pop() else {
+                    prop_assert!(turns.is_empty() && passed.is_empty());
+                    continue;
+                };
+                passed.remove(&had);
+                for before in passed.values_mut() {
+                    prop_assert!(!before.contains(&had));
+                    before.push(had);
+                }
+                if turns.len_of(had) > 0 {
+                    passed.insert(had, Vec::new());
+                }
+                prop_assert_eq!(turns.len(), turns.lengths().map(|(_, len)| len).sum::<usize>());
+            }
+        }
+    }
+}
