@@ -133,7 +133,8 @@ impl Event {
             let Some(value) = value else { return };
             let begin = line.len() + name.len() + 2;
             let _ = write!(line, " {name}={value}");
-            let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
+            // What would be written otherwise in quotes: controls, and what hides or reorders text.
+            let plain = |c: char| c == '\'' || !c.is_whitespace() && c.escape_debug().len() == 1;
             if line.len() == begin || !line[begin..].chars().all(plain) {
                 let quoted = format!("{:?}", &line[begin..]);
                 line.truncate(begin);
@@ -241,6 +242,22 @@ pub enum Received {
     rejected,
 }
 
+/// Why a client was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum Rejection {
+    /// No place was left for its connection.
+    connections,
+    /// A command: for who it is, what it may do, a bound.
+    command,
+    /// A whole message.
+    message,
+    /// It took too long over a message.
+    slow,
+    /// A conversation that led nowhere, or was none.
+    abuse,
+}
+
 /// What an attempt meant for one recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs, non_camel_case_types)]
@@ -255,6 +272,13 @@ pub enum Delivery {
 #[allow(missing_docs)]
 pub struct ReceivedLabels {
     pub result: Received,
+}
+
+/// Labels of `outpost_rejections_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct RejectionLabels {
+    pub reason: Rejection,
 }
 
 /// Labels of `outpost_deliveries_total`.
@@ -296,6 +320,7 @@ pub struct Metrics {
     pub queue_oldest_age_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
     pub queue_bytes: Gauge,
     pub received: Family<ReceivedLabels, Counter>,
+    pub rejections: Family<RejectionLabels, Counter>,
     pub deliveries: Family<DeliveryLabels, Counter>,
     pub deliveries_uncertain: Family<UpstreamLabels, Counter>,
     pub delivery_seconds: Histogram,
@@ -317,6 +342,7 @@ impl Metrics {
             queue_oldest_age_seconds: Gauge::default(),
             queue_bytes: Gauge::default(),
             received: Family::default(),
+            rejections: Family::default(),
             deliveries: Family::default(),
             deliveries_uncertain: Family::default(),
             delivery_seconds: Histogram::new([
@@ -349,6 +375,7 @@ impl Metrics {
             "Messages offered by clients, by what became of them",
             metrics.received.clone(),
         );
+        r.register("rejections", "Clients turned away, by why", metrics.rejections.clone());
         r.register("deliveries", "Outcomes of attempts, per recipient", metrics.deliveries.clone());
         r.register(
             "deliveries_uncertain",
@@ -419,6 +446,11 @@ impl Metrics {
         self.received.get_or_create(&ReceivedLabels { result }).inc();
     }
 
+    /// Counts a client that was turned away.
+    pub fn rejected(&self, reason: Rejection) {
+        self.rejections.get_or_create(&RejectionLabels { reason }).inc();
+    }
+
     /// Notes how long a recipient waited from acceptance to delivery.
     pub fn delivered_after(&self, delay: Duration) {
         self.delivery_seconds.observe(delay.as_secs_f64());
@@ -453,6 +485,58 @@ mod tests {
             ..Event::new(Timestamp(0), EventKind::Bounced, "ID")
         };
         assert_eq!(event.line(), r#"bounced id=ID sender="" reply="550 no\r\n\u{1b}[2J id=forged""#);
+    }
+
+    /// Takes a line of the log apart as whoever reads it would: by blanks, but for those in quotes.
+    fn fields(line: &str) -> Vec<(String, String)> {
+        let (mut fields, mut rest) = (Vec::new(), line.split_once(' ').map_or("", |(_, rest)| rest));
+        while let Some((name, behind)) = rest.split_once('=') {
+            let end = match behind.strip_prefix('"') {
+                Some(quoted) => {
+                    let mut escaped = false;
+                    let end = quoted.find(|c| {
+                        let was = std::mem::take(&mut escaped);
+                        escaped = c == '\\' && !was;
+                        c == '"' && !was
+                    });
+                    end.expect("quotes are closed") + 2
+                }
+                None => behind.find(' ').unwrap_or(behind.len()),
+            };
+            fields.push((name.to_owned(), behind[..end].to_owned()));
+            rest = behind[end..].trim_start_matches(' ');
+        }
+        assert!(rest.is_empty(), "{rest:?} belongs to no field");
+        fields
+    }
+
+    proptest::proptest! {
+        /// Whatever a client or an upstream said, and whatever of it got through: in both forms of an event.
+        #[test]
+        fn an_event_is_one_line_with_its_own_fields_whatever_stands_in_them(
+            values in proptest::collection::vec("(\\PC|[\u{0}-\u{ff}\u{2028}\u{202e}]|[ =\"\\\\\r\n]|id=x){0,12}", 7),
+        ) {
+            let [sender, recipient, upstream, reply, client, user, message_id] =
+                <[String; 7]>::try_from(values.clone()).unwrap().map(Some);
+            let event = Event {
+                sender, recipient, upstream, reply, client, user, message_id,
+                ..Event::new(Timestamp(0), EventKind::Rejected, "ID")
+            };
+            let line = event.line();
+            proptest::prop_assert!(line.chars().all(|c| c == ' ' || c == '\'' || c == '"' || c == '\\' || c.escape_debug().len() == 1), "{line:?}");
+            let names = ["id", "sender", "recipient", "upstream", "reply", "client", "user", "message_id"];
+            let written = fields(&line);
+            proptest::prop_assert_eq!(written.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
+            for ((_, written), value) in written[1..].iter().zip(&values) {
+                let same = written == value || *written == format!("{value:?}");
+                proptest::prop_assert!(same, "{:?} was {:?}", written, value);
+            }
+
+            let json = serde_json::to_string(&event).unwrap();
+            proptest::prop_assert!(!json.contains(['\n', '\r']), "{json:?}");
+            let read: Event = serde_json::from_str(&json).unwrap();
+            proptest::prop_assert_eq!(read.line(), line);
+        }
     }
 
     #[test]

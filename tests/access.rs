@@ -99,6 +99,101 @@ fn msmtp_logs_in_by_scram() {
     assert!(support::programs::shown(&refused).contains("535"), "{}", support::programs::shown(&refused));
 }
 
+#[test]
+fn gsasl_ties_its_login_to_the_tls_1_3_connection() {
+    let relay = Relay::start(&mailer().set("smtp_password", "sesame-4711"));
+    let ca = relay.environment_file().with_file_name("tls").join("cert.pem");
+    let log_in = |priority: &str, password: &str| {
+        let output = std::process::Command::new(support::programs::require("/usr/bin/gsasl".as_ref()))
+            .args(["--smtp", "--starttls", "--connect", &format!("127.0.0.1:{}", relay.smtp)])
+            .args(["--mechanism", "SCRAM-SHA-256-PLUS", "--hostname", "localhost", "--priority", priority])
+            .args(["--authentication-id", "dotcloud", "--password", password])
+            .arg(format!("--x509-ca-file={}", ca.display()))
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("gsasl runs");
+        support::programs::shown(&output)
+    };
+    let said = log_in("NORMAL", "sesame-4711");
+    assert!(said.contains("235 2.7.0") && said.contains("server trusted"), "{said}");
+    let said = log_in("NORMAL", "sesame-4712");
+    assert!(said.contains("535 5.7.8"), "{said}");
+    // docs/smtp.md says why not in TLS 1.2.
+    let said = log_in("NORMAL:-VERS-TLS1.3", "sesame-4711");
+    assert!(
+        said.contains("504 5.5.4") && said.contains("AUTH PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn whoever_is_turned_away_leaves_an_event_and_is_counted() {
+    let relay = Relay::start(
+        &mailer()
+            .set("smtp_timeout", "5s")
+            .set("smtp_transaction_timeout", "5s")
+            .set("smtp_max_errors", "3")
+            .set("smtp_max_connections_per_client", "2")
+            .set("smtp_max_message_size", "1KB"),
+    );
+    let open = "EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
+    let heard = dialog(relay.smtp, "X\r\nX\r\nX\r\nX\r\n");
+    assert!(heard.contains("421 4.7.0 too many errors"), "{heard}");
+    let heard = dialog(relay.smtp, "GET / HTTP/1.1\r\n\r\n");
+    assert!(heard.contains("421 4.7.0 this is a mail server"), "{heard}");
+    let heard = dialog(relay.smtp, &format!("EHLO a\r\nMAIL FROM:<a@b.example> SIZE=5000\r\nQUIT\r\n"));
+    assert!(heard.contains("552 5.3.4"), "{heard}");
+    let heard = dialog(relay.smtp, &format!("{open}DATA\r\n{}\r\n.\r\nQUIT\r\n", "x".repeat(2_000)));
+    assert!(heard.contains("552 5.3.4"), "{heard}");
+
+    // One is silent in a transaction, one within its content; meanwhile there is no place for a third.
+    let slow = |words: &str| {
+        support::wait::until("a place", || {
+            let mut stream = TcpStream::connect(("127.0.0.1", relay.smtp)).expect("a connection");
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+            stream.write_all(words.as_bytes()).expect("it is heard");
+            let mut heard = [0; 1];
+            stream.read_exact(&mut heard).expect("a greeting");
+            (heard == *b"2").then_some(stream)
+        })
+    };
+    let mut silent = [slow(open), slow(&format!("{open}DATA\r\nSubject: x\r\n"))];
+    support::wait::until_true("no place is left", || {
+        dialog(relay.smtp, "").contains("421 4.7.0 too many conn")
+    });
+    for stream in &mut silent {
+        let mut heard = String::new();
+        let _ = stream.read_to_string(&mut heard);
+        assert!(heard.contains("421 4.4.2"), "{heard}");
+    }
+    for (words, times) in [
+        ("421 4.7.0 too many errors", 1),
+        ("421 4.7.0 this is a mail server", 1),
+        ("421 4.4.2 relay.test waited too long for you", 1),
+        ("421 4.4.2 the message came too slowly", 1),
+        ("552 5.3.4 message is larger", 2),
+    ] {
+        let told =
+            |line: &&str| [" rejected ", words, "client=127.0.0.1"].iter().all(|part| line.contains(part));
+        support::wait::until_true(&format!("{words}: {}", relay.log()), || {
+            relay.log().lines().filter(told).count() == times
+        });
+    }
+    assert!(
+        relay.log().contains("reply=\"421 4.7.0 too many connections at once"),
+        "told, though not each time"
+    );
+    let log = relay.log();
+    let slow = log.lines().find(|line| line.contains("came too slowly")).expect("it is told");
+    assert!(slow.contains("sender=a@b.example recipient=c@d.example"), "{slow}");
+    let metrics = support::http::get(relay.admin, "/metrics").text();
+    for (reason, times) in [("abuse", 2), ("command", 1), ("message", 1), ("slow", 2)] {
+        let line = format!("outpost_rejections_total{{reason=\"{reason}\"}} {times}\n");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    assert!(metrics.contains("outpost_rejections_total{reason=\"connections\"} "), "{metrics}");
+}
+
 /// What `openssl s_client` sees of the relay's STARTTLS.
 fn s_client(port: u16, args: &[&str]) -> (bool, String) {
     let output = std::process::Command::new("openssl")

@@ -32,12 +32,12 @@ use crate::{
         trace,
     },
     net::Stream,
-    observe::{Event, EventKind, Observer, Received},
+    observe::{Event, EventKind, Observer, Received, Rejection},
     queue::{Fault, Incoming, Queue, QueueId, Receipt, incoming::INLINE_MAX},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
-        reply::Reply,
+        reply::{Reply, Severity},
     },
 };
 
@@ -155,8 +155,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 _ => {}
             }
             if let Some(reply) = reply {
-                if reply.is_about_policy() {
-                    self.turned_away(&reply);
+                let refused = matches!(reply.severity(), Severity::Transient | Severity::Permanent);
+                if refused && next == Some(Next::Close) {
+                    self.turned_away(&reply, Rejection::abuse);
+                } else if reply.is_about_policy() {
+                    self.turned_away(&reply, Rejection::command);
                 }
                 self.say(&reply);
             }
@@ -218,6 +221,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             () = crowded => Reply::idle_too_long(&hostname.hostname),
             _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(&hostname.hostname),
         };
+        // A connection that a client keeps for its next message has its end, too, and nobody need be told.
+        if self.session.in_transaction() && !*shutdown.borrow() {
+            self.turned_away(&farewell, Rejection::slow);
+        }
         self.say(&farewell);
         self.flush().await?;
         self.close().await?;
@@ -413,6 +420,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.input.reserve(READ_CONTENT);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let Ok(read) = timeout_at(self.pace.deadline(), stream.read_buf(&mut self.input)).await else {
+            self.turned_away(&Reply::too_slow(), Rejection::slow);
             self.say(&Reply::too_slow());
             self.flush().await?;
             self.close().await?;
@@ -434,6 +442,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ) -> Result<(Receipt, Option<String>), Reply> {
         match content {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
+            Some(ContentFault::HiddenDot) => return Err(Reply::hidden_dot_in_content()),
             Some(ContentFault::TooLarge) => return Err(Reply::too_large(self.around.rules.message_size)),
             None => {}
         }
@@ -483,11 +492,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         });
     }
 
-    /// A command was refused for who the client is or what it may do.
-    fn turned_away(&self, reply: &Reply) {
+    /// The client was refused something before there was a whole message.
+    fn turned_away(&self, reply: &Reply, reason: Rejection) {
         let Some(observer) = &self.around.observer else { return };
+        observer.metrics().rejected(reason);
         let client = self.session.client();
+        let envelope = self.session.envelope().map(|(envelope, _)| envelope);
         observer.emit(Event {
+            sender: envelope.as_ref().map(|envelope| envelope.reverse_path.as_str().to_owned()),
+            recipient: envelope.as_ref().map(joined),
             client: Some(client.address.to_string()),
             user: client.user.as_ref().map(|user| user.user().to_owned()),
             reply: Some(reply.to_string()),
@@ -498,6 +511,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn refused(&self, envelope: &Envelope, origin: &Origin, reply: &Reply) {
         let Some(observer) = &self.around.observer else { return };
         observer.metrics().received(Received::rejected);
+        observer.metrics().rejected(Rejection::message);
         observer.emit(Event {
             sender: Some(envelope.reverse_path.as_str().to_owned()),
             recipient: Some(joined(envelope)),

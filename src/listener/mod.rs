@@ -41,7 +41,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -54,7 +54,12 @@ use self::{
     socket::{Accepted, Socket},
 };
 use crate::{
-    clock::Clock, config::ListenTls, net::Stream, observe::Observer, queue::Queue, smtp::reply::Reply,
+    clock::Clock,
+    config::ListenTls,
+    net::Stream,
+    observe::{Event, EventKind, Observer, Rejection},
+    queue::Queue,
+    smtp::reply::Reply,
 };
 
 /// How long a refused client has to take its refusal.
@@ -63,6 +68,8 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a load balancer has to name its client.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is told that there was no place: a line for each refusal would be a part of the flood.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// When no descriptor is left, accepting again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -115,6 +122,8 @@ struct Inner {
     per_client: Mutex<HashMap<IpAddr, usize>>,
     penalties: Penalties,
     budget: Budget,
+    /// When it was last told that there was no place for a client.
+    told: Mutex<Option<Instant>>,
     /// True from when nine of ten places are taken until three of ten are free.
     crowded: watch::Sender<bool>,
 }
@@ -138,6 +147,7 @@ impl Listener {
             per_client: Mutex::default(),
             penalties: Penalties::default(),
             budget: Budget::default(),
+            told: Mutex::default(),
             crowded: watch::Sender::new(false),
         }))
     }
@@ -193,6 +203,7 @@ impl Listener {
             place = place.and_then(|place| place.of(address, &terms));
         }
         let Some(place) = place else {
+            self.0.no_place_for(address);
             tokio::spawn(refuse(stream, Reply::too_many_connections()));
             return;
         };
@@ -227,6 +238,7 @@ impl Listener {
         match place.of(address, terms) {
             Some(_place) => self.serve(stream, address, entrance, terms).await,
             None => {
+                self.0.no_place_for(address);
                 refuse(stream, Reply::too_many_connections()).await;
                 Ok(())
             }
@@ -320,6 +332,23 @@ impl Drop for Place {
 }
 
 impl Inner {
+    /// Counts a client that found no place, and tells of it now and then.
+    fn no_place_for(&self, client: IpAddr) {
+        let Some(observer) = &self.observer else { return };
+        observer.metrics().rejected(Rejection::connections);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < TOLD_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        drop(told);
+        observer.emit(Event {
+            client: Some(client.to_string()),
+            reply: Some(Reply::too_many_connections().to_string()),
+            ..Event::new(self.clock.now(), EventKind::Rejected, "")
+        });
+    }
+
     fn show(&self, open: usize, all: usize) {
         // Two marks, so that one client's coming and going doesn't turn it on and off.
         let crowded = |was: &mut bool| {

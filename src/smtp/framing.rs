@@ -91,6 +91,7 @@ pub struct ContentReader {
     size: u64,
     max: u64,
     bare_newline: bool,
+    nuls: Nuls,
     eight_bit: bool,
 }
 
@@ -99,6 +100,8 @@ pub struct ContentReader {
 pub enum ContentFault {
     /// A CR or LF outside a CRLF pair.
     BareNewline,
+    /// A line that begins with NULs and a dot.
+    HiddenDot,
     /// More octets than allowed.
     TooLarge,
 }
@@ -106,7 +109,7 @@ pub enum ContentFault {
 impl ContentReader {
     /// A reader of at most `max` octets.
     pub fn new(max: u64) -> Self {
-        Self { at: At::LineStart, size: 0, max, bare_newline: false, eight_bit: false }
+        Self { at: At::LineStart, size: 0, max, bare_newline: false, nuls: Nuls::LineStart, eight_bit: false }
     }
 
     /// Octets of content so far.
@@ -128,6 +131,8 @@ impl ContentReader {
     pub fn fault(&self) -> Option<ContentFault> {
         if self.bare_newline {
             Some(ContentFault::BareNewline)
+        } else if self.nuls == Nuls::HiddenDot {
+            Some(ContentFault::HiddenDot)
         } else if self.size > self.max {
             Some(ContentFault::TooLarge)
         } else {
@@ -200,6 +205,7 @@ impl ContentReader {
     fn give(&mut self, octets: &[u8], give: &mut impl FnMut(&[u8])) {
         self.size = self.size.saturating_add(octets.len() as u64);
         self.eight_bit |= !octets.is_ascii();
+        self.nuls.see(octets);
         if self.fault().is_none() && !octets.is_empty() {
             give(octets);
         }
@@ -218,13 +224,15 @@ pub struct ChunkReader {
     /// The last octet was a CR that may still become a CRLF.
     cr: bool,
     bare_newline: bool,
+    nuls: Nuls,
     eight_bit: bool,
 }
 
 impl ChunkReader {
     /// A reader of at most `max` octets.
     pub fn new(max: u64, binary: bool) -> Self {
-        Self { size: 0, max, binary, cr: false, bare_newline: false, eight_bit: false }
+        let nuls = Nuls::LineStart;
+        Self { size: 0, max, binary, cr: false, bare_newline: false, nuls, eight_bit: false }
     }
 
     /// Takes the next octets of content; says whether they are worth keeping.
@@ -233,6 +241,7 @@ impl ChunkReader {
         self.eight_bit |= !octets.is_ascii();
         if !self.binary && !octets.is_empty() {
             self.bare_newline |= has_bare_newline(octets, self.cr);
+            self.nuls.see(octets);
             self.cr = octets.last() == Some(&b'\r');
         }
         self.fault().is_none()
@@ -257,10 +266,44 @@ impl ChunkReader {
     pub fn fault(&self) -> Option<ContentFault> {
         if self.bare_newline {
             Some(ContentFault::BareNewline)
+        } else if self.nuls == Nuls::HiddenDot {
+            Some(ContentFault::HiddenDot)
         } else if self.size > self.max {
             Some(ContentFault::TooLarge)
         } else {
             None
+        }
+    }
+}
+
+/// Looks for lines that begin with NULs and a dot. Dots are doubled only where they come first, and some servers
+/// drop NULs: such a line could be the end of the message for them, with commands of the sender's behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nuls {
+    LineStart,
+    /// Nothing but NULs since the start of the line.
+    BehindStart,
+    /// Further on in a line.
+    Line,
+    /// There was one.
+    HiddenDot,
+}
+
+impl Nuls {
+    fn see(&mut self, octets: &[u8]) {
+        let Some(last) = octets.last() else { return };
+        // Hardly any message has a NUL anywhere.
+        if matches!(self, Self::LineStart | Self::Line) && memchr(b'\0', octets).is_none() {
+            *self = if *last == b'\n' { Self::LineStart } else { Self::Line };
+            return;
+        }
+        for octet in octets {
+            *self = match (*self, octet) {
+                (Self::HiddenDot, _) | (Self::BehindStart, b'.') => Self::HiddenDot,
+                (_, b'\n') => Self::LineStart,
+                (Self::LineStart | Self::BehindStart, b'\0') => Self::BehindStart,
+                _ => Self::Line,
+            };
         }
     }
 }
@@ -395,7 +438,43 @@ mod tests {
             let whole = format!("{octets}.\r\nQUIT\r\n");
             check(whole.as_bytes(), b"", bare, Some(b"QUIT\r\n"));
         }
-        check(b"a\r\n\0.\r\nb\r\n.\r\n", b"a\r\n\0.\r\nb\r\n", None, Some(b""));
+        check(b"a\r\n\0.\r\nb\r\n.\r\n", b"", Some(ContentFault::HiddenDot), Some(b""));
+        check(b"a\r\n.\0\r\nb\r\n.\r\n", b"a\r\n\0\r\nb\r\n", None, Some(b""));
+    }
+
+    /// What a server sees that drops NULs.
+    #[test]
+    fn what_is_sent_on_ends_in_one_place_only_whoever_reads_it() {
+        let hidden = Some(ContentFault::HiddenDot);
+        for (line, fault) in [
+            ("\0.", hidden),
+            ("\0\0.\0", hidden),
+            ("\0..", hidden),
+            (".\0", None),
+            ("\0", None),
+            ("\0a.", None),
+            ("a\0.", None),
+            (".", None),
+            ("..", None),
+            (". ", None),
+        ] {
+            let content = format!("a\r\n{line}\r\nMAIL FROM:<x@y.example>\r\n");
+            for cut in 0..=content.len() {
+                let pieces = [&content.as_bytes()[..cut], &content.as_bytes()[cut..]];
+                let (mut chunks, mut writer, mut wire) =
+                    (ChunkReader::new(1000, false), ContentWriter::default(), Vec::new());
+                for piece in pieces {
+                    chunks.read(piece);
+                    writer.write(piece, |octets| wire.extend_from_slice(octets));
+                }
+                wire.extend_from_slice(writer.end());
+                assert_eq!(chunks.fault(), fault, "{line:?} cut at {cut}");
+                assert_eq!(read(&[&wire], 1000).1, fault, "{line:?}");
+                wire.retain(|b| *b != 0);
+                let ends = read(&[&wire], 1000).2 == Some(Vec::new());
+                assert!(ends || fault == hidden, "{line:?} cut at {cut}: ends too early");
+            }
+        }
     }
 
     #[test]

@@ -360,6 +360,14 @@ impl Reply {
              lines must end with CRLF (RFC 5321 section 2.3.8)",
         )
     }
+    pub fn hidden_dot_in_content() -> Self {
+        Self::say(
+            550,
+            (5, 6, 0),
+            "a line of the message begins with NUL octets and a dot: \
+             a server that drops NULs could take it for the end of the message",
+        )
+    }
     pub fn too_many_hops(max: usize) -> Self {
         Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop"))
     }
