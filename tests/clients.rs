@@ -44,6 +44,31 @@ enum Way {
 
 const ALL: &[Way] = &[Way::Plain, Way::StartTls, Way::Implicit];
 
+/// Every client with the ways it takes here, and why it does not take the others: what is run, and what
+/// docs/smtp.md shows.
+const CLIENTS: [(&str, &[Way], &str); 15] = [
+    ("swaks", ALL, ""),
+    ("curl", ALL, ""),
+    ("msmtp", ALL, ""),
+    ("Python smtplib", ALL, ""),
+    ("Django", ALL, ""),
+    ("nodemailer", ALL, ""),
+    ("nodemailer, its pool", &[Way::StartTls], "one way: it is about many mails on one connection"),
+    ("PHPMailer", ALL, ""),
+    ("Perl Net::SMTP", ALL, ""),
+    ("Ruby mail", &[Way::StartTls, Way::Implicit], "in clear: it uses STARTTLS wherever that is offered"),
+    ("Go net/smtp", ALL, ""),
+    ("lettre", ALL, ""),
+    ("s-nail", ALL, ""),
+    ("Postfix", ALL, ""),
+    ("Exim, by BDAT", ALL, ""),
+];
+
+/// The ways of a client of the table.
+fn ways(client: &str) -> &'static [Way] {
+    CLIENTS.iter().find(|(name, ..)| *name == client).unwrap_or_else(|| panic!("no client {client}")).1
+}
+
 impl Way {
     fn name(self) -> &'static str {
         match self {
@@ -186,21 +211,22 @@ fn body(mail: &[u8]) -> Vec<u8> {
     lines.split_off(end + 4)
 }
 
-/// Runs a client once for each way.
+/// Runs a client once for each of its ways.
 #[track_caller]
-fn serves(ways: &[Way], client: impl Fn(&Job) -> Command) {
-    serves_but(ways, |sent| sent, client);
+fn serves(name: &str, client: impl Fn(&Job) -> Command) {
+    serves_but(name, |sent| sent, client);
 }
 
 /// The same for a client that sends something else than it was given or says: `but` tells what.
 #[track_caller]
-fn serves_but(ways: &[Way], but: impl Fn(Vec<u8>) -> Vec<u8>, client: impl Fn(&Job) -> Command) {
+fn serves_but(name: &str, but: impl Fn(Vec<u8>) -> Vec<u8>, client: impl Fn(&Job) -> Command) {
     let bench = Bench::start();
-    for way in ways {
+    for way in ways(name) {
         let job = bench.job(*way);
         programs::run(with_environment(&mut client(&job), &job));
         let sent = fs::read(&job.out).or_else(|_| fs::read(&job.mail)).expect("what was sent");
         bench.arrived(&job, &job.token, &but(sent));
+        println!("{name}: {} done", way.name());
     }
     bench.relay.wait_for_empty_queue();
 }
@@ -249,32 +275,34 @@ fn script(interpreter: &str, name: &str) -> Command {
 }
 
 #[test]
-fn swaks_is_served_in_tls_from_the_first_byte() {
-    serves(&[Way::Implicit], |job| {
+fn swaks_is_served() {
+    serves("swaks", |job| {
         // swaks ends the last line itself.
         let mail = fs::read_to_string(&job.mail).expect("a mail");
         fs::write(&job.mail, mail.trim_end()).expect("a file");
         let mut swaks = program("/usr/bin/swaks");
-        swaks
-            .args([
-                "--server",
-                "localhost",
-                "--port",
-                &job.port.to_string(),
-                "--tls-on-connect",
-                "--tls-verify",
-            ])
-            .args(["--auth", "PLAIN", "--auth-user", LOGIN, "--auth-password", PASSWORD, "--timeout", "30"])
-            .args(["--from", SENDER, "--to", TO, "--data", &format!("@{}", job.mail.display())])
-            .arg("--tls-ca-path")
-            .arg(&job.ca);
+        swaks.args(["--server", "localhost", "--port", &job.port.to_string(), "--timeout", "30"]).args([
+            "--from",
+            SENDER,
+            "--to",
+            TO,
+            "--data",
+            &format!("@{}", job.mail.display()),
+        ]);
+        if job.way != Way::Plain {
+            swaks
+                .arg(if job.way == Way::StartTls { "--tls" } else { "--tls-on-connect" })
+                .args(["--auth", "PLAIN", "--auth-user", LOGIN, "--auth-password", PASSWORD])
+                .args(["--tls-verify", "--tls-ca-path"])
+                .arg(&job.ca);
+        }
         swaks
     });
 }
 
 #[test]
 fn curl_is_served() {
-    serves(ALL, |job| {
+    serves("curl", |job| {
         let scheme = if job.way == Way::Implicit { "smtps" } else { "smtp" };
         let mut curl = program("/usr/bin/curl");
         curl.args(["-sS", "--max-time", "30", &format!("{scheme}://localhost:{}/app.test", job.port)])
@@ -291,7 +319,7 @@ fn curl_is_served() {
 
 #[test]
 fn msmtp_is_served() {
-    serves(ALL, |job| {
+    serves("msmtp", |job| {
         let (tls, starttls) = (job.way != Way::Plain, job.way == Way::StartTls);
         let on = |on: bool| if on { "on" } else { "off" };
         let mut msmtp = program("/usr/bin/msmtp");
@@ -310,14 +338,14 @@ fn msmtp_is_served() {
 }
 
 #[test]
-fn smtplib_is_served_with_a_certificate_that_it_verifies() {
-    serves(&[Way::StartTls, Way::Implicit], |_| script("/usr/bin/python3", "python.py"));
+fn smtplib_is_served() {
+    serves("Python smtplib", |_| script("/usr/bin/python3", "python.py"));
 }
 
 #[test]
-fn django_is_served_with_a_certificate_that_it_verifies() {
+fn django_is_served() {
     let python = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers").join("venv/bin/python");
-    serves(&[Way::StartTls, Way::Implicit], |_| script(&python.display().to_string(), "django_app.py"));
+    serves("Django", |_| script(&python.display().to_string(), "django_app.py"));
 }
 
 fn nodemailer() -> Command {
@@ -328,13 +356,13 @@ fn nodemailer() -> Command {
 
 #[test]
 fn nodemailer_is_served() {
-    serves(ALL, |_| nodemailer());
+    serves("nodemailer", |_| nodemailer());
 }
 
 #[test]
 fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
     let bench = Bench::start();
-    let job = bench.job(Way::StartTls);
+    let job = bench.job(ways("nodemailer, its pool")[0]);
     programs::run(with_environment(nodemailer().env("POOL", "yes"), &job));
     let sent = fs::read(&job.mail).expect("the mail");
     for number in 0..3 {
@@ -346,30 +374,29 @@ fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
 
 #[test]
 fn phpmailer_is_served() {
-    serves_but(ALL, with_an_empty_line, |_| script("/usr/bin/php", "phpmailer.php"));
+    serves_but("PHPMailer", with_an_empty_line, |_| script("/usr/bin/php", "phpmailer.php"));
 }
 
 #[test]
 fn perls_net_smtp_is_served() {
-    serves(ALL, |_| script("/usr/bin/perl", "net_smtp.pl"));
+    serves("Perl Net::SMTP", |_| script("/usr/bin/perl", "net_smtp.pl"));
 }
 
 #[test]
 fn rubys_mail_is_served() {
-    // In clear it uses STARTTLS of its own accord, where that is offered.
-    serves(&[Way::StartTls, Way::Implicit], |_| script("/usr/bin/ruby", "ruby_mail.rb"));
+    serves("Ruby mail", |_| script("/usr/bin/ruby", "ruby_mail.rb"));
 }
 
 #[test]
 fn gos_net_smtp_is_served() {
     let go = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers").join("go-client");
-    serves(ALL, |_| program(&go.display().to_string()));
+    serves("Go net/smtp", |_| program(&go.display().to_string()));
 }
 
 #[test]
 fn postfix_is_served_as_a_client() {
     let postfixes = RefCell::new(Vec::new());
-    serves(ALL, |job| {
+    serves("Postfix", |job| {
         let postfix = Postfix::start_as_client_of(job.port, |dir| {
             let login = format!("[localhost]:{} {LOGIN}:{PASSWORD}\n", job.port);
             fs::write(dir.join("logins"), login).expect("a file");
@@ -395,7 +422,7 @@ fn postfix_is_served_as_a_client() {
 
 #[test]
 fn s_nail_is_served() {
-    serves_but(ALL, out_of_a_mailbox, |job| {
+    serves_but("s-nail", out_of_a_mailbox, |job| {
         let encoded = utf8_percent_encode(PASSWORD, NON_ALPHANUMERIC).to_string();
         let place = format!("localhost:{}", job.port);
         let mta = match job.way {
@@ -443,7 +470,7 @@ fn lettre_is_served() {
         },
     };
     let bench = Bench::start();
-    for way in ALL {
+    for way in ways("lettre") {
         let job = bench.job(*way);
         let ca = Certificate::from_pem(&fs::read(&job.ca).expect("a CA")).expect("a certificate");
         let tls = TlsParameters::builder("localhost".to_owned())
@@ -466,4 +493,97 @@ fn lettre_is_served() {
         builder.build().send_raw(&envelope, &sent).expect("lettre sends");
         bench.arrived(&job, &job.token, &with_an_empty_line(sent));
     }
+}
+
+/// Debian's Exim, out of its package: it can't be installed beside Postfix.
+fn exim() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers").join("exim/usr/sbin/exim4");
+    programs::require(&path).to_owned()
+}
+
+#[test]
+fn exim_is_served_as_a_client_and_hands_over_by_bdat() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let dir = tempfile::Builder::new()
+        .prefix("outpost-exim-")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir_in("/var/tmp")
+        .expect("a directory for Exim");
+    let path = dir.path().display();
+    let id = String::from_utf8(programs::run(Command::new("id").args(["-u", "Debian-exim"])).stdout);
+    let id = id.expect("text").trim().parse().expect("a number");
+    chown(dir.path(), Some(id), None).expect("root may give files away");
+    serves("Exim, by BDAT", |job| {
+        fs::copy(&job.ca, dir.path().join("ca.pem")).expect("the CA where Exim can read it");
+        let secure = if job.way == Way::Plain {
+            "  hosts_avoid_tls = *\n".to_owned()
+        } else {
+            let protocol = if job.way == Way::Implicit { "smtps" } else { "smtp" };
+            format!(
+                "  protocol = {protocol}\n  hosts_require_tls = *\n  hosts_require_auth = *\n\
+                 \x20 tls_verify_certificates = {path}/ca.pem\n  tls_verify_hosts = *\n"
+            )
+        };
+        let configuration = format!(
+            "exim_path = {}\nprimary_hostname = app.test\nspool_directory = {path}/spool\n\
+             log_file_path = {path}/%slog\npid_file_path = {path}/pid\nkeep_environment =\n\
+             begin routers\nall:\n  driver = manualroute\n  domains = *\n\
+             \x20 route_list = * localhost byname\n  self = send\n  transport = relay\n\
+             begin transports\nrelay:\n  driver = smtp\n  port = {}\n  allow_localhost\n\
+             \x20 message_linelength_limit = 10000\n{secure}\
+             begin authenticators\nplain:\n  driver = plaintext\n  public_name = PLAIN\n\
+             \x20 client_send = ^{LOGIN}^{PASSWORD}\n",
+            exim().display(),
+            job.port
+        );
+        let file = dir.path().join(format!("{}.conf", job.way.name()));
+        fs::write(&file, configuration).expect("a file");
+        let mut exim = Command::new(exim());
+        exim.arg("-C").arg(&file).args(["-odf", "-oi", "-oMr", "local", "-f", SENDER, TO]);
+        exim.stdin(fs::File::open(&job.unix_mail).expect("a file"));
+        exim
+    });
+    // K: the message went by BDAT.
+    let log = fs::read_to_string(dir.path().join("mainlog")).expect("Exim's log");
+    assert_eq!(log.matches(" K C=\"250 2.0.0 queued as ").count(), ways("Exim, by BDAT").len(), "{log}");
+}
+
+#[test]
+fn postfix_hands_over_addresses_beyond_ascii() {
+    let away = Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free());
+    let relay = Relay::start(&away);
+    let postfix = Postfix::start_as_client_of(relay.smtp, |_| "smtputf8_enable = yes\n".to_owned());
+    let code = "import smtplib, sys\n\
+        with smtplib.SMTP('127.0.0.1', int(sys.argv[1]), timeout=30) as smtp:\n\
+        \x20 smtp.sendmail('büro@example.test', ['grüße@example.test'], 'Subject: Grüße\\n\\nx\\n'.encode(),\n\
+        \x20   mail_options=['SMTPUTF8', 'BODY=8BITMIME'])\n";
+    programs::run(program("/usr/bin/python3").args(["-c", code, &postfix.port.to_string()]));
+    let item = wait::until(&format!("the mail; {}", postfix.log()), || relay.queue().pop());
+    assert_eq!(item["sender"], "büro@example.test");
+    assert_eq!(item["recipients"][0]["address"], "grüße@example.test");
+    let mail = relay.told(&["queue", "cat", item["id"].as_str().expect("an id")]);
+    assert!(mail.contains(" with UTF8SMTP "), "{mail}");
+}
+
+#[test]
+fn the_page_of_standards_shows_which_client_comes_in_by_which_way() {
+    let mut table =
+        "| client | in clear | STARTTLS and AUTH | implicit TLS and AUTH | |\n|---|---|---|---|---|\n"
+            .to_owned();
+    for (name, ways, but) in CLIENTS {
+        let cells = ALL.iter().map(|way| if ways.contains(way) { "yes" } else { "no" }).collect::<Vec<_>>();
+        table.push_str(&format!(
+            "| {name} | {} | {but}{}|\n",
+            cells.join(" | "),
+            if but.is_empty() { "" } else { " " }
+        ));
+        let code = include_str!("clients.rs");
+        let run =
+            [format!("serves(\"{name}\""), format!("serves_but(\"{name}\""), format!("ways(\"{name}\")")];
+        assert!(run.iter().any(|call| code.contains(call)), "{name} is run by no test");
+    }
+    println!("{table}");
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/smtp.md")).expect("the page");
+    assert!(page.contains(&table), "docs/smtp.md has not this table:\n{table}");
 }

@@ -235,6 +235,37 @@ fn s_nail_sends() {
 }
 
 #[test]
+fn mutt_sends() {
+    let kept = Kept::start();
+    let set = format!("set sendmail=\"{} -oem -oi\"", kept.sendmail.display());
+    let options = [
+        "-n",
+        "-F",
+        "/dev/null",
+        "-e",
+        &set,
+        "-e",
+        "set from=me@example.test use_envelope_from=yes copy=no charset=utf-8",
+        "-s",
+        "Grüße",
+        "-b",
+        "shadow@example.test",
+        "--",
+        TO,
+    ];
+    let mut mutt = bare(programs::require(Path::new("/usr/bin/mutt")), &options);
+    mutt.env("OUTPOST_DATA", kept.relay.data()).env("HOME", kept.relay.home.dir()).env("LC_ALL", "C.UTF-8");
+    let output = fed(&mut mutt, b"Hello\n..\nfrom mutt\n");
+    assert!(output.status.success(), "{}", programs::shown(&output));
+    let (item, content) = kept.only();
+    assert_eq!(item["sender"], "me@example.test");
+    assert_eq!(recipients(&item), [TO, "shadow@example.test"]);
+    let content = String::from_utf8_lossy(&content);
+    assert!(content.ends_with("\r\n\r\nHello\r\n..\r\nfrom mutt\r\n"), "{content}");
+    assert!(!content.contains("shadow"), "{content}");
+}
+
+#[test]
 fn git_send_email_sends() {
     let kept = Kept::start();
     let patch = kept.relay.home.path("0001-x.patch");
