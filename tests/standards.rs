@@ -1,5 +1,6 @@
-//! docs/smtp.md tells the truth about what shows each rule: every dialog is named there, and everything that
-//! is named there exists. docs/reliability.md does so about each fault of the host.
+//! The pages tell the truth about what shows each rule: docs/smtp.md names every dialog, and all that it names
+//! exists; docs/security.md has a bound and a test for each attack of a list; docs/reliability.md has a test for
+//! each fault of the host.
 
 use std::{
     collections::BTreeSet,
@@ -93,4 +94,41 @@ fn each_fault_of_the_host_has_a_row_that_names_what_shows_it() {
             "D{number} names nothing that shows it: {shown}"
         );
     }
+}
+
+#[test]
+fn each_attack_on_the_listener_has_its_row_and_each_bound_and_test_named_there_exists() {
+    let page = fs::read_to_string(root().join("docs/security.md")).expect("the page");
+    let keys = fs::read_to_string(root().join("docs/configuration.md")).expect("the page of keys");
+    let (sources, dialogs) = (sources(), dialogs());
+    let (_, section) = page.split_once("### One by one").expect("the list");
+    let section = section.split("\n## ").next().expect("its end");
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let numbers: Vec<_> = rows.iter().map(|row| row[0]).filter(|number| number.starts_with('A')).collect();
+    assert_eq!(numbers, (1..=26).map(|n| format!("A{n}")).collect::<Vec<_>>());
+    let mut bounds = BTreeSet::new();
+    for row in rows.iter().skip(1) {
+        let [_, attack, happens, bound, shown] = row[..] else { panic!("{row:?} has not five columns") };
+        assert!(!happens.is_empty() && quoted(shown).next().is_some(), "{attack}: nothing shows it");
+        for name in quoted(shown) {
+            let exists = dialogs.contains(name) || sources.contains(&format!("fn {name}("));
+            assert!(exists, "{attack}: there is no dialog or test {name}");
+        }
+        bounds.extend(quoted(bound));
+    }
+    let known: BTreeSet<_> =
+        keys.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let unknown: Vec<_> = bounds.difference(&known).collect();
+    assert!(unknown.is_empty(), "there are no keys {unknown:?}");
+    let is_bound = |key: &&&str| {
+        key.starts_with("smtp_max_")
+            || key.starts_with("smtp_min_rate")
+            || key.ends_with("timeout") && !key.contains("relay")
+    };
+    let missing: Vec<_> = known.iter().filter(is_bound).filter(|key| !bounds.contains(**key)).collect();
+    assert!(missing.is_empty(), "the list of attacks doesn't name the bounds {missing:?}");
 }
