@@ -60,7 +60,7 @@ impl Session {
                 content,
                 head: None,
             };
-            let told = match self.runtime.block_on(self.client.attempt(&message, async {})) {
+            let told = match self.runtime.block_on(self.client.attempt(&message, None, async {})) {
                 Attempt::Done(told) => told,
                 Attempt::Stale => break,
                 Attempt::Damaged => {

@@ -165,6 +165,12 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relay_messages", "a number above 0", "100")
         .default("the preset's, else no bound")
         .doc("Most messages over one connection."),
+    Key::new("smtp_relay_pipelining", "true or false", "false")
+        .default("true")
+        .doc("Send several commands at once (RFC 2920), where the upstream says that it can take them."),
+    Key::new("smtp_relay_chunking", "true or false", "false")
+        .default("true")
+        .doc("Send content by BDAT (RFC 3030), where the upstream says that it can take it."),
     Key::new("smtp_relay_timeout", "a duration", "30s")
         .default("RFC 5321 §4.5.3.2")
         .doc("Shortens the deadline of each phase to at most this."),
@@ -349,6 +355,8 @@ pub(super) const RELAY: &[Key] = &[
     key!("smtp_relay_connections").called("connections"),
     key!("smtp_relay_recipients").called("most_recipients"),
     key!("smtp_relay_messages").called("messages"),
+    key!("smtp_relay_pipelining").called("pipelining"),
+    key!("smtp_relay_chunking").called("chunking"),
     key!("smtp_relay_timeout").called("timeout"),
     key!("smtp_relay_replies").called("replies"),
     key!("smtp_rate_limit").called("rate_limit"),

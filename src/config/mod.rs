@@ -256,6 +256,10 @@ pub struct Upstream {
     pub recipients: Option<usize>,
     /// Most messages over one connection.
     pub messages: Option<u64>,
+    /// Send it what it need not be asked for first, where it says that it can take that.
+    pub pipelining: bool,
+    /// Send it content in chunks, where it says that it can take that.
+    pub chunking: bool,
     /// The provider's preset, where it is known.
     pub provider: Option<String>,
     /// What its replies mean.

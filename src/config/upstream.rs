@@ -131,6 +131,8 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         messages: reader
             .one(key!("smtp_relay_messages"), value::number(1..=u64::MAX))
             .or_else(|| preset?.messages),
+        pipelining: reader.one(key!("smtp_relay_pipelining"), value::boolean).unwrap_or(true),
+        chunking: reader.one(key!("smtp_relay_chunking"), value::boolean).unwrap_or(true),
         provider: preset.map(|preset| preset.name.clone()),
         replies: replies(reader),
         limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),

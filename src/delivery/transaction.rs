@@ -9,12 +9,14 @@ pub(super) struct Transaction<'t, 'm> {
     pub message: &'t Message<'m>,
     /// In the order of its recipients.
     pub outcomes: Vec<Option<Outcome>>,
+    /// All of the content was on its way before the envelope was answered.
+    pub content_sent: bool,
 }
 
 impl<'t, 'm> Transaction<'t, 'm> {
     /// Nobody is judged yet.
     pub(super) fn new(message: &'t Message<'m>) -> Self {
-        Self { message, outcomes: Vec::new() }
+        Self { message, outcomes: Vec::new(), content_sent: false }
     }
 
     /// The places of those who have no outcome yet.

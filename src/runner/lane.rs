@@ -7,9 +7,10 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tokio::{
     net::TcpStream,
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{Orders, Runner, settle::is_over};
@@ -28,21 +29,27 @@ use crate::{
     config::Waits,
     delivery::{
         Agent, Dressed, Forward, Message, Trouble,
-        client::{Attempt, Client},
+        client::{Ahead, Attempt, Client},
         phase::Phase,
     },
     limits::{
-        account::{Account, Spent},
+        account::{Account, Permit, Spent},
         breaker::Breaker,
         gate::{Gate, Pass},
     },
     mail::outcome::{Evidence, Outcome, Scope, Who},
     observe::UpstreamLabels,
     queue::{Claim, QueueId, Settled, entry::Recipient},
+    smtp::extension::Capabilities,
 };
 
 /// A kept connection without mail is given back to the upstream after so long.
 const IDLE: Duration = Duration::from_secs(20);
+/// Behind longer content a message would wait too long for its turn.
+const SHORT: u64 = 64 * 1024;
+/// A message whose envelope was sent behind another's content waits so long for the other's final reply,
+/// and then goes by another connection.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The way to one upstream.
 #[derive(Debug)]
@@ -66,6 +73,8 @@ pub(super) struct Lane {
     /// Messages that are put off until this lane draws them.
     pub(super) put_off: Mutex<Vec<QueueId>>,
     retired: watch::Sender<bool>,
+    /// The upstream forgets what it is told behind content, and never answers it.
+    one_at_a_time: AtomicBool,
 }
 
 /// A message, and those of its recipients that it is carried to now, by their places.
@@ -77,6 +86,31 @@ pub(super) struct Job {
 
 /// What a waiting worker is given.
 type Work = (Job, OwnedSemaphorePermit);
+
+/// A message that may be tried now, and whose share of the limits is taken.
+struct Ready {
+    job: Job,
+    leave: Permit,
+    dressed: Dressed,
+}
+
+impl Ready {
+    fn message(&self) -> Message<'_> {
+        let entry = self.job.claim.entry();
+        Message {
+            reverse_path: self.dressed.reverse_path.as_ref().unwrap_or(&entry.reverse_path),
+            recipients: self.job.places.iter().map(|place| forward(&entry.recipients[*place])).collect(),
+            handling: &entry.handling,
+            content: self.job.claim.content(),
+            head: self.dressed.head.as_ref(),
+        }
+    }
+
+    /// Not tried after all: it goes back as it was.
+    fn give_back(self) {
+        self.leave.spent(Spent::Nothing);
+    }
+}
 
 /// How the attempt at one message ended, for the worker.
 struct Carried {
@@ -103,6 +137,7 @@ impl Lane {
             drawing: AtomicUsize::new(0),
             put_off: Mutex::default(),
             retired: watch::channel(false).0,
+            one_at_a_time: AtomicBool::new(false),
         }
     }
 
@@ -110,6 +145,7 @@ impl Lane {
     /// again at once. Connections stay where the upstream is the same.
     pub(super) fn change(&self, agent: Agent) {
         self.account.change(&agent.upstream().limits);
+        self.one_at_a_time.store(false, Ordering::Relaxed);
         let old = self.agent.swap(Arc::new(agent));
         let new = self.agent.load();
         if !old.is_same(&new) {
@@ -260,26 +296,47 @@ impl Runner {
         (job, permit): Work,
         shutdown: watch::Receiver<bool>,
     ) {
-        let (mut job, mut permit, mut settled) = (job, permit, None);
+        let (mut permit, mut settled) = (permit, None);
         let most = agent.upstream().messages.unwrap_or(u64::MAX);
+        let mut next = self.prepare(lane, job, &mut settled).await;
         loop {
-            let carried = self.carry_one(lane, agent, &mut client, job, settled).await;
-            settled = carried.settled;
+            let mut stop = false;
+            if let Some(ready) = next.take() {
+                let follows = !*shutdown.borrow() && client.carried() + 1 < most;
+                let behind = if follows { self.behind(lane, &client, &ready).await } else { None };
+                let carried;
+                (carried, next) = self.carry_one(lane, agent, &mut client, ready, behind, settled).await;
+                (settled, stop) = (carried.settled, carried.stop);
+            }
             let changed = !agent.is_same(&lane.agent.load()) || *lane.retired.borrow();
-            let stop = carried.stop || lane.gate.stops_all() || changed || *shutdown.borrow();
+            let stop = stop || lane.gate.stops_all() || changed || *shutdown.borrow();
             if !client.is_usable() || client.carried() >= most || stop {
                 break;
             }
-            let more = lane.account.blocked().is_none();
-            if let Some(next) = more.then(|| self.try_draw(lane)).flatten() {
-                job = next;
+            if let Some(ready) = next.take() {
+                // What the one before showed may have stopped this one.
+                next = self.readmit(lane, ready, &mut settled);
+                if next.is_none() {
+                    break;
+                }
                 continue;
             }
-            drop(permit);
-            match self.wait_for_work(lane).await {
-                Some(work) => (job, permit) = work,
-                None => break,
-            }
+            let more = client.is_free() && lane.account.blocked().is_none();
+            let job = match more.then(|| self.try_draw(lane)).flatten() {
+                Some(job) => job,
+                None if !client.is_free() => break,
+                None => {
+                    drop(permit);
+                    let Some(work) = self.wait_for_work(lane).await else { break };
+                    let job;
+                    (job, permit) = work;
+                    job
+                }
+            };
+            next = self.prepare(lane, job, &mut settled).await;
+        }
+        if let Some(ready) = next {
+            ready.give_back();
         }
         if let Some(settled) = settled {
             let _ = settled.durable().await;
@@ -306,51 +363,112 @@ impl Runner {
         if was_there { None } else { work.recv().await }
     }
 
-    /// One attempt at one message. `before` is the settlement of the message before it. A message that
-    /// may not be tried is held.
+    /// Takes a message's share of the limits. One that may not be tried is held, which is noted in
+    /// `settled`; one for which nothing is left goes back as it was, and waits with the others.
+    async fn prepare(&self, lane: &Lane, job: Job, settled: &mut Option<Settled>) -> Option<Ready> {
+        let mut job = match self.admit(lane, job) {
+            Ok(job) => job,
+            Err(held) => {
+                *settled = Some(held);
+                return None;
+            }
+        };
+        // The others follow at once, in another transaction.
+        job.places.truncate(lane.agent.load().upstream().recipients.unwrap_or(usize::MAX));
+        let leave = lane.account.take(job.places.len()).await?;
+        job.places.truncate(leave.recipients());
+        let (agent, entry) = (lane.agent(), job.claim.entry());
+        // By the settings of now, which an open connection need not know.
+        let dressed = agent.dress(&entry.reverse_path, job.claim.content(), job.places.len()).await;
+        match dressed {
+            Ok(dressed) => Some(Ready { job, leave, dressed }),
+            Err(undressed) => {
+                *settled = self.conclude(lane, &agent, None, (job, leave), undressed).settled;
+                None
+            }
+        }
+    }
+
+    /// The same message, if it still may be tried.
+    fn readmit(&self, lane: &Lane, ready: Ready, settled: &mut Option<Settled>) -> Option<Ready> {
+        let Ready { job, leave, dressed } = ready;
+        match self.admit(lane, job) {
+            Ok(job) => Some(Ready { job, leave, dressed }),
+            Err(held) => {
+                leave.spent(Spent::Nothing);
+                *settled = Some(held);
+                None
+            }
+        }
+    }
+
+    /// The message to announce behind this one's content, if one is at hand, nobody else is free to take
+    /// it, and it would not have to wait for long.
+    async fn behind(&self, lane: &Lane, client: &Client<TcpStream>, ready: &Ready) -> Option<(Ready, Ahead)> {
+        let short = ready.job.claim.content().size() <= SHORT && !lane.one_at_a_time.load(Ordering::Relaxed);
+        let open = lane.is_open() && !lane.gate.stops_all() && !*lane.retired.borrow();
+        if !client.can_go_ahead() || !short || !open || !lock(&lane.idle).is_empty() {
+            return None;
+        }
+        let job = self.try_draw(lane)?;
+        let next = self.prepare(lane, job, &mut None).await?;
+        match client.ahead(&next.message()) {
+            Some(ahead) => Some((next, ahead)),
+            None => {
+                next.give_back();
+                None
+            }
+        }
+    }
+
+    /// One attempt at one message. `before` is the settlement of the message before it; `behind` is
+    /// announced with it, and returned, unless it had to wait too long.
     async fn carry_one(
         &self,
         lane: &Lane,
         agent: &Agent,
         client: &mut Client<TcpStream>,
-        mut job: Job,
+        ready: Ready,
+        behind: Option<(Ready, Ahead)>,
         before: Option<Settled>,
-    ) -> Carried {
-        let orders = self.orders();
-        job = match self.admit(lane, job) {
-            Ok(job) => job,
-            Err(held) => return Carried { settled: Some(held), stop: false },
-        };
-        // The others follow at once, in another transaction.
-        job.places.truncate(lane.agent.load().upstream().recipients.unwrap_or(usize::MAX));
-        // Without leave it goes back as it was, and waits with the others.
-        let Some(leave) = lane.account.take(job.places.len()).await else {
-            return Carried { settled: before, stop: false };
-        };
-        job.places.truncate(leave.recipients());
-        let entry = job.claim.entry();
-        let content = job.claim.content();
-        // By the settings of now, which an open connection need not know.
-        let dressed = lane.agent().dress(&entry.reverse_path, content, job.places.len()).await;
+    ) -> (Carried, Option<Ready>) {
+        let (mut next, ahead) = behind.unzip();
+        let message = ready.message();
+        let (announced, begun) = (!client.is_free(), Instant::now());
         let recorded = async {
             if let Some(before) = before {
                 // If it can't be recorded the queue goes on trying, and keeps the entry to itself.
                 let _ = before.durable().await;
             }
         };
-        let attempt = match dressed {
-            Ok(Dressed { reverse_path, head }) => {
-                let message = Message {
-                    reverse_path: reverse_path.as_ref().unwrap_or(&entry.reverse_path),
-                    recipients: job.places.iter().map(|place| forward(&entry.recipients[*place])).collect(),
-                    handling: &entry.handling,
-                    content,
-                    head: head.as_ref(),
-                };
-                client.attempt(&message, recorded).await
+        let attempt = {
+            let mut attempt = pin!(client.attempt(&message, ahead, recorded));
+            match timeout(PATIENCE, &mut attempt).await {
+                Ok(attempt) => attempt,
+                Err(_) => {
+                    next.take().into_iter().for_each(Ready::give_back);
+                    attempt.await
+                }
             }
-            Err(undressed) => undressed,
         };
+        if announced && matches!(attempt, Attempt::Stale) && begun.elapsed() >= PATIENCE {
+            tracing::warn!("the upstream does not answer what follows content, so nothing will");
+            lane.one_at_a_time.store(true, Ordering::Relaxed);
+        }
+        let Ready { job, leave, .. } = ready;
+        (self.conclude(lane, agent, Some(client.capabilities()), (job, leave), attempt), next)
+    }
+
+    /// What follows from an attempt: for the message, its limits, and the lane.
+    fn conclude(
+        &self,
+        lane: &Lane,
+        agent: &Agent,
+        upstream: Option<&Capabilities>,
+        (job, leave): (Job, Permit),
+        attempt: Attempt,
+    ) -> Carried {
+        let orders = self.orders();
         match attempt {
             Attempt::Done(outcomes) => {
                 leave.spent(spent(&outcomes));
@@ -359,7 +477,6 @@ impl Runner {
                     return Carried { settled: Some(settled), stop: false };
                 }
                 let until = self.pause(&orders, lane, agent, &outcomes);
-                let upstream = Some(client.capabilities());
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
             }

@@ -39,6 +39,8 @@ fn orders(directory: &Path) -> Orders {
         identity: None,
         recipients: None,
         messages: None,
+        pipelining: true,
+        chunking: true,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

@@ -193,6 +193,8 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         identity: None,
         recipients: None,
         messages: None,
+        pipelining: true,
+        chunking: true,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
+use bytes::Bytes;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 use crate::{
     config::{AuthMechanism, Replies, Serves, UpstreamTls, Waits},
-    delivery::Forward,
+    delivery::{Forward, Head},
     mail::{content::Content, envelope::Handling},
     smtp::{
         address::{Mailbox, ReversePath},
+        parameter::Body,
         reply::Enhanced,
     },
 };
@@ -32,6 +34,8 @@ fn upstream() -> Upstream {
         identity: None,
         recipients: None,
         messages: None,
+        pipelining: true,
+        chunking: true,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),
@@ -62,6 +66,12 @@ fn play(stream: DuplexStream, answers: &'static [&'static str]) -> tokio::task::
             heard.push(line.trim_end().to_owned());
             if content && line != ".\r\n" {
                 continue;
+            }
+            if let Some(size) = line.strip_prefix("BDAT ").and_then(|rest| rest.split(' ').next()) {
+                let mut octets = vec![0; size.parse().expect("a size")];
+                if stream.read_exact(&mut octets).await.is_err() {
+                    return heard;
+                }
             }
             let Some(answer) = answers.next() else { return heard };
             if *answer == "hang up" {
@@ -95,18 +105,26 @@ async fn attempt_as(
     head: Option<&Head>,
     handling: Handling,
 ) -> Attempt {
-    let recipients: Vec<_> = recipients.iter().map(|text| Mailbox::parse(text).unwrap()).collect();
-    let message = Message {
-        reverse_path: &ReversePath::from(Mailbox::parse("a@b.example").unwrap()),
-        recipients: recipients
-            .iter()
-            .map(|mailbox| Forward { mailbox, notify: None, original: None })
-            .collect(),
-        handling: &handling,
-        content,
-        head,
-    };
-    client.attempt(&message, async {}).await
+    attempt_behind(client, recipients, content, (head, handling), None).await
+}
+
+/// The same, with another message to these announced behind its content.
+async fn attempt_behind(
+    client: &mut Client<DuplexStream>,
+    recipients: &[&str],
+    content: &Content,
+    (head, handling): (Option<&Head>, Handling),
+    next: Option<&[&str]>,
+) -> Attempt {
+    let mailboxes = |of: &[&str]| of.iter().map(|text| Mailbox::parse(text).unwrap()).collect::<Vec<_>>();
+    let (recipients, behind) = (mailboxes(recipients), next.map(mailboxes));
+    let reverse_path = ReversePath::from(Mailbox::parse("a@b.example").unwrap());
+    let forward = |mailbox| Forward { mailbox, notify: None, original: None };
+    let to =
+        |recipients| Message { reverse_path: &reverse_path, recipients, handling: &handling, content, head };
+    let behind =
+        behind.as_ref().map(|behind| client.ahead(&to(behind.iter().map(forward).collect())).expect("plain"));
+    client.attempt(&to(recipients.iter().map(forward).collect()), behind, async {}).await
 }
 
 fn content() -> Content {
@@ -397,4 +415,162 @@ async fn another_head_goes_out_in_the_place_of_the_first_octets_and_counts() {
             assert!(heard[end..] == sent, "{binary}: {} and {}", heard.len() - end, sent.len());
         }
     }
+}
+
+/// An upstream that says nothing until it has heard a line that begins so, and then all at once.
+fn play_flights(
+    stream: DuplexStream,
+    flights: &'static [(&'static str, &'static str)],
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut stream = BufReader::new(stream);
+        for (until, answers) in flights {
+            let mut line = String::new();
+            while !line.starts_with(until) {
+                line.clear();
+                assert!(stream.read_line(&mut line).await.unwrap_or(0) > 0, "no {until}");
+            }
+            stream.get_mut().write_all(answers.as_bytes()).await.unwrap();
+        }
+    })
+}
+
+const ONE: [&str; 1] = ["c@d.example"];
+
+async fn first_of_two(client: &mut Client<DuplexStream>) -> String {
+    let done = attempt_behind(client, &TWO, &content(), (None, Handling::default()), Some(&ONE)).await;
+    letters(&outcomes(done))
+}
+
+/// RFC 2920 §3.1.
+#[tokio::test]
+async fn the_next_envelope_goes_behind_the_dot_and_costs_no_round_trip() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play_flights(
+        theirs,
+        &[
+            ("DATA", "250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n"),
+            // The first message's final reply waits for the second one's envelope.
+            ("DATA", "250 taken\r\n250 ok\r\n250 ok\r\n354 go\r\n"),
+            (".\r\n", "250 taken\r\n"),
+        ],
+    );
+    assert_eq!(first_of_two(&mut client).await, "DD");
+    assert!(!client.is_free());
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert!(client.is_free() && client.is_usable());
+    upstream.await.unwrap();
+}
+
+/// Answers to both; what becomes of the first message and of the second (S: not tried); whether the
+/// connection can be used again.
+#[tokio::test]
+async fn what_is_said_behind_the_dot_is_never_counted_for_another() {
+    let cases: [(&'static [&'static str], &str, &str, bool); 9] = [
+        (&["250", "250", "250", "354", "250", "250", "250", "354", "250"], "DD", "D", true),
+        (&["250", "250", "250", "354", "554 spam", "250", "250", "354", "250"], "FF", "D", true),
+        (&["250", "250", "250", "354", "250", "250", "550 no", "554", "x"], "DD", "F", true),
+        (&["250", "250", "250", "354", "250", "550 you", "503", "503", "x"], "DD", "F", true),
+        // Not a word about the second: it is tried again, as if it had never been said.
+        (&["250", "250", "250", "354", "250", "hang up"], "DD", "S", false),
+        (&["250", "250", "250", "354", "hang up"], "UU", "S", false),
+        (&["250", "250", "250", "354", "250\r\n421 bye", "x"], "DD", "S", false),
+        // One reply too many: what answers DATA is not 354, so nothing of the second was sent.
+        (&["250", "250", "250", "354", "250 taken\r\n250 extra", "250", "250", "354", "x"], "DD", "W", false),
+        (&["250", "250", "250", "354", "250", "250", "250 ok\r\n250 extra", "354", "x"], "DD", "W", false),
+    ];
+    for (answers, first, second, usable) in cases {
+        let (mut client, theirs) = client("PIPELINING");
+        let upstream = play(theirs, answers);
+        assert_eq!(first_of_two(&mut client).await, first, "{answers:?}");
+        let got = if client.is_usable() {
+            match attempt(&mut client, &ONE, &content()).await {
+                Attempt::Stale => "S".to_owned(),
+                done => letters(&outcomes(done)),
+            }
+        } else {
+            "S".to_owned()
+        };
+        assert_eq!(got, second, "{answers:?}");
+        assert_eq!(client.is_usable(), usable, "{answers:?}");
+        drop(client);
+        let heard = upstream.await.unwrap();
+        let sent = heard.iter().filter(|line| *line == "..hi").count();
+        assert_eq!(sent, 1 + usize::from(second == "D"), "{answers:?} {heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_one_message_carries_no_other() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["250", "250", "250", "354", "250", "250", "250", "354", "x"]);
+    assert_eq!(first_of_two(&mut client).await, "DD");
+    assert!(matches!(attempt(&mut client, &["other@d.example"], &content()).await, Attempt::Stale));
+    assert!(!client.is_usable());
+    // Nor does it say goodbye: that would be content.
+    client.quit().await;
+    let heard = upstream.await.unwrap();
+    assert!(heard.iter().all(|line| line != "QUIT" && !line.contains("other")), "{heard:?}");
+}
+
+/// RFC 3030 §4.2. Answers to MAIL, RCPT, RCPT, BDAT; what becomes of the two; whether the connection can
+/// be used again.
+#[tokio::test]
+async fn a_chunk_in_one_flight_with_its_envelope_is_counted_for_nobody_else() {
+    let cases: [(&'static [&'static str], &str, bool); 14] = [
+        (&["250", "250", "250", "250"], "DD", true),
+        (&["250", "550 no", "250", "250"], "FD", true),
+        (&["250", "250", "452 4.5.3 too many", "250"], "DW", true),
+        (&["250", "550 no", "550 no", "503"], "FF", true),
+        (&["550 you", "503", "503", "503"], "FF", true),
+        (&["250", "250", "250", "554 spam"], "FF", true),
+        (&["250", "250", "250", "451 later"], "WW", true),
+        (&["250", "250", "421 bye"], "WW", false),
+        // Behind its yes it may go.
+        (&["250", "250", "250", "250 taken\r\n421 bye"], "DD", false),
+        // Out of step: none of it can be believed, and it may have been taken.
+        (&["250", "550 no", "550 no", "250"], "UU", false),
+        (&["250", "250", "550 no\r\n250 extra", "250"], "UU", false),
+        (&["250", "250", "250", "250 taken\r\n250 extra"], "UU", false),
+        (&["250", "250", "250", "hang up"], "UU", false),
+        (&["hang up"], "UU", false),
+    ];
+    for (answers, expected, usable) in cases {
+        let (mut client, theirs) = client("PIPELINING\nCHUNKING");
+        let upstream = play(theirs, answers);
+        let got = outcomes(attempt(&mut client, &TWO, &content()).await);
+        assert_eq!(letters(&got), expected, "{answers:?} {got:?}");
+        assert_eq!(client.is_usable(), usable, "{answers:?}");
+        drop(client);
+        upstream.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn behind_a_refused_chunk_comes_rset_and_no_answer_is_waited_for_in_between() {
+    let (mut client, theirs) = client("PIPELINING\nCHUNKING");
+    let upstream = play_flights(
+        theirs,
+        &[
+            ("BDAT 19 LAST", "250 ok\r\n250 ok\r\n554 no\r\n"),
+            ("RSET", ""),
+            ("BDAT 19 LAST", "250 ok\r\n250 ok\r\n250 ok\r\n250 taken\r\n"),
+        ],
+    );
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "F");
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    upstream.await.unwrap();
+}
+
+/// Where the upstream may have left in the meantime, content waits for the answer to the envelope.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_on_a_connection_that_was_silent_leaves_nothing_uncertain() {
+    let (mut client, theirs) = client("PIPELINING\nCHUNKING");
+    let upstream = play(theirs, &["250", "250", "250 taken", "hang up"]);
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(matches!(attempt(&mut client, &ONE, &content()).await, Attempt::Stale));
+    drop(client);
+    let heard = upstream.await.unwrap();
+    assert_eq!(heard.iter().filter(|line| line.starts_with("BDAT")).count(), 1, "{heard:?}");
 }
