@@ -121,3 +121,83 @@ fn a_report_keeps_its_empty_sender_and_goes_to_the_first_sender() {
     assert!(commands[0].starts_with("MAIL FROM:<relay@example.com>"), "{commands:?}");
     assert!(commands[1].starts_with("MAIL FROM:<>"), "{commands:?}");
 }
+
+/// What an independent implementation says of each signature of a message.
+fn verdicts(relay: &Relay, message: &[u8], records: &[(String, String)]) -> Vec<serde_json::Value> {
+    let file = relay.data().join("to-verify.eml");
+    std::fs::write(&file, message).expect("a file");
+    let mut arguments = vec![file.to_str().expect("a path")];
+    arguments.extend(records.iter().flat_map(|(name, text)| [name.as_str(), text.as_str()]));
+    let verdicts = support::programs::python("dkim_verify.py", &arguments);
+    verdicts.as_array().expect("a list").clone()
+}
+
+#[test]
+fn another_implementation_finds_both_signatures_good_whatever_the_message() {
+    let upstream = Upstream::start(PASSWORD);
+    let keys = "[{domain: example.com}, {domain: example.com, selector: ed, algorithm: ed25519}]";
+    let service =
+        mailer(&upstream).set("smtp_dkim", keys).set("smtp_sender_rewrite", "{.test: relay@example.com}");
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let refused = relay.cli(&["check"]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("`outpost dkim` makes the key"));
+
+    let zone = relay.told(&["dkim"]);
+    assert!(zone.contains("outpost._domainkey.example.com. IN TXT ( \"v=DKIM1; k=rsa; p="), "{zone}");
+    assert_eq!(zone.matches("made just now").count(), 2);
+    for selector in ["outpost", "ed"] {
+        let file = relay.data().join(format!("dkim/{selector}.example.com.pem"));
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).expect("made").permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        let key = std::fs::read_to_string(&file).expect("a key");
+        assert!(key.lines().filter(|line| !line.starts_with('-')).all(|line| !zone.contains(line)), "shown");
+    }
+    let records: serde_json::Value = serde_json::from_str(&relay.told(&["dkim", "--json"])).expect("JSON");
+    let text = |record: &serde_json::Value, key: &str| record[key].as_str().expect("a text").to_owned();
+    let records: Vec<(String, String)> =
+        records.as_array().expect("a list").iter().map(|it| (text(it, "name"), text(it, "value"))).collect();
+
+    relay.up();
+    let long = "x ".repeat(5_000);
+    let bodies = [
+        ("empty", String::new()),
+        ("blank", "\r\n\r\n \t\r\n".to_owned()),
+        ("eight-bit", "Gr\u{fc}\u{df}e \u{2603}\r\n".to_owned()),
+        ("long", format!("{long}\r\n\t {long} \r\n\r\n")),
+        ("dots", ".\r\n..\r\n.a.\r\n".to_owned()),
+        ("large", large_body()),
+    ];
+    for (token, body) in bodies {
+        let content = format!(
+            "X-Token: {token}\r\nFrom:  \"Shop\"\r\n\t<shop@shop.test>\r\nTo: a@example.test\r\nTO: b@example.test\r\n\
+             Subject:  folded \r\n and  spaced\t\r\n\r\n{body}"
+        );
+        let stuffed = content.replace("\r\n.", "\r\n..");
+        let mail = "<shop@shop.test> BODY=8BITMIME";
+        relay.client().send_as(mail, &["<a@example.test>"], &stuffed).expect("taken");
+        wait::until_true(token, || upstream.ledger().contains_key(token));
+        let got = upstream.messages().pop().expect("a message");
+        assert!(contains(&got, b"<relay@example.com>"), "{token}");
+        assert_eq!(verdicts(&relay, &got, &records), [true, true], "{token}");
+        let relayed = [b"Received: from a by b; Mon, 23 Nov 2026 10:00:00 +0000\r\n", &got[..]].concat();
+        assert_eq!(verdicts(&relay, &relayed, &records), [true, true], "{token}");
+        // The judge can say no: of another body, another sender, a second From field.
+        for changed in [
+            [&got[..], b"more\r\n"].concat(),
+            String::from_utf8_lossy(&got).replace("relay@example.com", "other@example.com").into_bytes(),
+            [b"From: other@example.com\r\n", &got[..]].concat(),
+        ] {
+            assert!(verdicts(&relay, &changed, &records).iter().all(|verdict| verdict != true), "{token}");
+        }
+    }
+    // Mail from elsewhere is not signed in our name.
+    relay
+        .client()
+        .send("a@else.example", &["a@example.test"], "X-Token: else\r\nFrom: a@else.example\r\n\r\nx\r\n")
+        .expect("taken");
+    wait::until_true("else", || upstream.ledger().contains_key("else"));
+    assert!(!contains(&upstream.messages().pop().expect("a message"), b"DKIM-Signature"));
+}

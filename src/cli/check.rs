@@ -10,7 +10,10 @@ use super::{
 use crate::{
     admin::people,
     config::{Settings, Upstream, UpstreamTls},
-    delivery::check::{self, Step},
+    delivery::{
+        check::{self, Step},
+        dkim::Signer,
+    },
     queue::disk,
 };
 
@@ -30,6 +33,9 @@ impl Check {
         let settings = loaded.settings;
         if let Some(warning) = disk::thrown_away(&settings) {
             output::complain(&format!("warning: {warning}"));
+        }
+        for dkim in &settings.dkim {
+            Signer::load(dkim).map_err(|fault| Failure::new(Exit::CONFIG, fault))?;
         }
         output::say(format!("ok: {}", summary(&settings)));
         if !self.connect {

@@ -7,6 +7,7 @@
 mod check;
 mod client;
 mod completions;
+mod dkim;
 mod env;
 mod exit;
 mod handover;
@@ -76,6 +77,8 @@ enum Command {
     Presets(presets::Presets),
     /// Show the parameters that apps need
     Info(info::Info),
+    /// Print the DNS records of the keys that sign mail, and make the keys that are missing
+    Dkim(dkim::Dkim),
     /// Print what is published in environment.json
     Env(env::Env),
     /// Say how the relay is
@@ -145,6 +148,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Check(check) => return check.run(&place),
         Command::Presets(presets) => presets.run()?,
         Command::Info(info) => info.run(&place)?,
+        Command::Dkim(dkim) => dkim.run(&place)?,
         Command::Env(env) => env.run(&place)?,
         Command::Status(status) => status.run(&place)?,
         Command::Logs(logs) => logs.run(&place)?,

@@ -187,6 +187,8 @@ pub const KEYS: &[Key] = &[
         .doc("Most messages or recipients in any stretch of a time."),
     Key::new("smtp_sender_rewrite", "a mail address, or a map of senders to mail addresses", "relay@example.com")
         .doc("Other sender addresses than the apps use, in envelope and From field."),
+    Key::new("smtp_dkim", "a map of domain, selector, key and algorithm, or a list of them", "{domain: example.com}")
+        .doc("The keys that sign mail (DKIM)."),
     Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
         .default("10")
         .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
@@ -408,6 +410,7 @@ pub(super) const PRESET: &[Key] = &[
     Key::new("connections", "a number from 1 to 1000", "3"),
     Key::new("messages", "a number above 0", "100"),
     Key::new("limits", "limits as smtp_rate_limit takes them", "500 recipients/day"),
+    Key::new("replaces", "the name of a header field, or a list of them", "date"),
     Key::new("mistakes", "a list of mistakes", "[]"),
     Key::new("gone", "words", "it has ended"),
     Key::new("note", "words", "it is slow"),
@@ -423,6 +426,14 @@ pub(super) const MISTAKE: &[Key] = &[
     Key::new("password_not", "a regular expression", "^x"),
     Key::new("says", "words", "this is an API key"),
     Key::new("help", "words", "make an SMTP key"),
+];
+
+/// What a key that signs mail holds.
+pub(super) const DKIM: &[Key] = &[
+    Key::new("domain", "a domain name", "example.com"),
+    Key::new("selector", "a domain name", "outpost"),
+    Key::new("key", "the path of a PEM file", "/etc/outpost/dkim.pem"),
+    Key::new("algorithm", "rsa or ed25519", "rsa"),
 ];
 
 /// What tells where access tokens come from.

@@ -69,6 +69,8 @@ pub struct Settings {
     pub environment: EnvironmentSettings,
     /// The web page, API and metrics.
     pub admin: AdminSettings,
+    /// The keys that sign mail.
+    pub dkim: Vec<Dkim>,
     /// Permanent refusals of distinct messages in a row, without a success, after which the rest is
     /// held.
     pub breaker_bounces: usize,
@@ -268,6 +270,8 @@ pub struct Upstream {
     pub limits: Vec<Limit>,
     /// Other addresses for the senders that apps use.
     pub sender_rewrite: Option<AddressMap>,
+    /// Header fields that it replaces, in small letters, so that a signature leaves them out.
+    pub replaces: Vec<String>,
     /// Which mail it is for.
     pub serves: Serves,
 }
@@ -303,6 +307,7 @@ impl Upstream {
             login: None,
             limits: Vec::new(),
             sender_rewrite: None,
+            replaces: Vec::new(),
             serves: Serves::default(),
             ..upstream.clone()
         };
@@ -437,6 +442,28 @@ impl Default for HistorySettings {
     fn default() -> Self {
         Self { age: Duration::from_secs(30 * 86_400), events: 1_000_000 }
     }
+}
+
+/// A key that signs mail from a domain (RFC 6376).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dkim {
+    /// The domain of the From field, or one above it.
+    pub domain: String,
+    /// Tells the domain's keys apart.
+    pub selector: String,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+    /// What `outpost dkim` makes if it is missing.
+    pub algorithm: DkimAlgorithm,
+}
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DkimAlgorithm {
+    /// RSA with 2048 bits, which every verifier knows.
+    Rsa,
+    /// Ed25519 (RFC 8463), short and quick; not every verifier knows it.
+    Ed25519,
 }
 
 /// What is published for apps, and where.

@@ -9,8 +9,15 @@ use std::{
 };
 
 use super::{
-    Access, AdminSettings, EnvironmentSettings, HistorySettings, QueueSettings, Settings, Waits, keys::key,
-    listener, reader::Reader, services::Chosen, upstream::upstreams, value,
+    Access, AdminSettings, Dkim, DkimAlgorithm, EnvironmentSettings, HistorySettings, QueueSettings,
+    Settings, Waits,
+    keys::{self, key},
+    listener,
+    node::Kind,
+    reader::{Reader, Value},
+    services::Chosen,
+    upstream::upstreams,
+    value::{self, Wrong},
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -34,6 +41,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         queue: queue(reader, data),
         environment,
         admin: admin(reader),
+        dkim: dkim(reader, data),
         breaker_bounces: reader.one(key!("smtp_breaker_bounces"), value::number(1..=1000)).unwrap_or(10),
         postmaster: reader.one(key!("smtp_postmaster"), value::mail_address),
         log_level: reader.one(key!("smtp_log_level"), value::log_filter).unwrap_or_else(|| "info".to_owned()),
@@ -68,6 +76,47 @@ fn queue(reader: &mut Reader<'_>, data: &Path) -> QueueSettings {
                 .unwrap_or(history.events),
         },
     }
+}
+
+/// The keys that sign mail: one map or several.
+fn dkim(reader: &mut Reader<'_>, data: &Path) -> Vec<Dkim> {
+    let key = key!("smtp_dkim");
+    if !reader.is_set(key) {
+        return Vec::new();
+    }
+    let mut keys: Vec<Dkim> = Vec::new();
+    for item in reader.items(key).unwrap_or_default() {
+        let map = match item.value {
+            Value::Node(id) if matches!(reader.around.document.node(id).kind, Kind::Map(_)) => id,
+            _ => {
+                reader.read(key, &item, &|_| Err::<(), _>(Wrong::Plain));
+                continue;
+            }
+        };
+        let mut inner = reader.inside(map, keys::DKIM, "smtp_dkim");
+        let domain = key!(keys::DKIM, "domain");
+        if !inner.is_set(domain) {
+            inner.report(
+                item.place.clone(),
+                "this key has no domain",
+                Some("for example `domain: example.com`"),
+            );
+        }
+        let domain = inner.one(domain, value::domain).unwrap_or_default();
+        let selector = inner.one(key!(keys::DKIM, "selector"), value::domain);
+        let selector = selector.unwrap_or_else(|| "outpost".to_owned());
+        let file = data.join("dkim").join(format!("{selector}.{domain}.pem"));
+        let file = inner.path(key!(keys::DKIM, "key")).unwrap_or(file);
+        let algorithm = inner.one(key!(keys::DKIM, "algorithm"), value::dkim_algorithm);
+        reader.absorb(inner);
+        let algorithm = algorithm.unwrap_or(DkimAlgorithm::Rsa);
+        if keys.iter().any(|other| (&other.domain, &other.selector) == (&domain, &selector)) {
+            let help = "give each key of a domain a selector of its own";
+            reader.report(item.place, format!("{selector} is there twice for {domain}"), Some(help));
+        }
+        keys.push(Dkim { domain, selector, key: file, algorithm });
+    }
+    keys
 }
 
 fn environment(reader: &mut Reader<'_>, data: &Path) -> EnvironmentSettings {

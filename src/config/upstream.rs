@@ -137,6 +137,7 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         replies: replies(reader),
         limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
         sender_rewrite: sender_rewrite(reader),
+        replaces: preset.map(|preset| preset.replaces.clone()).unwrap_or_default(),
         serves: Serves::default(),
     };
     judge_tls(reader, &upstream);

@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{AuthMechanism, ListenTls, UpstreamTls, Waits};
+use super::{AuthMechanism, DkimAlgorithm, ListenTls, UpstreamTls, Waits};
 use crate::smtp::{address::Mailbox, pattern::AddressPattern};
 
 /// Why a text isn't what its key wants.
@@ -320,6 +320,10 @@ pub(super) fn upstream_tls(text: &str) -> Read<UpstreamTls> {
 }
 
 /// `tls` of a listener.
+pub(super) fn dkim_algorithm(text: &str) -> Read<DkimAlgorithm> {
+    word(text, &[("rsa", DkimAlgorithm::Rsa), ("ed25519", DkimAlgorithm::Ed25519)])
+}
+
 pub(super) fn listen_tls(text: &str) -> Read<ListenTls> {
     let words =
         [("none", ListenTls::None), ("starttls", ListenTls::StartTls), ("implicit", ListenTls::Implicit)];

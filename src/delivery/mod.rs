@@ -6,6 +6,7 @@
 //! - [`tls`]: whom we trust
 //! - [`classify`]: what a reply means, and for whom
 //! - `dress`: how mail is changed for an upstream
+//! - [`dkim`]: keys that sign our mail
 //! - [`route`]: which upstreams a message may go by
 //! - [`phase`]: the phases of a conversation and their deadlines
 //! - [`check`]: the same, step by step, for `outpost check --connect`
@@ -18,6 +19,7 @@ pub mod check;
 pub mod classify;
 pub mod client;
 mod dial;
+pub mod dkim;
 mod dress;
 mod lost;
 mod needs;
@@ -38,6 +40,7 @@ use self::{
     classify::Said,
     client::Client,
     dial::dial,
+    dkim::Signer,
     lost::Lost,
     oauth::Tokens,
     phase::Phase,
@@ -107,6 +110,7 @@ pub struct Agent {
     hostname: Arc<str>,
     connector: Arc<Connector>,
     tokens: Option<Arc<Tokens>>,
+    signers: Arc<[Signer]>,
     clock: Clock,
 }
 
@@ -128,7 +132,13 @@ impl Agent {
         let connector = Arc::new(Connector::new(&upstream)?);
         let oauth = upstream.login.as_ref().and_then(|login| login.oauth.clone());
         let tokens = oauth.map(Tokens::new);
-        Ok(Self { upstream: Arc::new(upstream), hostname: hostname.into(), connector, tokens, clock })
+        let (upstream, hostname) = (Arc::new(upstream), hostname.into());
+        Ok(Self { upstream, hostname, connector, tokens, signers: Arc::default(), clock })
+    }
+
+    /// The same agent, which signs by these keys.
+    pub fn signing(self, signers: &Arc<[Signer]>) -> Self {
+        Self { signers: Arc::clone(signers), ..self }
     }
 
     /// Whether connections of both go to the same place in the same way.

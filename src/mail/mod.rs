@@ -8,11 +8,13 @@
 //! - [`trace`]: the Received field
 //! - [`submission`]: Date and Message-ID where they are missing
 //! - [`sender`]: other senders' addresses in the From field
+//! - [`sign`]: DKIM signatures
 //! - [`outcome`]: what an attempt meant for each recipient, with its evidence
 
 pub mod content;
 pub mod envelope;
 pub mod outcome;
 pub mod sender;
+pub mod sign;
 pub mod submission;
 pub mod trace;

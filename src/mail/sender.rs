@@ -33,6 +33,14 @@ pub fn rewritten(section: &[u8], map: &AddressMap) -> Option<Vec<u8>> {
     (!edits.is_empty()).then(|| edited(section, &edits))
 }
 
+/// The domain of the first address in the From field.
+pub fn domain(section: &[u8]) -> Option<String> {
+    let from = fields(section).find(|field| field.name.eq_ignore_ascii_case(b"from"))?;
+    let line = from.value.trim_ascii_end();
+    let address = plain(&line[addresses(line).into_iter().next()?]);
+    address.rsplit_once('@').map(|(_, domain)| domain.to_owned())
+}
+
 /// The octets with others in some places, which are in order.
 fn edited(octets: &[u8], edits: &[(Range<usize>, Vec<u8>)]) -> Vec<u8> {
     let mut result = Vec::with_capacity(octets.len() + 256);

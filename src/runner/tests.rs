@@ -45,6 +45,7 @@ fn orders(directory: &Path) -> Orders {
         replies: Replies::default(),
         limits: Vec::new(),
         sender_rewrite: None,
+        replaces: Vec::new(),
         serves: Serves::default(),
     };
     Orders {

@@ -135,6 +135,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
             relay_password: false,
         },
         admin: AdminSettings { listen: options.admin, password: None },
+        dkim: Vec::new(),
         breaker_bounces: 10,
         postmaster: None,
         log_level: "info".to_owned(),
@@ -199,6 +200,7 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         replies: Replies::default(),
         limits: Vec::new(),
         sender_rewrite: None,
+        replaces: Vec::new(),
         serves: Serves::default(),
     };
     Ok((Embedded { captured, writer, listener, socket, shutdown }, upstream))

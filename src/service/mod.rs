@@ -26,7 +26,7 @@ use crate::{
     admin::{self, Admin},
     clock::Clock,
     config::{self, ListenTls, Loaded, Settings, Source},
-    delivery::tls::TlsFault,
+    delivery::{dkim::KeyFault, tls::TlsFault},
     environment::{self, Published},
     listener::{
         Listener,
@@ -67,6 +67,9 @@ pub enum StartError {
     /// The upstream's TLS settings.
     #[error("TLS to the upstream: {0}")]
     Tls(#[from] TlsFault),
+    /// A key that signs mail.
+    #[error(transparent)]
+    Key(#[from] KeyFault),
     /// A file in the data directory, or the runtime.
     #[error("{}: {error}", path.display())]
     Data {
@@ -92,7 +95,7 @@ impl StartError {
             }
             Self::Bind { .. } => 69,
             Self::Queue(OpenError::Io { .. }) | Self::Data { .. } => 73,
-            Self::Identity(_) | Self::Tls(_) => 78,
+            Self::Identity(_) | Self::Tls(_) | Self::Key(_) => 78,
         }
     }
 }

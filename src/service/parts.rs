@@ -16,7 +16,7 @@ use super::StartError;
 use crate::{
     clock::Clock,
     config::{Access, Listen, ListenTls, Settings},
-    delivery::Agent,
+    delivery::{Agent, dkim::Signer},
     environment::Published,
     listener::{
         Entrance, Terms,
@@ -167,9 +167,11 @@ pub(crate) fn entrance(listen: &Listen) -> Entrance {
 /// What the runner goes by. Agents are kept, with their TLS sessions, where connections of theirs are as
 /// good as new ones.
 pub(crate) fn orders(settings: &Settings, old: &[Agent], clock: &Clock) -> Result<Orders, StartError> {
+    let signers: Arc<[Signer]> = settings.dkim.iter().map(Signer::load).collect::<Result<_, _>>()?;
     let agents = settings.upstreams.iter().map(|upstream| {
         let kept = old.iter().find_map(|agent| agent.with(upstream, &settings.hostname));
-        kept.map_or_else(|| Agent::new(upstream.clone(), &settings.hostname, clock.clone()), Ok)
+        let made = || Agent::new(upstream.clone(), &settings.hostname, clock.clone());
+        Ok::<_, StartError>(kept.map_or_else(made, Ok)?.signing(&signers))
     });
     Ok(Orders {
         agents: agents.collect::<Result<_, _>>()?,

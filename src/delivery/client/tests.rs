@@ -40,6 +40,7 @@ fn upstream() -> Upstream {
         replies: Replies::default(),
         limits: Vec::new(),
         sender_rewrite: None,
+        replaces: Vec::new(),
         serves: Serves::default(),
     }
 }
