@@ -147,6 +147,9 @@ pub const KEYS: &[Key] = &[
         .doc("Our own certificate, where the upstream asks for one, with its chain."),
     Key::new("smtp_relay_tls_key", "the path of a PEM file", "/etc/outpost/client.key")
         .doc("Its private key."),
+    Key::new("smtp_relay_tls_min_version", "1.2 or 1.3", "1.3")
+        .default("1.2")
+        .doc("The oldest version of TLS that is good enough."),
     Key::new("smtp_relay_auth", "one of auto, plain, login, cram-md5, scram-sha-256, xoauth2, oauthbearer", "auto")
         .default("auto")
         .doc("The mechanism to log in with; auto: the strongest that both sides have."),
@@ -351,6 +354,7 @@ pub(super) const RELAY: &[Key] = &[
     key!("smtp_relay_tls_fingerprint").called("tls_fingerprint"),
     key!("smtp_relay_tls_cert").called("tls_cert"),
     key!("smtp_relay_tls_key").called("tls_key"),
+    key!("smtp_relay_tls_min_version").called("tls_min_version"),
     key!("smtp_relay_auth").called("auth"),
     key!("smtp_relay_allow_insecure_auth").called("allow_insecure_auth"),
     key!("smtp_relay_oauth").called("oauth"),

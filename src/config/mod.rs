@@ -235,6 +235,8 @@ pub struct Upstream {
     pub port: u16,
     /// How the connection is protected.
     pub tls: UpstreamTls,
+    /// The oldest version of TLS that is good enough.
+    pub tls_min_version: TlsVersion,
     /// PEM file of authorities to trust instead of the system's.
     pub ca: Option<PathBuf>,
     /// Our own certificate, where the upstream asks for one.
@@ -331,6 +333,15 @@ pub enum UpstreamTls {
     Opportunistic,
     /// In clear.
     None,
+}
+
+/// A version of TLS. RFC 8996: nothing older is ever spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
 }
 
 /// The login at the upstream.

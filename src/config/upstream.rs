@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::smtp::pattern::AddressMap;
 
 use super::{
-    AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, Upstream, UpstreamTls, Waits,
+    AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, TlsVersion, Upstream, UpstreamTls, Waits,
     keys::{self, Key, key},
     limit::{Limit, limit},
     node::Kind,
@@ -110,6 +110,9 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         server,
         port,
         tls,
+        tls_min_version: reader
+            .one(key!("smtp_relay_tls_min_version"), value::tls_version)
+            .unwrap_or(TlsVersion::Tls12),
         ca: reader.path(key!("smtp_relay_tls_ca")),
         identity: identity(reader),
         fingerprint: reader.one(key!("smtp_relay_tls_fingerprint"), value::fingerprint),

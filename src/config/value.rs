@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{AuthMechanism, DkimAlgorithm, ListenTls, UpstreamTls, Waits};
+use super::{AuthMechanism, DkimAlgorithm, ListenTls, TlsVersion, UpstreamTls, Waits};
 use crate::smtp::{address::Mailbox, pattern::AddressPattern};
 
 /// Why a text isn't what its key wants.
@@ -320,6 +320,10 @@ pub(super) fn upstream_tls(text: &str) -> Read<UpstreamTls> {
 }
 
 /// `tls` of a listener.
+pub(super) fn tls_version(text: &str) -> Read<TlsVersion> {
+    word(text, &[("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)])
+}
+
 pub(super) fn dkim_algorithm(text: &str) -> Read<DkimAlgorithm> {
     word(text, &[("rsa", DkimAlgorithm::Rsa), ("ed25519", DkimAlgorithm::Ed25519)])
 }

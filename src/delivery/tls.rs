@@ -11,19 +11,21 @@ use std::{
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    version::{TLS12, TLS13},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::{
-    config::{ListenerTls, Upstream, UpstreamTls},
+    config::{ListenerTls, TlsVersion, Upstream, UpstreamTls},
     environment,
     mail::outcome::Who,
     net,
@@ -47,6 +49,7 @@ pub struct Connector {
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
     identity: Option<ListenerTls>,
+    min_version: TlsVersion,
     /// Where another relay of the same application may publish its fingerprint, and the last one
     /// that was found there.
     published: Vec<PathBuf>,
@@ -76,8 +79,9 @@ impl Connector {
             || matches!(upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
         Ok(Self {
             name,
-            config: config(verifier, identity.as_ref())?,
+            config: config(verifier, identity.as_ref(), upstream.tls_min_version)?,
             identity,
+            min_version: upstream.tls_min_version,
             published: if chosen { Vec::new() } else { upstream.published.clone() },
             place: (upstream.server.clone(), upstream.port),
             pinned: Mutex::default(),
@@ -109,6 +113,7 @@ impl Connector {
                 let fresh = config(
                     Arc::new(Pin { pin: Some(pin), provider: net::crypto() }),
                     self.identity.as_ref(),
+                    self.min_version,
                 )?;
                 *pinned = Some((pin, Arc::clone(&fresh)));
                 Ok(fresh)
@@ -120,6 +125,7 @@ impl Connector {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let (words, help) = match inner {
             Some(rustls::Error::InvalidCertificate(fault)) => self.explain_certificate(fault),
+            Some(fault) if is_about_versions(fault) => (self.words_of_version(), HELP_VERSION),
             Some(fault) => (format!("TLS fails: {fault}"), HELP_PORT),
             None if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 ("the upstream closed the connection during the TLS handshake".to_owned(), HELP_PORT)
@@ -127,6 +133,14 @@ impl Connector {
             None => (format!("TLS fails: {error}"), HELP_PORT),
         };
         TlsFault { words, who_must_act: Who::Operator, help: Some(help) }
+    }
+
+    fn words_of_version(&self) -> String {
+        let least = match self.min_version {
+            TlsVersion::Tls12 => "1.2",
+            TlsVersion::Tls13 => "1.3",
+        };
+        format!("the upstream speaks no version of TLS that is good enough, which is {least} and newer")
     }
 
     fn explain_certificate(&self, fault: &CertificateError) -> (String, &'static str) {
@@ -171,11 +185,24 @@ impl TlsFault {
     }
 }
 
+const HELP_VERSION: &str = "it must be renewed; smtp_relay_tls_min_version can be 1.2 at least";
 const HELP_PORT: &str = "on port 465 smtp_relay_tls must be implicit, on 587 starttls";
+
+/// The peer's word or ours for it, depending on who noticed first.
+fn is_about_versions(fault: &rustls::Error) -> bool {
+    matches!(
+        fault,
+        rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)
+            | rustls::Error::PeerIncompatible(
+                rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13
+                    | rustls::PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            )
+    )
+}
 
 /// For other servers than the upstream: the system's roots, nothing else.
 pub(super) fn system_roots() -> Result<Arc<ClientConfig>, TlsFault> {
-    config(Arc::new(system_verifier(net::crypto())?), None)
+    config(Arc::new(system_verifier(net::crypto())?), None, TlsVersion::Tls12)
 }
 
 fn system_verifier(provider: Arc<CryptoProvider>) -> Result<rustls_platform_verifier::Verifier, TlsFault> {
@@ -186,9 +213,14 @@ fn system_verifier(provider: Arc<CryptoProvider>) -> Result<rustls_platform_veri
 fn config(
     verifier: Arc<dyn ServerCertVerifier>,
     identity: Option<&ListenerTls>,
+    min_version: TlsVersion,
 ) -> Result<Arc<ClientConfig>, TlsFault> {
+    let versions: &[&SupportedProtocolVersion] = match min_version {
+        TlsVersion::Tls12 => &[&TLS13, &TLS12],
+        TlsVersion::Tls13 => &[&TLS13],
+    };
     let builder = ClientConfig::builder_with_provider(net::crypto())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(|error| TlsFault::setting(error.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
@@ -277,3 +309,6 @@ impl ServerCertVerifier for Pin {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::{late::Walk, *};
 use crate::{
-    config::{HistorySettings, Replies, Serves, Upstream, UpstreamTls, Waits},
+    config::{HistorySettings, Replies, Serves, TlsVersion, Upstream, UpstreamTls, Waits},
     mail::{
         content::{Content, Facts},
         envelope::{Addressee, DeliverBy, Envelope, Handling, Origin},
@@ -28,6 +28,7 @@ fn orders(directory: &Path) -> Orders {
         server: "up.example".into(),
         port: 25,
         tls: UpstreamTls::None,
+        tls_min_version: TlsVersion::Tls12,
         ca: None,
         fingerprint: None,
         published: Vec::new(),

@@ -22,8 +22,8 @@ use crate::{
     clock::Clock,
     config::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, HistorySettings, Listen,
-        ListenerTls, Login, QueueSettings, Replies, Role, Serves, SessionBounds, Settings, Upstream,
-        UpstreamTls, User, Waits,
+        ListenerTls, Login, QueueSettings, Replies, Role, Serves, SessionBounds, Settings, TlsVersion,
+        Upstream, UpstreamTls, User, Waits,
     },
     listener::{
         Listener, Terms,
@@ -178,6 +178,7 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         server: IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(),
         port,
         tls: UpstreamTls::StartTls,
+        tls_min_version: TlsVersion::Tls12,
         ca: Some(ca),
         fingerprint: None,
         published: Vec::new(),

@@ -288,3 +288,26 @@ fn senders_are_rewritten_by_one_address_or_by_the_first_pattern_that_fits() {
         assert!(said.contains(words), "{wrong}: {said}");
     }
 }
+
+#[test]
+fn keys_that_sign_mail_are_one_or_several() {
+    let keys = |lines: &str| read(&relay(lines)).dkim;
+    let one = keys("smtp_dkim: {domain: example.com}");
+    assert_eq!(one[0].key, Path::new("/data/dkim/outpost.example.com.pem"));
+    assert_eq!((one[0].selector.as_str(), one[0].algorithm), ("outpost", DkimAlgorithm::Rsa));
+    let two = keys(
+        "smtp_dkim: [{domain: a.example, key: k.pem}, {domain: a.example, selector: ed, algorithm: ed25519}]",
+    );
+    assert_eq!(two[0].key, Path::new("/etc/app/k.pem"));
+    assert_eq!((two.len(), two[1].algorithm), (2, DkimAlgorithm::Ed25519));
+    for (wrong, words) in [
+        ("example.com", "smtp_dkim wants a map of domain"),
+        ("{selector: x}", "this key has no domain"),
+        ("[{domain: a.example}, {domain: a.example}]", "outpost is there twice for a.example"),
+        ("{domain: a.example, algorithm: dsa}", "algorithm wants rsa or ed25519"),
+        ("{domain: a.example, selektor: x}", "did you mean selector"),
+    ] {
+        let said = problems(&relay(&format!("smtp_dkim: {wrong}")));
+        assert!(said.contains(words), "{wrong}: {said}");
+    }
+}

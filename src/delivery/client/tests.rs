@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, DuplexStream
 
 use super::*;
 use crate::{
-    config::{AuthMechanism, Replies, Serves, UpstreamTls, Waits},
+    config::{AuthMechanism, Replies, Serves, TlsVersion, UpstreamTls, Waits},
     delivery::{Forward, Head},
     mail::{content::Content, envelope::Handling},
     smtp::{
@@ -23,6 +23,7 @@ fn upstream() -> Upstream {
         server: "up.example".into(),
         port: 25,
         tls: UpstreamTls::None,
+        tls_min_version: TlsVersion::Tls12,
         ca: None,
         fingerprint: None,
         published: Vec::new(),
