@@ -29,6 +29,7 @@ pub mod route;
 mod source;
 pub mod tls;
 mod transaction;
+mod withheld;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -37,6 +38,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 pub use self::dress::{Dressed, Head};
 use self::{
+    auth::Mechanism,
     classify::Said,
     client::Client,
     dial::dial,
@@ -45,6 +47,7 @@ use self::{
     oauth::Tokens,
     phase::Phase,
     tls::{Connector, TlsFault},
+    withheld::withheld,
 };
 use crate::{
     clock::Clock,
@@ -329,14 +332,14 @@ impl Agent {
         };
         let (token, was_at_hand) = self.token().await?;
         let given = Login { password: token.unwrap_or_else(|| login.password.clone()), ..login.clone() };
-        let mut reply = client.authenticate(mechanism, &given).await.map_err(|lost| self.lost(lost))?;
+        let mut reply = self.authenticate(client, mechanism, &given).await?;
         if let Some(tokens) = self.tokens.as_ref().filter(|_| !reply.is_success()) {
             tokens.forget();
             // A token can end before its time; the next one may do.
             if was_at_hand && reply.severity() == Severity::Permanent {
                 let (token, _) = self.token().await?;
                 let given = Login { password: token.unwrap_or(given.password), ..login.clone() };
-                reply = client.authenticate(mechanism, &given).await.map_err(|lost| self.lost(lost))?;
+                reply = self.authenticate(client, mechanism, &given).await?;
             }
         }
         if reply.is_success() {
@@ -344,6 +347,22 @@ impl Agent {
             return Ok(());
         }
         Err(self.refused(Phase::Auth, &reply, "the upstream does not answer the login as it should"))
+    }
+
+    /// Logs in; what the upstream says of it repeats nothing of what it was sent.
+    async fn authenticate(
+        &self,
+        client: &mut Client<TcpStream>,
+        mechanism: Mechanism,
+        login: &Login,
+    ) -> Result<Reply, Box<Trouble>> {
+        match client.authenticate(mechanism, login).await {
+            Ok(reply) => Ok(withheld(reply, login)),
+            Err(mut lost) => {
+                lost.reply = lost.reply.map(|reply| withheld(reply, login));
+                Err(self.lost(lost))
+            }
+        }
     }
 
     /// An access token in the password's place, if that is how we log in, and whether it was at hand.

@@ -1,0 +1,79 @@
+//! Replies that repeat a secret: some servers show a command that they don't know, or their trouble with
+//! it, and words of theirs are kept and shown wherever an operator looks.
+
+use secrecy::ExposeSecret as _;
+
+use crate::{
+    config::Login,
+    smtp::{reply::Reply, sasl},
+};
+
+/// What stands where a secret stood.
+const WITHHELD: &str = "(withheld)";
+/// A shorter password would be found in innocent words; what holds it in base64 is longer.
+const LENGTH_MIN: usize = 4;
+
+/// The reply without what was sent to log in: the password or token, and what it was sent as.
+pub(super) fn withheld(reply: Reply, login: &Login) -> Reply {
+    let (user, password) = (login.username.as_str(), login.password.expose_secret());
+    let sent = [
+        sasl::encode(sasl::plain(user, password)),
+        sasl::encode(sasl::oauthbearer(user, password)),
+        sasl::encode(sasl::xoauth2(user, password)),
+        sasl::encode(password),
+        password.to_owned(),
+    ];
+    let mut text = reply.lines().collect::<Vec<_>>().join("\n");
+    let mut found = false;
+    for secret in sent.iter().filter(|secret| secret.len() >= LENGTH_MIN) {
+        // A server that cuts a long command short shows a part of it.
+        let bare = secret.trim_end_matches('=');
+        if text.contains(bare) {
+            text = text.replace(bare, WITHHELD);
+            found = true;
+        } else if let Some(at) = beginning(&text, bare) {
+            text.replace_range(at, WITHHELD);
+            found = true;
+        }
+    }
+    if found { Reply::new(reply.code(), reply.enhanced(), text) } else { reply }
+}
+
+/// Where the beginning of a secret stands at the end of a line, if it is long enough to give something
+/// away.
+fn beginning(text: &str, secret: &str) -> Option<std::ops::Range<usize>> {
+    let part = secret.get(..16)?;
+    let at = text.find(part)?;
+    let same = text[at..].bytes().zip(secret.bytes()).take_while(|(a, b)| a == b).count();
+    Some(at..at + same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AuthMechanism;
+
+    #[track_caller]
+    fn check(said: &str, shown: &str) {
+        let login = Login {
+            username: "user".into(),
+            password: "open sesame, 4711".into(),
+            mechanism: AuthMechanism::Auto,
+            oauth: None,
+        };
+        let got = withheld(Reply::new(535, None, said.to_owned()), &login);
+        assert_eq!(got.lines().collect::<Vec<_>>().join("\n"), shown);
+    }
+
+    #[test]
+    fn what_was_sent_is_not_repeated() {
+        check("no such user", "no such user");
+        check("wrong password: open sesame, 4711!", "wrong password: (withheld)!");
+        check(
+            "bad command: AUTH PLAIN AHVzZXIAb3BlbiBzZXNhbWUsIDQ3MTE=",
+            "bad command: AUTH PLAIN (withheld)=",
+        );
+        check("first\nb3BlbiBzZXNhbWUsIDQ3MTE= ?", "first\n(withheld)= ?");
+        check("AUTH PLAIN AHVzZXIAb3BlbiBzZXNhb...", "AUTH PLAIN (withheld)...");
+    }
+}
