@@ -124,6 +124,12 @@ impl Event {
         }
     }
 
+    /// As the history keeps it.
+    pub fn octets(&self) -> Vec<u8> {
+        // Strings and numbers can't fail to be written to memory.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
     /// In one line: `name=value` in a fixed order. A value that is not one plain word is quoted and
     /// escaped, so none can forge another field or another line.
     pub fn line(&self) -> String {
@@ -223,11 +229,16 @@ impl Observer {
         let _ = self.0.keeper.set(keeper);
     }
 
-    /// Tells what happened.
-    pub fn emit(&self, event: Event) {
+    /// Puts it in the log alone.
+    pub fn say(&self, event: &Event) {
         if tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
             tracing::info!(target: "outpost::mail", "{}", event.line());
         }
+    }
+
+    /// Tells what happened.
+    pub fn emit(&self, event: Event) {
+        self.say(&event);
         if let Some(keep) = self.0.keeper.get() {
             keep(&event);
         }
@@ -330,6 +341,7 @@ pub struct Metrics {
     pub rate_limit_max: Family<LimitLabels, Gauge>,
     pub listener_connections: Gauge<i64, AtomicI64>,
     pub enqueue_seconds: Histogram,
+    pub damaged: Counter,
     pub log_lines_dropped: Counter,
     pub history_events_lost: Gauge,
     pub history_set_aside: Gauge,
@@ -357,6 +369,7 @@ impl Metrics {
             enqueue_seconds: Histogram::new([
                 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
             ]),
+            damaged: Counter::default(),
             log_lines_dropped: Counter::default(),
             history_events_lost: Gauge::default(),
             history_set_aside: Gauge::default(),
@@ -404,6 +417,11 @@ impl Metrics {
             "enqueue_seconds",
             "From the end of the content to the 250",
             metrics.enqueue_seconds.clone(),
+        );
+        r.register(
+            "damaged",
+            "Messages that were found damaged and set aside since the start",
+            metrics.damaged.clone(),
         );
         r.register(
             "log_lines_dropped",

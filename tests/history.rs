@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use support::client::Load;
 use support::relay::{Relay, outpost};
 use support::service::Service;
 use support::upstream::Upstream;
@@ -115,6 +117,37 @@ fn a_kill_takes_no_history_of_what_was_settled() {
             assert!(kinds(&events).contains(&"delivered"), "{id}: {events:?}");
         }
     }
+    relay.terminate();
+}
+
+#[test]
+fn a_kill_behind_a_250_takes_no_word_of_it_and_of_what_was_not_accepted_there_is_none() {
+    let upstream = Upstream::stopped(PASSWORD);
+    let mut relay = relay(&upstream);
+    let mut acknowledged = Vec::new();
+    for round in 0..8 {
+        let load = Load::start(relay.smtp, &format!("round-{round}"), 3, 1_000);
+        wait::until_true("some are acknowledged", || load.acknowledged() > 2 + round);
+        relay.kill9();
+        acknowledged.extend(load.finish());
+        relay.up();
+    }
+    let events = relay.told(&["logs", "--json", "--event=received", "--limit=10000"]);
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: BTreeSet<&str> =
+        events.iter().map(|event| event["message_id"].as_str().expect("a Message-ID")).collect();
+    let untold: Vec<&String> = acknowledged
+        .iter()
+        .filter(|token| !told.contains(format!("<{token}@client.test>").as_str()))
+        .collect();
+    assert!(untold.is_empty(), "{untold:?} of {} are not remembered", acknowledged.len());
+    assert!(acknowledged.len() > 30, "{} acknowledged only", acknowledged.len());
+    // Nothing has left, so all that is remembered is there.
+    let queue = relay.queue();
+    let queued: BTreeSet<&str> = queue.iter().map(|item| item["id"].as_str().expect("an id")).collect();
+    let unknown =
+        events.iter().filter(|event| !queued.contains(event["id"].as_str().expect("an id"))).count();
+    assert_eq!(unknown, 0, "of {}", events.len());
     relay.terminate();
 }
 

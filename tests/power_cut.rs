@@ -120,6 +120,9 @@ async fn violations(image: &Path, promised: &mut Ledger) -> Vec<String> {
         Err(error) => return vec![format!("it can't be opened: {error}")],
     };
     let mut broken = promised.compare(&queue).await;
+    if let Some(log) = queue.damaged_log() {
+        broken.push(format!("a cut is taken for damage: {}", log.display()));
+    }
     let spooled = fs::read_dir(directory.join("spool")).expect("the spool").count();
     let entries = ledger::all(&queue).await.into_iter().filter_map(|item| item.entry);
     let due = entries.filter(|entry| entry.content.spooled).count();

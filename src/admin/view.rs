@@ -12,7 +12,7 @@ use crate::{
     limits::{account::Usage, breaker::Stopped, gate::Closed},
     mail::outcome::{self, Evidence, Scope, Who},
     queue::{
-        Depth, Fault, Listed, Standing, disk,
+        DAMAGED, Depth, Fault, Listed, Standing, disk,
         entry::{self, RecipientState},
     },
     runner::{self, UpstreamState},
@@ -153,7 +153,7 @@ pub struct LimitStatus {
 pub struct StoreStatus {
     pub writable: bool,
     pub reason: Option<String>,
-    /// Why it does not outlive the machine or container, and what to do.
+    /// Why queued mail may be lost, or some was, and what to do.
     #[serde(default)]
     pub warning: Option<String>,
 }
@@ -324,7 +324,7 @@ impl Outlook {
             message_id: None,
             subject: None,
             upstream: String::new(),
-            reason: Some("damaged".to_owned()),
+            reason: Some(DAMAGED.to_owned()),
         }
     }
 }
@@ -378,6 +378,14 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
     }
 }
 
+fn damaged_log(path: std::path::PathBuf) -> String {
+    format!(
+        "at a start the queue's log was damaged, and messages accepted shortly before may be lost: compare \
+         `outpost logs --event received` with what was delivered. {} has them; move it away when you are done",
+        path.display()
+    )
+}
+
 impl Admin {
     /// How the relay is now.
     ///
@@ -389,7 +397,8 @@ impl Admin {
         let trouble = self.queue.trouble();
         // Local mode keeps nothing that anybody would miss.
         let lasts = self.captured.is_some();
-        let warning = if lasts { None } else { disk::thrown_away(&self.settings.load()) };
+        let thrown_away = if lasts { None } else { disk::thrown_away(&self.settings.load()) };
+        let warning = self.queue.damaged_log().map(damaged_log).or(thrown_away);
         Ok(Status {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),
             upstreams: outlook.upstreams().collect(),
@@ -409,7 +418,7 @@ impl Status {
             None => said.push("New mail is taken.".to_owned()),
         }
         if let Some(warning) = &self.store.warning {
-            said.push(format!("MAIL IS NOT KEPT FOR LONG: {warning}."));
+            said.push(format!("WARNING: {warning}."));
         }
         let queue = &self.queue;
         said.push(match queue.oldest_seconds {

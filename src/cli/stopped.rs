@@ -58,7 +58,7 @@ impl Stopped {
         let observer = Observer::default();
         let keeper = queue.clone();
         observer.keep_by(Box::new(move |event| {
-            keeper.record(event.id.parse().ok(), serde_json::to_vec(event).unwrap_or_default());
+            keeper.record(event.id.parse().ok(), event.octets());
         }));
         let runner = Runner::new(orders(settings, &clock)?, queue.clone(), observer.clone(), clock.clone());
         let routes = QueueRoutes::new(Desk { queue, runner, observer, clock });

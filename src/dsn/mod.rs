@@ -132,6 +132,7 @@ impl Report<'_> {
         };
         // RFC 3464 §2.1: never encoded. Its lines are within bounds by construction.
         let fields = raw_body(programs::fields(self).into_bytes());
+        let is_nothing = octets.is_empty();
         // RFC 2046 §5.2.1: a message in a message is not encoded either.
         let octets = match octets.to_vec() {
             octets if raw => raw_body(octets),
@@ -139,14 +140,15 @@ impl Report<'_> {
             octets => encoded_body(octets),
         };
         let part = |kind: &str, body| SinglePart::builder().header(content_type(kind)).body(body);
-        MultiPart::builder()
+        let parts = MultiPart::builder()
             .header(content_type(&format!(
                 "multipart/report; report-type={status}; boundary=\"{}\"",
                 self.unique
             )))
             .singlepart(part("text/plain; charset=utf-8", Body::new(people::text(self))))
-            .singlepart(part(&format!("message/{status}"), fields))
-            .singlepart(part(returned, octets))
+            .singlepart(part(&format!("message/{status}"), fields));
+        // RFC 6522 §3: the third part is not a must. Of a damaged message nothing can be returned.
+        if is_nothing { parts } else { parts.singlepart(part(returned, octets)) }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received, Rejection},
-    queue::{Fault, Incoming, Queue, QueueId, Receipt, incoming::INLINE_MAX},
+    queue::{Fault, Incoming, Queue, Receipt, incoming::INLINE_MAX},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
@@ -256,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Some((mut envelope, origin)) = self.session.envelope() else { return Err(broken()) };
         let mut incoming = match self.begin(&envelope, &origin) {
             Ok(incoming) => incoming,
-            Err(refusal) => return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await,
+            Err(refusal) => return self.answer(Err(refusal), &envelope, &origin, Duration::ZERO).await,
         };
         self.say(&Reply::start_data());
         self.flush().await?;
@@ -264,8 +264,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let end = Instant::now();
         // What was announced matters less than what came: the upstream is told the truth.
         envelope.handling.body = if content.is_eight_bit() { Body::EightBit } else { Body::SevenBit };
-        let result = self.accept(incoming, content.fault(), fault, &mut envelope, &origin).await;
-        self.answer(result, envelope, origin, content.size(), end.elapsed()).await
+        let judged = (content.fault(), content.size());
+        let result = self.accept(incoming, judged, fault, &mut envelope, &origin).await;
+        self.answer(result, &envelope, &origin, end.elapsed()).await
     }
 
     /// BDAT: one chunk of content to the queue; with the last, the one reply that decides.
@@ -280,7 +281,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Ok(incoming) => Box::new(Partial { incoming, reader, envelope, origin }),
                     Err(refusal) => {
                         self.skip(size).await?;
-                        return self.answer(Err(refusal), envelope, origin, 0, Duration::ZERO).await;
+                        return self.answer(Err(refusal), &envelope, &origin, Duration::ZERO).await;
                     }
                 }
             }
@@ -302,8 +303,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             _ if reader.is_eight_bit() => Body::EightBit,
             _ => Body::SevenBit,
         };
-        let result = self.accept(incoming, reader.fault(), fault, &mut envelope, &origin).await;
-        self.answer(result, envelope, origin, reader.size(), end.elapsed()).await
+        let judged = (reader.fault(), reader.size());
+        let result = self.accept(incoming, judged, fault, &mut envelope, &origin).await;
+        self.answer(result, &envelope, &origin, end.elapsed()).await
     }
 
     /// A message in the queue's hands, with our Received field on top.
@@ -327,25 +329,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Says what became of a message, and tells the observer.
     async fn answer(
         &mut self,
-        result: Result<(Receipt, Option<String>), Reply>,
-        envelope: Envelope,
-        origin: Origin,
-        size: u64,
+        result: Result<(Receipt, Event), Reply>,
+        envelope: &Envelope,
+        origin: &Origin,
         took: Duration,
     ) -> io::Result<()> {
-        let told = match &result {
-            Ok((receipt, message_id)) => Ok((receipt.id(), message_id.clone())),
-            Err(refusal) => Err(refusal.clone()),
+        let (receipt, told) = match result {
+            Ok((receipt, event)) => (Ok(receipt), Ok(event)),
+            Err(refusal) => (Err(refusal.clone()), Err(refusal)),
         };
         self.share.give_back();
         self.pace.line(false);
-        let reply = self.session.received(result.map(|(receipt, _)| receipt));
+        let reply = self.session.received(receipt);
         self.say(&reply);
         // The client doesn't wait for what only we want to know; nor does it matter if it has left.
         let flushed = self.flush().await;
         match told {
-            Ok((id, message_id)) => self.accepted(&envelope, origin, id, message_id, size, took),
-            Err(refusal) => self.refused(&envelope, &origin, &refusal),
+            Ok(event) => self.accepted(&event, took),
+            Err(refusal) => self.refused(envelope, origin, &refusal),
         }
         flushed
     }
@@ -435,11 +436,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn accept(
         &self,
         mut incoming: Incoming,
-        content: Option<ContentFault>,
+        (content, size): (Option<ContentFault>, u64),
         fault: Option<Fault>,
         envelope: &mut Envelope,
         origin: &Origin,
-    ) -> Result<(Receipt, Option<String>), Reply> {
+    ) -> Result<(Receipt, Event), Reply> {
         match content {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
             Some(ContentFault::HiddenDot) => return Err(Reply::hidden_dot_in_content()),
@@ -459,37 +460,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Reply::passed_too_often(&self.around.rules.hostname));
         }
         envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;
-        let message_id = facts.message_id.clone();
+        let event = Event {
+            sender: Some(envelope.reverse_path.as_str().to_owned()),
+            recipient: Some(joined(envelope)),
+            client: Some(origin.client.clone()),
+            user: origin.user.clone(),
+            size: Some(size),
+            message_id: facts.message_id.clone(),
+            ..Event::new(self.around.clock.now(), EventKind::Received, incoming.id())
+        };
+        if self.around.observer.is_some() {
+            incoming.remember(event.octets());
+        }
         let recipients = envelope.recipients.len();
         let leave = self.around.allowances.leave(origin.user.as_deref(), recipients).await?;
         let committed = incoming.commit(envelope.clone(), origin.clone(), facts).await;
         if let Some(leave) = leave {
             leave.spent(if committed.is_ok() { Spent::For(recipients as u64) } else { Spent::Nothing });
         }
-        committed.map(|receipt| (receipt, message_id)).map_err(|fault| refusal(&fault))
+        committed.map(|receipt| (receipt, event)).map_err(|fault| refusal(&fault))
     }
 
-    fn accepted(
-        &self,
-        envelope: &Envelope,
-        origin: Origin,
-        id: QueueId,
-        message_id: Option<String>,
-        size: u64,
-        took: Duration,
-    ) {
+    /// The history has it already.
+    fn accepted(&self, event: &Event, took: Duration) {
         let Some(observer) = &self.around.observer else { return };
         observer.metrics().enqueue_seconds.observe(took.as_secs_f64());
         observer.metrics().received(Received::accepted);
-        observer.emit(Event {
-            sender: Some(envelope.reverse_path.as_str().to_owned()),
-            recipient: Some(joined(envelope)),
-            client: Some(origin.client),
-            user: origin.user,
-            size: Some(size),
-            message_id,
-            ..Event::new(self.around.clock.now(), EventKind::Received, id)
-        });
+        observer.say(event);
     }
 
     /// The client was refused something before there was a whole message.

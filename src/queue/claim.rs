@@ -164,6 +164,6 @@ impl Queue {
             held: report.held,
             warned: false,
         };
-        NewEntry { entry: Box::new(entry), content: NewContent::Memory(content) }
+        NewEntry { entry: Box::new(entry), content: NewContent::Memory(content), event: None }
     }
 }

@@ -12,12 +12,12 @@ use tokio::{
 };
 
 use super::{
-    Entry, Fault, Queue, Shared,
+    DAMAGED, Entry, Fault, Next, Queue, Shared,
     id::QueueId,
     retry,
     schedule::{Look, Ready},
     store::Reader,
-    writer::{Astray, Request},
+    writer::{Astray, EntryChange, Request},
 };
 use crate::clock::Timestamp;
 
@@ -38,8 +38,8 @@ enum Loaded {
     Ready(Ready),
     /// Nothing that is due any more.
     Gone,
-    /// An entry whose record or content fails its checksum.
-    Damaged,
+    /// An entry whose record or content fails its checksum; itself, if only the content does.
+    Damaged(Option<Box<Entry>>),
 }
 
 /// Wall time beside monotonic time, to see when the one goes back.
@@ -181,7 +181,7 @@ impl Queue {
                         octets += ready.content.octets_in_memory();
                         found.push(ready);
                     }
-                    Loaded::Damaged => self.set_aside(id),
+                    Loaded::Damaged(entry) => self.set_aside(id, entry),
                     Loaded::Gone => {}
                 }
             }
@@ -203,7 +203,7 @@ impl Queue {
             Some(row) if row.state.is_queued() && row.due <= now => row.entry,
             _ => return Ok(Loaded::Gone),
         };
-        let Some(mut entry) = entry else { return Ok(Loaded::Damaged) };
+        let Some(mut entry) = entry else { return Ok(Loaded::Damaged(None)) };
         let latest = shared.latest_due(now);
         for recipient in &mut entry.recipients {
             recipient.due = recipient.due.filter(|due| *due <= latest);
@@ -212,16 +212,29 @@ impl Queue {
             Some(content) => Loaded::Ready(Ready { entry: Box::new(entry), content }),
             // It may have left between the two reads.
             None if reader.get(id)?.is_none() => Loaded::Gone,
-            None => Loaded::Damaged,
+            None => Loaded::Damaged(Some(Box::new(entry))),
         })
     }
 
-    /// Sets a damaged entry aside, so that the others go on.
-    fn set_aside(&self, id: QueueId) {
-        if self.shared.schedule().withdraw(id) {
-            tracing::error!(%id, "a damaged message is set aside as held");
-            let _ = self.request(Request::SetAside(id));
+    /// Sets a damaged entry aside, so that the others go on. While its record is sound it is held like any
+    /// other, so that people see whom it is from and for, and can return it.
+    fn set_aside(&self, id: QueueId, entry: Option<Box<Entry>>) {
+        if !self.shared.schedule().withdraw(id) {
+            return;
         }
+        tracing::error!(%id, "a damaged message is set aside as held");
+        let request = match entry {
+            Some(mut entry) => {
+                entry.held = Some(DAMAGED.to_owned());
+                let change =
+                    EntryChange { entry: *entry, next: Next::Hold, reports: Vec::new(), insists: true };
+                Request::Change(Box::new(change), oneshot::channel().0)
+            }
+            None => Request::SetAside(id),
+        };
+        let _ = self.request(request);
+        // Perhaps nobody listens.
+        let _ = self.shared.damaged.send(id);
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Incoming {
     crc32c: u32,
     /// What the header section said, once the start of the content has gone to the file.
     facts: Option<Result<Facts, HeaderTooLarge>>,
+    /// What the history is to keep of its acceptance.
+    event: Option<Vec<u8>>,
 }
 
 impl Incoming {
@@ -59,6 +61,7 @@ impl Incoming {
             size: 0,
             crc32c: 0,
             facts: None,
+            event: None,
         }
     }
 
@@ -78,6 +81,12 @@ impl Incoming {
         self.trace = field.len();
         self.hostname = Some(hostname.to_owned());
         self.push(field.as_bytes());
+    }
+
+    /// Has the history keep an event once the message is accepted, before anybody hears that it is: what
+    /// has a receipt is remembered however the process ends, and of what was not accepted nothing is.
+    pub fn remember(&mut self, event: Vec<u8>) {
+        self.event = Some(event);
     }
 
     /// Takes the next octets of the content. They stay in memory until [`Self::flush`].
@@ -160,7 +169,8 @@ impl Incoming {
             None => NewContent::Memory(Bytes::from(self.buffer)),
         };
         let (done, answer) = oneshot::channel();
-        self.queue.request(Request::Accept(NewEntry { entry: Box::new(entry), content }, done))?;
+        let new = NewEntry { entry: Box::new(entry), content, event: self.event };
+        self.queue.request(Request::Accept(new, done))?;
         answer.await.map_err(|_| Fault::stopped())?
     }
 

@@ -11,7 +11,7 @@
 //! | S3 | whole and synced | – | between the file and its row; after a crash: swept, nobody was told yes |
 //! | S4 | – or whole | `queued` | **accepted**: content in the row's twin in `content`, or in the file |
 //! | S5 | – or whole | `held` | accepted, and waits for an operator |
-//! | S6 | any | `damaged` | record or content failed its checksum; set aside, left for a person |
+//! | S6 | any | `held` or `damaged` | content or record failed its checksum; set aside, left for a person |
 //! | S7 | whole | – | it has left and its file is about to go; after a crash: swept |
 //!
 //! The one instant of acceptance is the return of `COMMIT` in `store`: the row, the content or the
@@ -47,6 +47,7 @@ mod search;
 mod spool;
 mod store;
 mod turns;
+mod wal;
 mod writer;
 
 use std::{
@@ -58,7 +59,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 pub use self::{
     claim::{Claim, Report, Settled},
@@ -86,6 +87,11 @@ use crate::{
     config::QueueSettings,
     mail::content::Content,
 };
+
+/// Why an entry is held whose record or content is not what was accepted.
+pub const DAMAGED: &str = "damaged";
+/// Damaged entries that wait to be told of.
+const DAMAGED_MAX: usize = 1_000;
 
 /// The proof that a message is on stable storage. Only the queue makes one, and no 250 after content
 /// can be said without it.
@@ -194,6 +200,8 @@ struct Shared {
     /// The feeder should look at the store.
     look: Notify,
     readers: Mutex<Vec<Reader>>,
+    /// Entries that are set aside, for whoever tells of it.
+    damaged: broadcast::Sender<QueueId>,
     history: Arc<History>,
 }
 
@@ -295,8 +303,13 @@ impl Queue {
             tracing::info!(directory = %directory.display(), "no queue was there: a new one is made");
         }
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
+        // Before SQLite does, which would empty it.
+        tell_of_damaged_log(&path);
         let store = Store::open(&path).map_err(refuse)?;
-        sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
+        // What a damaged log has hidden may have left its content there.
+        if !wal::aside(&path).exists() {
+            sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
+        }
         // The last half of what must stay free is for what must not be lost.
         let history = History::new(&directory, settings.history, settings.min_free / 2, clock.clone());
         let shared = Arc::new(Shared {
@@ -311,6 +324,7 @@ impl Queue {
             claimable: Notify::new(),
             look: Notify::new(),
             readers: Mutex::default(),
+            damaged: broadcast::Sender::new(DAMAGED_MAX),
             history: Arc::clone(&history),
         });
         // Not bounded, because each session and each worker has at most one request in it.
@@ -424,6 +438,16 @@ impl Queue {
         tokio::task::spawn_blocking(move || history.read(read)).await.map_err(|_| Fault::stopped())?
     }
 
+    /// Where the part of the queue is that a damaged log has hidden, until somebody moves it away.
+    pub fn damaged_log(&self) -> Option<PathBuf> {
+        Some(wal::aside(&store::path(&self.shared.directory))).filter(|path| path.exists())
+    }
+
+    /// Tells from now on which entries are found damaged and set aside.
+    pub fn damaged(&self) -> broadcast::Receiver<QueueId> {
+        self.shared.damaged.subscribe()
+    }
+
     /// How the history is.
     pub fn history_health(&self) -> HistoryHealth {
         self.shared.history.health()
@@ -476,6 +500,20 @@ fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What SQLite takes for the end of its log is told and kept if it is none.
+fn tell_of_damaged_log(path: &Path) {
+    match wal::set_aside(path) {
+        Ok(None) => {}
+        Ok(Some((aside, pages))) => tracing::error!(
+            pages,
+            "the queue's log was damaged: what was recorded last before the relay ended, up to some seconds, is \
+             not in the queue any more. It is kept as {}; `outpost logs` tells what was received then",
+            aside.display()
+        ),
+        Err(error) => tracing::error!(%error, "the queue's log can't be looked through for damage"),
+    }
 }
 
 /// Makes durable the names that lead to `directory`. One that was made at this start, here or by

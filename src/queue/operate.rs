@@ -1,9 +1,10 @@
 //! What operators see of the queue and do with it, one entry at a time; and a claim out of turn.
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Claim, Fault, Next, Queue,
+    Claim, DAMAGED, Fault, Next, Queue,
     entry::{Entry, RecipientState},
     id::QueueId,
     schedule::{Ready, Schedule},
@@ -11,7 +12,7 @@ use super::{
     store::{self, State},
     writer::{EntryChange, Request},
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, mail::content::Content};
 
 /// An entry as a list shows it.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ pub enum ActionError {
     #[error("the message is being delivered at this moment; try again")]
     Busy,
     /// It can't be read.
-    #[error("the message is damaged: it can only be deleted")]
+    #[error("the message is damaged, and its envelope with it: it can only be deleted")]
     Damaged,
     /// The store refused.
     #[error(transparent)]
@@ -111,15 +112,16 @@ impl Queue {
     /// # Errors
     /// See [`ActionError`]; a held entry is no more to be claimed than one that is not there.
     pub async fn claim_by_id(&self, id: QueueId) -> Result<(Claim, Timestamp), ActionError> {
-        self.claim_one(id, State::is_queued).await
+        self.claim_one(id, State::is_queued, false).await
     }
 
-    /// The same for an operator, who has a say over held entries as well.
+    /// The same for an operator, who has a say over held entries as well, and over one whose content is
+    /// damaged: that claim has none.
     ///
     /// # Errors
     /// See [`ActionError`].
     pub async fn claim_for_operator(&self, id: QueueId) -> Result<Claim, ActionError> {
-        let (claim, _) = self.claim_one(id, |_| true).await?;
+        let (claim, _) = self.claim_one(id, |_| true, true).await?;
         Ok(claim)
     }
 
@@ -127,6 +129,7 @@ impl Queue {
         &self,
         id: QueueId,
         wants: impl Fn(State) -> bool + Send + 'static,
+        without_content: bool,
     ) -> Result<(Claim, Timestamp), ActionError> {
         let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
         let found = self.read(move |shared, reader| {
@@ -135,7 +138,9 @@ impl Queue {
             };
             let sound = row.entry.filter(|_| row.state != State::Damaged);
             let Some(entry) = sound else { return Ok(Err(ActionError::Damaged)) };
-            let content = shared.content(reader, &entry)?;
+            let is_sound = entry.held.as_deref() != Some(DAMAGED);
+            let content = shared.content(reader, &entry)?.filter(|_| is_sound);
+            let content = content.or(without_content.then(|| Content::Memory(Bytes::new())));
             let ready = content.map(|content| Ready { entry: Box::new(entry), content });
             Ok(ready.map(|ready| (ready, row.due)).ok_or(ActionError::Damaged))
         });

@@ -37,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(super) struct NewEntry {
     pub(super) entry: Box<Entry>,
     pub(super) content: NewContent,
+    /// What the history is to keep of its acceptance.
+    pub(super) event: Option<Vec<u8>>,
 }
 
 /// Content on its way into the store.
@@ -144,7 +146,9 @@ fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
         }
     }
     // What happened to a message is told before it leaves, so that a crash in between loses none of it.
-    shared.history.write();
+    if batch.iter().any(|request| matches!(request, Request::Change(..))) {
+        shared.history.write();
+    }
     let results = match make_durable(store, shared, &batch) {
         Err(Fault::Full) if store.give_up_reserve() => {
             tracing::error!(
@@ -208,10 +212,24 @@ fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
 fn settle(
     shared: &Arc<Shared>,
     store: &Store,
-    results: Vec<(Request, Result<(), Fault>)>,
+    mut results: Vec<(Request, Result<(), Fault>)>,
     late: &mut Vec<Request>,
 ) {
     shared.set_tally(store.tally());
+    // Behind the commit, so that nothing is told that is not so; before anybody hears of it and before
+    // it can be delivered, so that all that is told is in its order.
+    let mut told = false;
+    for (request, result) in &mut results {
+        if let (Request::Accept(new, _), Ok(())) = (request, result)
+            && let Some(event) = new.event.take()
+        {
+            shared.history.record(Some(new.entry.id), event);
+            told = true;
+        }
+    }
+    if told {
+        shared.history.write();
+    }
     let mut woken = 0;
     {
         let mut schedule = shared.schedule();
@@ -265,7 +283,7 @@ fn settle(
 }
 
 fn offer(schedule: &mut super::schedule::Schedule, shared: &Shared, new: NewEntry) {
-    let NewEntry { entry, content } = new;
+    let NewEntry { entry, content, .. } = new;
     let content = match content {
         NewContent::Memory(octets) => Content::Memory(octets),
         NewContent::File(file) => {

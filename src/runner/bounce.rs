@@ -7,7 +7,7 @@ use crate::{
     mail::outcome::{Evidence, Scope},
     observe::{Event, EventKind},
     queue::{
-        ActionError, Next, QueueId,
+        ActionError, DAMAGED, Next, QueueId,
         entry::{Entry, Recipient, RecipientState},
     },
     smtp::{address::Mailbox, reply::Enhanced},
@@ -15,6 +15,9 @@ use crate::{
 
 /// What every report of this kind says first.
 const WORDS: &str = "returned by the operator of this relay";
+
+/// What it says of a message of which only the envelope is left, unless the operator says more.
+const WORDS_DAMAGED: &str = "its content was damaged on this relay's disk and can't be sent";
 
 /// Who was told that a message was returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ impl Runner {
             (places.clone(), whom_to_tell(&orders, entry, &places).ok_or(BounceError::NobodyToTell)?)
         };
         let entry = claim.entry_mut();
+        let damage = (entry.held.as_deref() == Some(DAMAGED)).then_some(WORDS_DAMAGED);
+        let reason = reason.or(damage);
         let mut news = News::default();
         for place in &places {
             let recipient = &mut entry.recipients[*place];

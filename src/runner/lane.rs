@@ -39,7 +39,7 @@ use crate::{
     },
     mail::outcome::{Evidence, Outcome, Scope, Who},
     observe::UpstreamLabels,
-    queue::{Claim, QueueId, Settled, entry::Recipient},
+    queue::{Claim, DAMAGED, QueueId, Settled, entry::Recipient},
     smtp::extension::Capabilities,
 };
 
@@ -485,7 +485,7 @@ impl Runner {
                 leave.spent(Spent::Nothing);
                 Carried { settled: None, stop: false }
             }
-            Attempt::Damaged => Carried { settled: Some(self.hold(job.claim, "damaged")), stop: false },
+            Attempt::Damaged => Carried { settled: Some(self.hold(job.claim, DAMAGED)), stop: false },
         }
     }
 

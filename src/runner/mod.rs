@@ -168,6 +168,9 @@ impl Runner {
 
     /// Runs until `shutdown` turns true, and then until what is under way has had its final reply.
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
+        // From before anything is looked at.
+        let (telling, found) = (self.clone(), self.0.queue.damaged());
+        let teller = tokio::spawn(async move { telling.tell_of_damage(found).await });
         let feeding = self.0.queue.clone();
         let feeder = tokio::spawn(async move { feeding.feed().await });
         let warning = self.clone();
@@ -190,6 +193,7 @@ impl Runner {
         }
         feeder.abort();
         warner.abort();
+        teller.abort();
         while running.join_next().await.is_some() {}
     }
 

@@ -107,7 +107,8 @@ impl Runner {
         eight_bit: bool,
     ) -> Report {
         let head = head(content);
-        let original = Original { octets: &head, whole: content.size() == head.len() as u64 };
+        let original =
+            Original { octets: &head, whole: !head.is_empty() && content.size() == head.len() as u64 };
         // RFC 6532 §3.7: a header section beyond ASCII is for those who asked for such mail.
         let eight_bit = eight_bit && (!entry.handling.utf8_header || !to.is_ascii());
         // RFC 8689: content that asks for TLS all the way does not come back by another.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::broadcast::{self, error::RecvError};
+
 use super::{Orders, Runner, report::News};
 use crate::{
     clock::Timestamp,
@@ -10,7 +12,7 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Delivery, Event, EventKind},
     queue::{
-        Claim, Next, Settled,
+        Claim, DAMAGED, Next, QueueId, Settled,
         entry::{Entry, Recipient, RecipientState},
         retry,
     },
@@ -88,10 +90,40 @@ impl Runner {
 
     pub(super) fn note_held(&self, claim: &mut Claim, reason: &str) {
         claim.entry_mut().held = Some(reason.to_owned());
+        self.tell_held(claim.entry().id, Some(claim.entry()), reason);
+    }
+
+    fn tell_held(&self, id: QueueId, entry: Option<&Entry>, reason: &str) {
+        if reason == DAMAGED {
+            self.observer().metrics().damaged.inc();
+        }
+        let joined = |entry: &Entry| {
+            let pending: Vec<&str> = entry.pending().map(|(_, r)| r.address.as_str()).collect();
+            pending.join(",")
+        };
         self.observer().emit(Event {
+            sender: entry.map(|entry| entry.reverse_path.as_str().to_owned()),
+            recipient: entry.map(joined),
             reply: Some(reason.to_owned()),
-            ..Event::new(self.clock().now(), EventKind::Held, claim.entry().id)
+            ..Event::new(self.clock().now(), EventKind::Held, id)
         });
+    }
+
+    /// Tells of what the queue finds damaged before anybody tries it. Runs until it is dropped.
+    pub(super) async fn tell_of_damage(&self, mut found: broadcast::Receiver<QueueId>) {
+        loop {
+            match found.recv().await {
+                Ok(id) => {
+                    let entry = self.queue().get(id).await.ok().flatten().and_then(|listed| listed.entry);
+                    self.tell_held(id, entry.as_ref(), DAMAGED);
+                }
+                // They are listed as held all the same.
+                Err(RecvError::Lagged(untold)) => {
+                    self.observer().metrics().damaged.inc_by(untold);
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
     }
 
     pub(super) fn hold(&self, mut claim: Claim, reason: &str) -> Settled {

@@ -219,7 +219,7 @@ impl Service {
         let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
         let keeper = queue.clone();
         observer.keep_by(Box::new(move |event| {
-            keeper.record(event.id.parse().ok(), serde_json::to_vec(event).unwrap_or_default());
+            keeper.record(event.id.parse().ok(), event.octets());
         }));
         // Looked at before it is read, so that no change falls in between.
         let mut certificate = parts::certificate_stamp(&settings);
