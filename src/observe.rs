@@ -27,6 +27,7 @@ use crate::clock::Timestamp;
 pub enum EventKind {
     Received,
     Rejected,
+    Imported,
     Delivered,
     Deferred,
     Bounced,
@@ -42,6 +43,7 @@ impl EventKind {
         match self {
             Self::Received => "received",
             Self::Rejected => "rejected",
+            Self::Imported => "imported",
             Self::Delivered => "delivered",
             Self::Deferred => "deferred",
             Self::Bounced => "bounced",

@@ -41,6 +41,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli/man.rs"]),
     ("axum", &["admin/"]),
     ("maud", &["admin/"]),
+    ("tar", &["admin/archive.rs"]),
+    ("indicatif", &["cli/output.rs"]),
     ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),
     ("serde_saphyr", &["config/", "environment/"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),

@@ -20,6 +20,8 @@ use crate::{config::Settings, smtp::sasl};
 
 /// The longest that one request may take.
 const REQUEST_MAX: Duration = Duration::from_secs(30);
+/// The same where a message of any size may come with it, from wherever an archive is read.
+const IMPORT_MAX: Duration = Duration::from_secs(270);
 /// What a wrong password costs, so that guessing takes its time.
 const WRONG_PASSWORD_WAIT: Duration = Duration::from_millis(500);
 
@@ -43,6 +45,7 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
         Access::Socket => None,
         Access::Tcp => check(&guard.settings.load(), &request).err(),
     };
+    let most = if request.uri().path() == "/api/v1/queue/import" { IMPORT_MAX } else { REQUEST_MAX };
     let mut response = match refused {
         Some(refusal) => {
             if refusal.0 == StatusCode::UNAUTHORIZED && request.headers().contains_key(header::AUTHORIZATION)
@@ -57,7 +60,7 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
             }
             response
         }
-        None => tokio::time::timeout(REQUEST_MAX, next.run(request)).await.unwrap_or_else(|_| {
+        None => tokio::time::timeout(most, next.run(request)).await.unwrap_or_else(|_| {
             Refusal::new(StatusCode::GATEWAY_TIMEOUT, "this took too long; try again").into_response()
         }),
     };

@@ -1,6 +1,7 @@
 //! Content on its way to a person: raw as a download, or a piece of it to look at.
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -34,7 +35,10 @@ pub(super) async fn download(queue: &Queue, id: QueueId) -> Result<Response, Ref
     let size = content.size();
     let body = match content {
         Content::Memory(octets) => Body::from(octets),
-        Content::File { path, .. } => Body::new(FileBody(File::open(path).await.map_err(|_| gone())?)),
+        Content::File { path, .. } => {
+            let file = File::open(path).await.map_err(|_| gone())?;
+            Body::new(Parts([Part::File(file, size)].into()))
+        }
     };
     let headers = [
         (header::CONTENT_TYPE, "text/plain".to_owned()),
@@ -61,10 +65,18 @@ fn gone() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "there is no such message, or its content is damaged")
 }
 
-/// A file, piece by piece, so that no download takes more memory than one piece.
-struct FileBody(File);
+/// A part of an answer.
+pub(super) enum Part {
+    /// At hand.
+    Octets(Bytes),
+    /// So many octets of a file, read piece by piece.
+    File(File, u64),
+}
 
-impl hyper::body::Body for FileBody {
+/// An answer in parts, of which no file takes more memory than one piece.
+pub(super) struct Parts(pub(super) VecDeque<Part>);
+
+impl hyper::body::Body for Parts {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -72,11 +84,30 @@ impl hyper::body::Body for FileBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let mut piece = vec![0; PIECE];
-        let mut buffer = ReadBuf::new(&mut piece);
-        ready!(Pin::new(&mut self.0).poll_read(context, &mut buffer))?;
-        let read = buffer.filled().len();
-        piece.truncate(read);
-        Poll::Ready((read > 0).then(|| Ok(Frame::data(piece.into()))))
+        loop {
+            match self.0.front_mut() {
+                None => return Poll::Ready(None),
+                Some(Part::Octets(octets)) => {
+                    let octets = std::mem::take(octets);
+                    self.0.pop_front();
+                    if !octets.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(octets))));
+                    }
+                }
+                Some(Part::File(_, 0)) => drop(self.0.pop_front()),
+                Some(Part::File(file, left)) => {
+                    let mut piece = vec![0; PIECE.min(usize::try_from(*left).unwrap_or(PIECE))];
+                    let mut buffer = ReadBuf::new(&mut piece);
+                    ready!(Pin::new(file).poll_read(context, &mut buffer))?;
+                    let read = buffer.filled().len();
+                    if read == 0 {
+                        return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
+                    }
+                    *left -= read as u64;
+                    piece.truncate(read);
+                    return Poll::Ready(Some(Ok(Frame::data(piece.into()))));
+                }
+            }
+        }
     }
 }

@@ -35,7 +35,7 @@ pub struct Wanted {
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Only these: received, rejected, delivered, deferred, bounced, expired, held, released, deleted
+    /// Only these: received, rejected, imported, delivered, deferred, bounced, expired, held, released, deleted
     #[arg(long, value_name = "EVENT")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
@@ -86,7 +86,7 @@ impl Wanted {
         Ok(Ready {
             wanted: self,
             id: id.map_err(|error| error.to_string())?,
-            kind: kind.map_err(|_| "event is received, rejected, delivered, deferred, bounced, expired, held, released or deleted")?,
+            kind: kind.map_err(|_| "event is received, rejected, imported, delivered, deferred, bounced, expired, held, released or deleted")?,
             since: self.since.as_deref().map(|text| time(text, now)).transpose()?,
             until: self.until.as_deref().map(|text| time(text, now)).transpose()?,
             cursor: cursor.map_err(|_| "no such cursor")?,

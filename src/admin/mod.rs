@@ -7,14 +7,17 @@
 //! - [`access`]: who may ask: names, passwords, foreign pages
 //! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
-//! - `queue`, `bulk`, `status`, `events`, `relay`, `dev`: the routes of the API
+//! - `queue`, `bulk`, `export`, `import`, `status`, `events`, `relay`, `dev`: the routes of the API
 //! - `page`: the same for the eyes
 
 pub mod access;
+pub mod archive;
 mod bulk;
 pub mod content;
 mod dev;
 pub mod events;
+pub mod export;
+pub mod import;
 mod page;
 pub mod people;
 mod queue;
@@ -128,8 +131,11 @@ where
 {
     Router::new()
         .route("/api/v1/queue", get(queue::list).post(bulk::act))
+        .route("/api/v1/queue/export", get(export::export))
+        .route("/api/v1/queue/import", post(import::import))
         .route("/api/v1/queue/{id}", get(queue::show).delete(queue::delete))
         .route("/api/v1/queue/{id}/content", get(queue::content))
+        .route("/api/v1/queue/{id}/export", get(export::one))
         .route("/api/v1/queue/{id}/{action}", post(queue::act))
 }
 

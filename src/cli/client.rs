@@ -46,18 +46,35 @@ impl Client {
         Ok(Self { runtime: runtime()?, way: Way::Socket(place.data()?) })
     }
 
-    /// Finds the relay if it runs; else opens its queue.
-    pub(super) fn of_queue(place: &Place) -> Result<Self, Failure> {
+    /// Finds the relay if it runs; else opens its queue. With `new`, makes it where there is none.
+    pub(super) fn of_queue(place: &Place, new: bool) -> Result<Self, Failure> {
         let (runtime, data) = (runtime()?, place.data()?);
         match runtime.block_on(connect_socket(&data)) {
             Ok(_) => Ok(Self { runtime, way: Way::Socket(data) }),
             Err(error) if is_absent(&error) => {
                 // Its runner may start what tells of a change: it must be inside.
-                let stopped = runtime.block_on(async { Stopped::open(place, &data) })?;
+                let stopped = runtime.block_on(async { Stopped::open(place, &data, new) })?;
                 Ok(Self { runtime, way: Way::Stopped(stopped) })
             }
             Err(error) => Err(unreachable(&data, &error)),
         }
+    }
+
+    /// Runs what asks it more than once.
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Gets an answer whose octets come as they are asked for.
+    pub(super) async fn fetch(&self, path: &str) -> Result<Response<Body>, Failure> {
+        let sending = self.send(Method::GET, path, Body::empty());
+        tokio::time::timeout(ANSWER_WITHIN, sending).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// Hands something over, and gets a value for it.
+    pub(super) async fn hand_over<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
+        let response = self.send(Method::POST, path, body).await?;
+        understood(&response.into_body().collect().await.map_err(closed)?.to_bytes())
     }
 
     /// Gets a value.
@@ -87,9 +104,7 @@ impl Client {
                 let response = self.send(method, path, Body::empty()).await?;
                 Ok(response.into_body().collect().await.map_err(closed)?.to_bytes())
             };
-            tokio::time::timeout(ANSWER_WITHIN, asked)
-                .await
-                .unwrap_or_else(|_| Err(Failure::new(Exit::UNAVAILABLE, "the relay doesn't answer")))
+            tokio::time::timeout(ANSWER_WITHIN, asked).await.unwrap_or_else(|_| Err(silent()))
         })
     }
 
@@ -129,6 +144,10 @@ impl Client {
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::new(Exit::UNAVAILABLE, error))
+}
+
+fn silent() -> Failure {
+    Failure::new(Exit::UNAVAILABLE, "the relay doesn't answer")
 }
 
 fn closed(error: impl Display) -> Failure {

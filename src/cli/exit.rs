@@ -15,6 +15,8 @@ impl Exit {
     pub const USAGE: Self = Self(64);
     /// What was given can't be used.
     pub const DATA: Self = Self(65);
+    /// What was named can't be read.
+    pub const NO_INPUT: Self = Self(66);
     /// Nobody there by that name.
     pub const NO_USER: Self = Self(67);
     /// Something that is needed isn't there.

@@ -4,6 +4,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::admin::people;
@@ -37,17 +38,52 @@ pub(super) fn ask(question: &str) {
     let _ = write!(out, "{question}").and_then(|()| out.flush());
 }
 
+/// Whether somebody sees how far it has come.
+pub(super) fn is_watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
 /// Shows people how far it has come; programs and files see nothing of it.
-pub(super) fn progress(done: u64, of: u64) {
-    if std::io::stderr().is_terminal() {
-        ask(&format!("\r{done} of {of} "));
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    /// Of so many messages; of how many is not known, if 0.
+    pub(super) fn messages(of: u64) -> Self {
+        Self::new(of, "{bar:30} {pos} of {len} messages, {eta} left", "{spinner} {pos} messages")
+    }
+
+    /// The same of octets.
+    pub(super) fn octets(of: u64) -> Self {
+        Self::new(of, "{bar:30} {bytes} of {total_bytes}, {eta} left", "{spinner} {bytes}")
+    }
+
+    fn new(of: u64, known: &str, unknown: &str) -> Self {
+        // Nothing is drawn where no terminal is.
+        let bar = ProgressBar::with_draw_target((of > 0).then_some(of), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template(if of > 0 { known } else { unknown });
+        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    /// Of so many things as [`Self::set_of`] will say.
+    pub(super) fn late(things: &str) -> Self {
+        Self::new(1, &format!("{{bar:30}} {{pos}} of {{len}} {things}, {{eta}} left"), "")
+    }
+
+    /// So far, of so many.
+    pub(super) fn set_of(&self, done: u64, of: u64) {
+        self.0.set_length(of);
+        self.0.set_position(done);
+    }
+
+    /// So far.
+    pub(super) fn set(&self, done: u64) {
+        self.0.set_position(done);
     }
 }
 
-/// The line of [`progress`] is over.
-pub(super) fn progress_ends() {
-    if std::io::stderr().is_terminal() {
-        ask("\r\x1b[K");
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

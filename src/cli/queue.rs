@@ -3,8 +3,13 @@
 //!
 //! - here: what is looked at
 //! - [`act`]: what is done
+//! - [`export`], [`import`]: what goes into an archive, and comes back
+//! - [`care`]: whether the queue is whole, and a copy of it
 
 mod act;
+mod care;
+mod export;
+mod import;
 
 use clap::{Args, Subcommand};
 
@@ -52,6 +57,14 @@ pub(super) enum Queue {
     Bounce(act::Bounce),
     /// Remove messages; nobody is told
     Delete(Chosen),
+    /// Copy messages into an archive, with all that is known of them; they stay queued
+    Export(export::Export),
+    /// Bring back messages from an archive; what is here or has left already is passed over
+    Import(import::Import),
+    /// Say whether the queue is whole; changes nothing, whether the relay runs or not
+    Check(care::Check),
+    /// Copy the queue into a new directory, while the relay runs or not
+    Backup(care::Backup),
 }
 
 #[derive(Debug, Args)]
@@ -68,9 +81,19 @@ pub(super) struct Listing {
 
 impl Queue {
     pub(super) fn run(self, place: &Place) -> Result<(), Failure> {
-        let client = Client::of_queue(place)?;
         match self {
-            Self::List(listing) => return listing.run(&client),
+            Self::Check(check) => check.run(place),
+            Self::Backup(backup) => backup.run(place),
+            // A queue may come to a host before its relay was ever started.
+            Self::Import(import) => import.run(&Client::of_queue(place, true)?),
+            other => other.ask(&Client::of_queue(place, false)?),
+        }
+    }
+
+    fn ask(self, client: &Client) -> Result<(), Failure> {
+        match self {
+            Self::Import(_) | Self::Check(_) | Self::Backup(_) => {}
+            Self::List(listing) => return listing.run(client),
             Self::Show { id, json } => {
                 let told: Story = client.get(&format!("/api/v1/queue/{}", segment(&id)))?;
                 if json {
@@ -82,11 +105,12 @@ impl Queue {
             Self::Cat { id } => {
                 output::pass_on(&client.raw(&format!("/api/v1/queue/{}/content", segment(&id)))?);
             }
-            Self::Retry(chosen) => return chosen.act(&client, "retry", None),
-            Self::Hold(chosen) => return chosen.act(&client, "hold", None),
-            Self::Release(chosen) => return chosen.act(&client, "release", None),
-            Self::Bounce(bounce) => return bounce.act(&client),
-            Self::Delete(chosen) => return chosen.act(&client, "delete", None),
+            Self::Retry(chosen) => return chosen.act(client, "retry", None),
+            Self::Hold(chosen) => return chosen.act(client, "hold", None),
+            Self::Release(chosen) => return chosen.act(client, "release", None),
+            Self::Bounce(bounce) => return bounce.act(client),
+            Self::Delete(chosen) => return chosen.act(client, "delete", None),
+            Self::Export(export) => return export.run(client),
         }
         Ok(())
     }

@@ -26,21 +26,21 @@ pub(super) struct Stopped {
 }
 
 impl Stopped {
-    /// Opens the queue of the relay that would run here.
-    pub(super) fn open(place: &Place, data: &Path) -> Result<Self, Failure> {
+    /// Opens the queue of the relay that would run here. With `new`, makes it if there is none yet.
+    pub(super) fn open(place: &Place, data: &Path, new: bool) -> Result<Self, Failure> {
         let settings = settings(place, data)?;
         let directory = &settings.queue.directory;
         let found = std::fs::symlink_metadata(directory.join("queue.sqlite"));
         let socket = data.join(SOCKET).display().to_string();
-        let Ok(found) = found else {
+        if found.is_err() && !new {
             let words = format!(
                 "no relay runs here: nobody answers at {socket}, and there is no queue in {}\n  help: if it runs elsewhere, name its --data",
                 directory.display()
             );
             return Err(Failure::new(Exit::UNAVAILABLE, words));
-        };
+        }
         // Files made in it by another user would keep the relay out.
-        if found.uid() != rustix::process::geteuid().as_raw() {
+        if found.is_ok_and(|found| found.uid() != rustix::process::geteuid().as_raw()) {
             let words = format!(
                 "the queue in {} belongs to another user: run this as the relay's user",
                 directory.display()

@@ -139,9 +139,11 @@ impl Entry {
         self.recipients.iter().enumerate().filter(|(_, r)| r.state == RecipientState::Pending)
     }
 
-    /// When it is to be tried first: at once, or when its sender said (RFC 4865).
+    /// When it is to be tried first: at once, or when its sender said (RFC 4865); one that was tried in
+    /// another queue, when it would have been tried there.
     pub(super) fn first_due(&self) -> Timestamp {
-        self.handling.hold_until.unwrap_or_default().max(self.received)
+        let tried = self.pending().map(|(_, recipient)| recipient.due.unwrap_or_default()).min();
+        self.handling.hold_until.max(tried).unwrap_or_default().max(self.received)
     }
 
     /// What the last attempt at any pending recipient showed.

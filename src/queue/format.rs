@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 
 use super::{
     entry::Entry,
@@ -57,16 +57,32 @@ const COMMON: &str = "
 /// The version of the store at `path`; `None` if it is empty. Nothing of it is changed, not even by
 /// SQLite: a later version may keep more beside it than we know of.
 pub(super) fn look(path: &Path) -> Result<Option<i32>, StoreError> {
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )?;
+    match look_by(path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        // Whoever was about to make it was killed before it had a log: only a writer can undo that.
+        Err(StoreError::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+            look_by(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        }
+        looked => looked,
+    }
+}
+
+fn look_by(path: &Path, way: OpenFlags) -> Result<Option<i32>, StoreError> {
+    let connection = Connection::open_with_flags(path, way | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     match (number("application_id")?, number("user_version")?) {
         (0, 0) => Ok(None),
         (APPLICATION_ID, version) if version > FORMAT => Err(StoreError::Newer(version)),
         (APPLICATION_ID, version) if version >= 1 => Ok(Some(version)),
         _ => Err(StoreError::Foreign),
+    }
+}
+
+/// Says whether the store at `path` is of this version, for whoever only reads it.
+pub(super) fn expect_current(path: &Path) -> Result<(), StoreError> {
+    match look_by(path, OpenFlags::SQLITE_OPEN_READ_ONLY)? {
+        Some(FORMAT) => Ok(()),
+        Some(earlier) => Err(StoreError::Earlier(earlier)),
+        None => Err(StoreError::Foreign),
     }
 }
 

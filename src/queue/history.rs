@@ -67,6 +67,11 @@ const EVENT_OCTETS: usize = 400;
 const VACUUM_PAGES: i64 = 256;
 const KEPT_PAGES: i64 = 1_024;
 
+/// Where the history of the queue in `directory` lies.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    directory.join(NAME)
+}
+
 /// An event as it was recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {

@@ -108,6 +108,11 @@ impl QueueIds {
         Self(AtomicU64::new(greatest.0))
     }
 
+    /// Goes on behind this one, which comes from elsewhere.
+    pub(super) fn reach(&self, id: QueueId) {
+        self.0.fetch_max(id.0, Ordering::Relaxed);
+    }
+
     /// The next id.
     pub(super) fn next(&self, now: Timestamp) -> QueueId {
         // The low bits start at random, so that ids tell nobody how much mail there is.

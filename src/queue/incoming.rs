@@ -141,15 +141,7 @@ impl Incoming {
     ///
     /// # Errors
     /// Nothing was accepted, and nothing of it will ever be sent on.
-    pub async fn commit(
-        mut self,
-        envelope: Envelope,
-        origin: Origin,
-        facts: Facts,
-    ) -> Result<Receipt, Fault> {
-        if self.file.is_some() {
-            self.write_to_file(true).await?;
-        }
+    pub async fn commit(self, envelope: Envelope, origin: Origin, facts: Facts) -> Result<Receipt, Fault> {
         let entry = Entry {
             id: self.id,
             received: self.received,
@@ -164,6 +156,15 @@ impl Incoming {
             held: None,
             warned: false,
         };
+        self.accept(entry).await
+    }
+
+    /// The same with an entry that knows all but where its content is.
+    pub(super) async fn accept(mut self, mut entry: Entry) -> Result<Receipt, Fault> {
+        if self.file.is_some() {
+            self.write_to_file(true).await?;
+        }
+        entry.content = ContentInfo { size: self.size, crc32c: self.crc32c, spooled: self.file.is_some() };
         let content = match self.file {
             Some(file) => NewContent::File(file),
             None => NewContent::Memory(Bytes::from(self.buffer)),

@@ -28,14 +28,19 @@
 //! No SMTP, no upstream, no report text: the runner brings those together. Nothing here starts a
 //! task; [`Queue::feed`] is a loop that its owner runs.
 
+pub mod archive;
+pub mod backup;
+pub mod check;
 mod claim;
 pub mod disk;
 pub mod entry;
+pub mod export;
 mod fault;
 mod feed;
 mod format;
 pub mod history;
 pub mod id;
+pub mod import;
 pub mod incoming;
 mod lock;
 mod marks;
@@ -51,6 +56,7 @@ mod wal;
 mod writer;
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
@@ -202,12 +208,18 @@ struct Shared {
     readers: Mutex<Vec<Reader>>,
     /// Entries that are set aside, for whoever tells of it.
     damaged: broadcast::Sender<QueueId>,
+    /// Messages that are being brought back from an archive: under ids that are not new.
+    importing: Mutex<HashSet<QueueId>>,
     history: Arc<History>,
 }
 
 impl Shared {
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn importing(&self) -> MutexGuard<'_, HashSet<QueueId>> {
+        self.importing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_tally(&self, tally: Tally) {
@@ -325,6 +337,7 @@ impl Queue {
             look: Notify::new(),
             readers: Mutex::default(),
             damaged: broadcast::Sender::new(DAMAGED_MAX),
+            importing: Mutex::default(),
             history: Arc::clone(&history),
         });
         // Not bounded, because each session and each worker has at most one request in it.

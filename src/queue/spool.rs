@@ -24,6 +24,11 @@ impl Spool {
         Ok(Self(path))
     }
 
+    /// The spool of the queue in `directory`, which may not be there.
+    pub(super) fn at(directory: &Path) -> Self {
+        Self(directory.join("spool"))
+    }
+
     /// Where the content of `id` lies.
     pub(super) fn path(&self, id: QueueId) -> PathBuf {
         self.0.join(id.to_string())

@@ -107,6 +107,10 @@ pub(super) enum StoreError {
     Sqlite(rusqlite::Error),
     #[error("{0}: {WHAT_NOW}")]
     Damaged(rusqlite::Error),
+    #[error(
+        "it was written by an earlier version of Outpost (format {0}): start the relay, or `outpost queue list`, and it is brought up to date"
+    )]
+    Earlier(i32),
     #[error("it was written by a later version of Outpost (format {0}, known here: {FORMAT})")]
     Newer(i32),
     #[error("it is not an Outpost queue")]
@@ -308,7 +312,11 @@ impl Store {
     /// Housekeeping while nothing else is to do: empties the WAL and gives free pages back to the
     /// file system, a few hundred at a time so that mail never waits for it. True if there is more.
     pub(super) fn tidy(&mut self) -> rusqlite::Result<bool> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        // A reader that takes long, as a backup does, is not waited for: new mail would wait with it.
+        self.connection.busy_timeout(std::time::Duration::ZERO)?;
+        let emptied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        self.connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        emptied?;
         let free = |c: &Connection| c.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
         // A few pages are kept, so that a quiet relay doesn't grow and shrink its file all day.
         const KEPT: i64 = 256;

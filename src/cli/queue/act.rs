@@ -9,7 +9,7 @@ use serde_json::json;
 use super::super::{
     client::{Client, segment, with_query},
     exit::{Exit, Failure},
-    output,
+    output::{self, Bar},
 };
 use crate::admin::{
     Failed, Filter, Order, Outcome, people,
@@ -56,8 +56,8 @@ impl Bounce {
 }
 
 /// Which messages a filter means, before anything is done with them.
-struct Meant {
-    number: u64,
+pub(super) struct Meant {
+    pub(super) number: u64,
     examples: Vec<Item>,
 }
 
@@ -146,7 +146,7 @@ impl Chosen {
 }
 
 /// Counts what a filter means, page by page.
-fn meant(client: &Client, filter: &Filter) -> Result<Meant, Failure> {
+pub(super) fn meant(client: &Client, filter: &Filter) -> Result<Meant, Failure> {
     let mut filter = Filter { limit: Some(1_000), ..filter.clone() };
     let mut meant = Meant { number: 0, examples: Vec::new() };
     loop {
@@ -185,14 +185,14 @@ fn is_agreed(action: &str, meant: &Meant) -> Result<bool, Failure> {
 
 fn act_on_all(client: &Client, mut order: Order, meant: u64) -> Result<Outcome, Failure> {
     let mut all = Outcome::default();
+    let bar = Bar::messages(meant);
     loop {
         let outcome: Outcome = client.post(&with_query("/api/v1/queue", &order))?;
         all.done += outcome.done;
         all.failed.extend(outcome.failed);
-        output::progress(all.done as u64, meant);
+        bar.set(all.done as u64);
         order.cursor = outcome.next;
         if order.cursor.is_none() {
-            output::progress_ends();
             return Ok(all);
         }
     }
