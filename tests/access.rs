@@ -141,7 +141,7 @@ fn whoever_is_turned_away_leaves_an_event_and_is_counted() {
     assert!(heard.contains("421 4.7.0 too many errors"), "{heard}");
     let heard = dialog(relay.smtp, "GET / HTTP/1.1\r\n\r\n");
     assert!(heard.contains("421 4.7.0 this is a mail server"), "{heard}");
-    let heard = dialog(relay.smtp, &format!("EHLO a\r\nMAIL FROM:<a@b.example> SIZE=5000\r\nQUIT\r\n"));
+    let heard = dialog(relay.smtp, "EHLO a\r\nMAIL FROM:<a@b.example> SIZE=5000\r\nQUIT\r\n");
     assert!(heard.contains("552 5.3.4"), "{heard}");
     let heard = dialog(relay.smtp, &format!("{open}DATA\r\n{}\r\n.\r\nQUIT\r\n", "x".repeat(2_000)));
     assert!(heard.contains("552 5.3.4"), "{heard}");
