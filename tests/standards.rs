@@ -1,6 +1,7 @@
 //! The pages tell the truth about what shows each rule: docs/smtp.md names every dialog, and all that it names
 //! exists; docs/security.md has a bound and a test for each attack of a list; docs/reliability.md has a test for
-//! each fault of the host.
+//! each fault of the host, docs/upstream.md for each misbehaviour
+//! of an upstream.
 
 use std::{
     collections::BTreeSet,
@@ -61,7 +62,7 @@ fn each_dialog_is_named_on_the_page_of_standards_and_each_one_named_there_exists
 fn each_test_and_file_that_the_pages_of_standards_and_of_faults_name_exists() {
     let sources = sources();
     let dialogs = dialogs();
-    for name in ["docs/smtp.md", "docs/reliability.md"] {
+    for name in ["docs/smtp.md", "docs/reliability.md", "docs/upstream.md"] {
         let page = fs::read_to_string(root().join(name)).expect("the page");
         for word in quoted(&page) {
             let is_of = |also: u8| {

@@ -412,3 +412,16 @@ fn a_revoked_consent_is_the_operator_s_affair_and_keeps_the_mail() {
     relay.told(&["reload"]);
     assert_arrives_once(&upstream, &relay, "one");
 }
+
+#[test]
+fn the_second_connection_resumes_the_first_one_s_session_which_began_with_a_post_quantum_key_exchange() {
+    let upstream = Upstream::start(PASSWORD);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_relay_messages", 1));
+    for token in ["one", "two"] {
+        relay.client().send_token(token).expect("it is taken");
+        relay.wait_for_empty_queue();
+    }
+    let heard = upstream.heard();
+    assert_eq!(heard.iter().map(|heard| heard.resumed).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(heard[0].key_exchange, Some(rustls::NamedGroup::X25519MLKEM768));
+}

@@ -168,6 +168,12 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_relay_messages", "a number above 0", "100")
         .default("the preset's, else no bound")
         .doc("Most messages over one connection."),
+    Key::new("smtp_relay_proxy", "a URL: socks5:// or http://, user:password@ if need be, host and port", "socks5://proxy:1080")
+        .secret()
+        .doc("A proxy to connect through: SOCKS5, or HTTP's CONNECT. It resolves the upstream's name."),
+    Key::new("smtp_relay_source_address", "an IP address, or one of each family", "192.0.2.7")
+        .default("the system's choice")
+        .doc("The address to connect from."),
     Key::new("smtp_relay_pipelining", "true or false", "false")
         .default("true")
         .doc("Send several commands at once (RFC 2920), where the upstream says that it can take them."),
@@ -361,6 +367,8 @@ pub(super) const RELAY: &[Key] = &[
     key!("smtp_relay_connections").called("connections"),
     key!("smtp_relay_recipients").called("most_recipients"),
     key!("smtp_relay_messages").called("messages"),
+    key!("smtp_relay_proxy").called("proxy"),
+    key!("smtp_relay_source_address").called("source_address"),
     key!("smtp_relay_pipelining").called("pipelining"),
     key!("smtp_relay_chunking").called("chunking"),
     key!("smtp_relay_timeout").called("timeout"),

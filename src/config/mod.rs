@@ -11,6 +11,7 @@ mod limit;
 mod listener;
 mod load;
 mod node;
+mod path;
 pub mod presets;
 mod problem;
 mod reader;
@@ -24,7 +25,11 @@ mod upstream;
 mod value;
 mod vocabulary;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -34,6 +39,7 @@ use crate::smtp::{
     pattern::{AddressMap, AddressPattern},
 };
 
+pub use self::path::{Proxy, ProxyProtocol};
 pub use self::{
     keys::{KEYS, Key},
     limit::{Counts, Limit, parse_limit},
@@ -260,6 +266,10 @@ pub struct Upstream {
     pub recipients: Option<usize>,
     /// Most messages over one connection.
     pub messages: Option<u64>,
+    /// The addresses that connections are made from, at most one of each family; empty: the system's choice.
+    pub source: Vec<IpAddr>,
+    /// Who connects us to it.
+    pub proxy: Option<Proxy>,
     /// Send it what it need not be asked for first, where it says that it can take that.
     pub pipelining: bool,
     /// Send it content in chunks, where it says that it can take that.
@@ -305,8 +315,10 @@ impl Upstream {
     /// Whether a connection to the one is as good as one to the other.
     pub fn is_same(&self, other: &Self) -> bool {
         let login = |upstream: &Self| upstream.login.as_ref().map(Login::identity);
+        let proxy = |upstream: &Self| upstream.proxy.as_ref().map(Proxy::identity);
         let others = |upstream: &Self| Self {
             login: None,
+            proxy: None,
             limits: Vec::new(),
             sender_rewrite: None,
             replaces: Vec::new(),
@@ -315,9 +327,10 @@ impl Upstream {
         };
         // What lies in a file may have changed without its name.
         let in_files = self.ca.is_some() || self.identity.is_some();
-        // Without the login its debug form holds every field and no secret.
+        // Without login and proxy its debug form holds every field and no secret.
         !in_files
             && login(self) == login(other)
+            && proxy(self) == proxy(other)
             && format!("{:?}", others(self)) == format!("{:?}", others(other))
     }
 }

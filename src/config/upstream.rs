@@ -1,6 +1,6 @@
 //! The upstream's settings, and what can't work or can't be safe about them.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -11,6 +11,7 @@ use super::{
     keys::{self, Key, key},
     limit::{Limit, limit},
     node::Kind,
+    path,
     presets::{self, Preset},
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
     replies::replies,
@@ -134,6 +135,8 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         messages: reader
             .one(key!("smtp_relay_messages"), value::number(1..=u64::MAX))
             .or_else(|| preset?.messages),
+        source: source(reader),
+        proxy: path::proxy(reader),
         pipelining: reader.one(key!("smtp_relay_pipelining"), value::boolean).unwrap_or(true),
         chunking: reader.one(key!("smtp_relay_chunking"), value::boolean).unwrap_or(true),
         provider: preset.map(|preset| preset.name.clone()),
@@ -148,6 +151,18 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         judge_login(reader, &upstream, preset);
     }
     upstream
+}
+
+/// Where connections come from; one address of each family is all that can be used.
+fn source(reader: &mut Reader<'_>) -> Vec<IpAddr> {
+    let key = key!("smtp_relay_source_address");
+    let addresses: Vec<IpAddr> = reader.many(key, value::address).unwrap_or_default();
+    let of = |six: bool| addresses.iter().filter(|address| address.is_ipv6() == six).count();
+    if of(true) > 1 || of(false) > 1 {
+        let help = "write one IPv4 address, one IPv6 address, or one of each";
+        reader.report(reader.place(key), "two addresses of the same family", Some(help));
+    }
+    addresses
 }
 
 /// Known mistakes are named before the first mail. Hints, for a provider may have changed its mind.

@@ -380,6 +380,12 @@ pub(super) fn token_url(text: &str) -> Read<String> {
     }
 }
 
+/// An IP address.
+pub(super) fn address(text: &str) -> Read<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| Wrong::Plain)
+}
+
 /// `smtp_relay_auth`.
 pub(super) fn mechanism(text: &str) -> Read<AuthMechanism> {
     word(

@@ -41,7 +41,7 @@ use crate::{
         command::Command,
         extension::Capabilities,
         framing::ContentWriter,
-        reply::{Reply, ReplyReader},
+        reply::{Reply, ReplyReader, Severity},
         sasl,
     },
 };
@@ -153,7 +153,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// # Errors
     /// The connection ended.
     pub async fn ehlo(&mut self) -> Result<Reply, Lost> {
-        let reply = self.command(Phase::Ehlo, &Command::Ehlo(self.hostname.to_string())).await?;
+        let mut reply = self.command(Phase::Ehlo, &Command::Ehlo(self.hostname.to_string())).await?;
+        if reply.severity() == Severity::Permanent {
+            // RFC 5321 §3.2: a server of before EHLO. It offers nothing, so neither login nor mail goes where
+            // TLS is required.
+            reply = self.command(Phase::Ehlo, &Command::Helo(self.hostname.to_string())).await?;
+        }
         let offered = Capabilities::from_reply(&reply);
         self.capabilities = Capabilities {
             pipelining: offered.pipelining && self.upstream.pipelining,
@@ -342,4 +347,4 @@ enum Carried {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

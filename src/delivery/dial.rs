@@ -1,10 +1,14 @@
 //! From addresses to an open socket: RFC 8305, so that a family that leads nowhere costs a quarter of
 //! a second and not the whole deadline.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -18,7 +22,14 @@ const ADDRESSES_MAX: usize = 16;
 ///
 /// # Errors
 /// None did within `limit`: what the last of them said.
-pub(super) async fn dial(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+pub(super) async fn dial(
+    addresses: Vec<SocketAddr>,
+    from: &[IpAddr],
+    limit: Duration,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let source = |to: &SocketAddr| from.iter().copied().find(|from| from.is_ipv6() == to.is_ipv6());
+    let addresses: Vec<SocketAddr> =
+        addresses.into_iter().filter(|to| from.is_empty() || source(to).is_some()).collect();
     let deadline = Instant::now() + limit;
     let mut waiting = taking_turns(addresses).into_iter().take(ADDRESSES_MAX).peekable();
     // Dropped, it ends those that are still trying.
@@ -27,7 +38,8 @@ pub(super) async fn dial(addresses: Vec<SocketAddr>, limit: Duration) -> io::Res
     loop {
         match waiting.next() {
             Some(address) => {
-                trying.spawn(async move { Ok((TcpStream::connect(address).await?, address)) });
+                let source = source(&address);
+                trying.spawn(async move { Ok((connect(address, source).await?, address)) });
             }
             None if trying.is_empty() => return Err(last),
             None => {}
@@ -45,6 +57,13 @@ pub(super) async fn dial(addresses: Vec<SocketAddr>, limit: Duration) -> io::Res
             Err(_) => {}
         }
     }
+}
+
+async fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(from) = from else { return TcpStream::connect(to).await };
+    let socket = if to.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await
 }
 
 /// RFC 8305 §4: the resolver's first family first, then one of each in turn.
@@ -96,7 +115,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
         let begin = Instant::now();
-        let (_, found) = dial(vec![silent, good], Duration::from_secs(30)).await.unwrap();
+        let (_, found) = dial(vec![silent, good], &[], Duration::from_secs(30)).await.unwrap();
         assert_eq!(found, good);
         assert!(begin.elapsed() >= STAGGER && begin.elapsed() < Duration::from_secs(5));
     }
@@ -106,17 +125,38 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
-        let (_, found) = dial(vec![gone, good], Duration::from_secs(30)).await.unwrap();
+        let (_, found) = dial(vec![gone, good], &[], Duration::from_secs(30)).await.unwrap();
         assert_eq!(found, good);
-        let error = dial(vec![gone, gone], Duration::from_secs(30)).await.unwrap_err();
+        let error = dial(vec![gone, gone], &[], Duration::from_secs(30)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(dial(Vec::new(), STAGGER).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(dial(Vec::new(), &[], STAGGER).await.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[tokio::test]
     async fn the_deadline_holds_for_all_of_them() {
         let (_socket, silent, _full) = silent();
-        let error = dial(vec![silent, silent], Duration::from_millis(400)).await.unwrap_err();
+        let error = dial(vec![silent, silent], &[], Duration::from_millis(400)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn connections_come_from_the_address_that_was_set_and_from_no_other_family() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let limit = Duration::from_secs(30);
+        let from: [IpAddr; 2] = ["127.0.0.7".parse().unwrap(), "::1".parse().unwrap()];
+        let (stream, _) = dial(vec![good], &from, limit).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip(), from[0]);
+        assert_eq!(listener.accept().unwrap().1.ip(), from[0]);
+        if let Ok(six) = TcpListener::bind("[::1]:0") {
+            let (stream, _) = dial(vec![six.local_addr().unwrap()], &from, limit).await.unwrap();
+            assert_eq!(stream.local_addr().unwrap().ip(), from[1]);
+        }
+        let error = dial(vec![good], &from[1..], limit).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        // Not one of ours (RFC 5737).
+        let foreign = ["192.0.2.1".parse().unwrap()];
+        let error = dial(vec![good], &foreign, limit).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
 }

@@ -25,13 +25,19 @@ mod lost;
 mod needs;
 mod oauth;
 pub mod phase;
+mod proxy;
 pub mod route;
 mod source;
 pub mod tls;
 mod transaction;
 mod withheld;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use secrecy::SecretString;
 use tokio::{net::TcpStream, time::timeout};
@@ -117,6 +123,13 @@ pub struct Agent {
     clock: Clock,
 }
 
+/// Why a host can't be reached.
+struct Unreachable {
+    words: String,
+    /// Its name leads nowhere.
+    is_name: bool,
+}
+
 /// One thing done on the way to an open connection.
 #[derive(Debug)]
 pub struct Step {
@@ -168,7 +181,8 @@ impl Agent {
     pub async fn open(&self, mut done: impl FnMut(Step)) -> Result<Client<TcpStream>, Box<Trouble>> {
         let upstream = &self.upstream;
         let (stream, peer) = self.connect().await?;
-        done(Step::new("connect", format!("connected to {peer}")));
+        let by = if upstream.proxy.is_some() { "through the proxy at " } else { "to " };
+        done(Step::new("connect", format!("connected {by}{peer}")));
         let (stream, implicit) = match upstream.tls {
             UpstreamTls::Implicit => (self.handshake(stream).await?, true),
             _ => (Stream::Plain(stream), false),
@@ -199,27 +213,46 @@ impl Agent {
         }
     }
 
+    /// A connection to the upstream, and to where it was made: itself, or the proxy.
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), Box<Trouble>> {
         let upstream = &self.upstream;
         let limit = Phase::Connect.deadline(upstream.timeout);
         let fail = |words: String, help| {
-            self.trouble(Phase::Connect, Scope::Network, None, Some(words), Who::Upstream, Some(help))
+            let who = if upstream.proxy.is_some() { Who::Operator } else { Who::Upstream };
+            self.trouble(Phase::Connect, Scope::Network, None, Some(words), who, Some(help))
         };
-        let place = format!("{}:{}", upstream.server, upstream.port);
-        let resolve = tokio::net::lookup_host((upstream.server.as_str(), upstream.port));
-        let found: Vec<_> = match timeout(limit, resolve).await {
+        let Some(proxy) = &upstream.proxy else {
+            return self.reach(&upstream.server, upstream.port, limit).await.map_err(|unreachable| {
+                let Unreachable { words, is_name } = unreachable;
+                fail(words, if is_name { HELP_NAME } else { HELP_CONNECT })
+            });
+        };
+        let begun = Instant::now();
+        let (mut stream, address) = self
+            .reach(&proxy.host, proxy.port, limit)
+            .await
+            .map_err(|unreachable| fail(format!("the proxy: {}", unreachable.words), HELP_PROXY))?;
+        let through = proxy::through(&mut stream, proxy, &upstream.server, upstream.port);
+        match timeout(limit.saturating_sub(begun.elapsed()), through).await {
+            Ok(Ok(())) => Ok((stream, address)),
+            Ok(Err(words)) => Err(fail(words, HELP_PROXY)),
+            Err(_) => Err(fail("the proxy does not answer".to_owned(), HELP_PROXY)),
+        }
+    }
+
+    async fn reach(
+        &self,
+        host: &str,
+        port: u16,
+        limit: Duration,
+    ) -> Result<(TcpStream, SocketAddr), Unreachable> {
+        let unknown = |words| Unreachable { words, is_name: true };
+        let found: Vec<_> = match timeout(limit, tokio::net::lookup_host((host, port))).await {
             Ok(Ok(found)) => found.collect(),
-            Ok(Err(error)) => {
-                return Err(fail(
-                    format!("the host name {} is not found ({error})", upstream.server),
-                    HELP_NAME,
-                ));
-            }
-            Err(_) => {
-                return Err(fail(format!("no answer about the host name {}", upstream.server), HELP_NAME));
-            }
+            Ok(Err(error)) => return Err(unknown(format!("the host name {host} is not found ({error})"))),
+            Err(_) => return Err(unknown(format!("no answer about the host name {host}"))),
         };
-        let last = match dial(found, limit).await {
+        let last = match dial(found, &self.upstream.source, limit).await {
             Ok((stream, address)) => {
                 // Envelope and content are written as they are complete; Nagle would hold them.
                 let _ = stream.set_nodelay(true);
@@ -227,12 +260,17 @@ impl Agent {
             }
             Err(error) => error,
         };
+        let place = format!("{host}:{port}");
         let words = match last.kind() {
             io::ErrorKind::ConnectionRefused => format!("{place} refuses connections"),
             io::ErrorKind::TimedOut => format!("{place} does not answer"),
+            io::ErrorKind::NotFound => format!("{place} has no address that can be reached from ours"),
+            io::ErrorKind::AddrNotAvailable => {
+                format!("can't connect to {place}: smtp_relay_source_address is no address of this host")
+            }
             _ => format!("can't connect to {place}: {last}"),
         };
-        Err(fail(words, HELP_CONNECT))
+        Err(Unreachable { words, is_name: false })
     }
 
     async fn handshake(&self, stream: TcpStream) -> Result<Stream<TcpStream>, Box<Trouble>> {
@@ -434,6 +472,8 @@ impl Step {
 
 const HELP_NAME: &str = "check smtp_relay_server and the name server of this host";
 const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
+const HELP_PROXY: &str =
+    "check smtp_relay_proxy, and whether the proxy lets connections to that host and port through";
 const HELP_TOKEN: &str =
     "check smtp_relay_oauth; a refresh token that has expired or was revoked must be made anew";
 const HELP_STARTTLS: &str =

@@ -5,13 +5,14 @@
 
 use super::{Forward, Message};
 use crate::{
-    mail::outcome::Scope,
+    clock::Timestamp,
+    mail::{envelope::DeliverBy, outcome::Scope},
     smtp::{
         address::Mailbox,
         command::Command,
         esmtp::{MailParameters, RcptParameters},
         extension::Capabilities,
-        parameter::Body,
+        parameter::{Body, By},
         reply::Enhanced,
     },
 };
@@ -96,7 +97,8 @@ pub(super) fn of_recipient(place: usize, to: &Mailbox, known: &Capabilities) -> 
 }
 
 /// MAIL, with the parameters that this upstream knows and this message needs.
-pub(super) fn mail(message: &Message<'_>, known: &Capabilities) -> Command {
+/// `now` is what is left of a time counts from.
+pub(super) fn mail(message: &Message<'_>, known: &Capabilities, now: Timestamp) -> Command {
     let handling = message.handling;
     let needs_utf8 = handling.utf8 || !message.reverse_path.is_ascii();
     let parameters = MailParameters {
@@ -109,10 +111,23 @@ pub(super) fn mail(message: &Message<'_>, known: &Capabilities) -> Command {
         // RFC 6710 §4.4: passed on as it came.
         priority: Some(handling.priority).filter(|priority| known.priority && *priority != 0),
         hold: None,
-        deliver_by: None,
+        deliver_by: handling.deliver_by.and_then(|by| left(by, known.deliver_by?, now)),
     };
     Command::Mail(message.reverse_path.clone(), parameters)
 }
+
+/// RFC 2852 §4: the time goes on as what is left of it, to an upstream that takes so short a one. Whoever
+/// wants the message back when it is over gets it from us, if nothing is left.
+fn left(by: DeliverBy, shortest: u32, now: Timestamp) -> Option<By> {
+    let (left, past) = (by.time.since(now).as_secs(), now.since(by.time).as_secs());
+    let seconds = if left > 0 { i64::try_from(left).ok()? } else { -i64::try_from(past).ok()? };
+    let fits = !by.or_return || seconds >= i64::from(shortest.max(1));
+    let seconds = seconds.clamp(-BY_MAX, BY_MAX).try_into().ok()?;
+    fits.then_some(By { seconds, or_return: by.or_return, trace: by.trace })
+}
+
+/// RFC 2852 §4.1.2: nine digits.
+const BY_MAX: i64 = 999_999_999;
 
 /// RFC 3461 §5.2: the wishes go on to an upstream that knows them as they came, and to no other.
 pub(super) fn rcpt(to: &Forward<'_>, known: &Capabilities) -> Command {
@@ -162,7 +177,7 @@ mod tests {
         got.extend(mailboxes.iter().enumerate().map(|(place, to)| shown(of_recipient(place, to, &known))));
         assert_eq!(got, expected, "{keywords}");
         let mut line = Vec::new();
-        mail(&message, &known).write_to(&mut line);
+        mail(&message, &known, Timestamp(0)).write_to(&mut line);
         assert_eq!(String::from_utf8(line).unwrap().trim_end(), mail_line, "{keywords}");
     }
 
@@ -214,5 +229,24 @@ mod tests {
         let (to, ok) = (["a@b.example"], ["ok", "ok"]);
         check("MT-PRIORITY", "", &to, handling(), &ok, "MAIL FROM:<> MT-PRIORITY=-3");
         check("", "", &to, handling(), &ok, "MAIL FROM:<>");
+    }
+
+    #[test]
+    fn what_is_left_of_a_time_is_passed_on_to_who_takes_so_short_a_one() {
+        let by = |seconds, or_return| Handling {
+            deliver_by: Some(DeliverBy {
+                time: Timestamp(0).after(std::time::Duration::from_secs(seconds)),
+                or_return,
+                trace: true,
+            }),
+            ..Handling::default()
+        };
+        let (to, ok) = (["a@b.example"], ["ok", "ok"]);
+        check("DELIVERBY", "", &to, by(90, true), &ok, "MAIL FROM:<> BY=90;RT");
+        check("DELIVERBY 60", "", &to, by(90, false), &ok, "MAIL FROM:<> BY=90;NT");
+        check("DELIVERBY 100", "", &to, by(90, true), &ok, "MAIL FROM:<>");
+        check("DELIVERBY", "", &to, by(0, false), &ok, "MAIL FROM:<> BY=0;NT");
+        check("DELIVERBY", "", &to, by(0, true), &ok, "MAIL FROM:<>");
+        check("", "", &to, by(90, true), &ok, "MAIL FROM:<>");
     }
 }

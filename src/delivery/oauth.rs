@@ -159,7 +159,7 @@ async fn ask(uri: &Uri, form: String) -> io::Result<Bytes> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
     let addresses = lookup_host((bare, port)).await?.collect();
-    let (stream, _) = dial(addresses, LIMIT).await?;
+    let (stream, _) = dial(addresses, &[], LIMIT).await?;
     let stream = if secure {
         let config = tls::system_roots().map_err(io::Error::other)?;
         let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;

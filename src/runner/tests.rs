@@ -40,6 +40,8 @@ fn orders(directory: &Path) -> Orders {
         identity: None,
         recipients: None,
         messages: None,
+        source: Vec::new(),
+        proxy: None,
         pipelining: true,
         chunking: true,
         provider: None,

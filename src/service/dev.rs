@@ -195,6 +195,8 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         identity: None,
         recipients: None,
         messages: None,
+        source: Vec::new(),
+        proxy: None,
         pipelining: true,
         chunking: true,
         provider: None,

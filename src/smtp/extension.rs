@@ -28,6 +28,8 @@ pub struct Capabilities {
     pub recipients_max: Option<usize>,
     /// RFC 3461.
     pub dsn: bool,
+    /// RFC 2852: offered, and the shortest time that it takes, in seconds (0 if none was named).
+    pub deliver_by: Option<u32>,
     /// RFC 1870: offered, and the largest size if one was named.
     pub size: Option<Option<u64>>,
     /// RFC 4954: mechanisms in upper case, in the server's order.
@@ -55,6 +57,9 @@ impl Capabilities {
                     known.recipients_max = named.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
                 }
                 Some("DSN") => known.dsn = true,
+                Some("DELIVERBY") => {
+                    known.deliver_by = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0));
+                }
                 // RFC 1870 §3: no number or 0 means that no limit is named.
                 Some("SIZE") => {
                     known.size = Some(words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0));
@@ -152,12 +157,13 @@ mod tests {
             250,
             None,
             "mx.example\nPipelining\n8bitmime\nSIZE 1000\nAUTH PLAIN login\nAUTH=LOGIN CRAM-MD5\nX-OTHER\ndsn\n\
-             smtputf8\nLIMITS MAILMAX=5 RCPTMAX=20\nBINARYMIME",
+             smtputf8\nLIMITS MAILMAX=5 RCPTMAX=20\nBINARYMIME\nDELIVERBY 240",
         );
         let known = Capabilities::from_reply(&reply);
         assert!(known.pipelining && known.eight_bit_mime && known.dsn && !known.starttls);
         assert!(known.smtp_utf8 && known.binary_mime && !known.chunking);
         assert_eq!(known.recipients_max, Some(20));
+        assert_eq!(known.deliver_by, Some(240));
         assert_eq!(known.size, Some(Some(1000)));
         assert_eq!(known.auth, ["PLAIN", "LOGIN", "CRAM-MD5"]);
     }

@@ -28,3 +28,15 @@ pub fn until_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Op
 pub fn until_true(what: &str, mut look: impl FnMut() -> bool) {
     until(what, || look().then_some(()));
 }
+
+/// Whether a child ends within a few seconds.
+pub fn ended(child: &mut std::process::Child) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return true;
+        }
+        sleep(BETWEEN_LOOKS);
+    }
+    false
+}

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-fn upstream() -> Upstream {
+pub(crate) fn upstream() -> Upstream {
     Upstream {
         name: "up".into(),
         server: "up.example".into(),
@@ -35,6 +35,8 @@ fn upstream() -> Upstream {
         identity: None,
         recipients: None,
         messages: None,
+        source: Vec::new(),
+        proxy: None,
         pipelining: true,
         chunking: true,
         provider: None,
@@ -575,4 +577,62 @@ async fn a_chunk_on_a_connection_that_was_silent_leaves_nothing_uncertain() {
     drop(client);
     let heard = upstream.await.unwrap();
     assert_eq!(heard.iter().filter(|line| line.starts_with("BDAT")).count(), 1, "{heard:?}");
+}
+
+/// RFC 5321 §3.2.
+#[tokio::test]
+async fn a_server_that_refuses_ehlo_is_greeted_as_in_the_old_days_and_offers_nothing() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["500 what?", "250 up\r\n"]);
+    assert!(client.ehlo().await.unwrap().is_success());
+    assert_eq!(*client.capabilities(), Capabilities::default());
+    drop(client);
+    assert_eq!(upstream.await.unwrap(), ["EHLO relay.example", "HELO relay.example"]);
+}
+
+/// An upstream that says this over and over in the place of a reply, at this pace.
+async fn babbled(words: &'static [u8], pause: Duration) -> (String, Duration) {
+    let (mut client, mut theirs) = client("PIPELINING");
+    let babble = tokio::spawn(async move {
+        while theirs.write_all(words).await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+    });
+    let start = tokio::time::Instant::now();
+    let got = letters(&outcomes(attempt(&mut client, &TWO, &content()).await));
+    assert!(!client.is_usable());
+    drop(client);
+    babble.await.unwrap();
+    (got, start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_without_end_is_given_up_at_its_bound_and_a_slow_one_at_its_deadline() {
+    let within = |time: Duration| time < Duration::from_secs(1);
+    for words in [&b"250-and so on\r\n"[..], b"250 x", b"250-\n"] {
+        let (got, time) = babbled(words, Duration::ZERO).await;
+        assert!(got == "WW" && within(time), "{words:?} {got} {time:?}");
+    }
+    // A byte a second is not a sign of life that counts.
+    let (got, time) = babbled(b"2", Duration::from_secs(1)).await;
+    assert_eq!((got.as_str(), time), ("WW", Duration::from_secs(5)));
+}
+
+#[tokio::test]
+async fn codes_that_nobody_knows_count_by_their_first_digit_and_noise_for_nothing() {
+    let cases: [(&'static [&'static str], &str); 5] = [
+        (&["299 sure", "250", "277 why not", "354 go", "299 taken"], "DD"),
+        (&["250", "777 no such thing", "250", "354 go", "250"], "WW"),
+        (&["250", "499 later", "599 never", "354 go", "250"], "WF"),
+        (&["250", "250", "250", "354 go", "ok"], "UU"),
+        (&["\u{1b}[2J", "250", "250", "354 go", "250"], "WW"),
+    ];
+    for (answers, expected) in cases {
+        let (mut client, theirs) = client("PIPELINING");
+        let upstream = play(theirs, answers);
+        let got = letters(&outcomes(attempt(&mut client, &TWO, &content()).await));
+        assert_eq!(got, expected, "{answers:?}");
+        drop(client);
+        upstream.await.unwrap();
+    }
 }

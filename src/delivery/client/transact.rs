@@ -200,7 +200,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub fn ahead(&self, message: &Message<'_>) -> Option<Ahead> {
         let known = &self.capabilities;
         let plain = message.handling.body != Body::Binary && known.pipelining && !known.chunking;
-        if !plain || needs::of_message(message, known, self.is_verified()).is_some() {
+        // What is left of a time is less when it is compared with what was sent.
+        let timeless = message.handling.deliver_by.is_none();
+        if !plain || !timeless || needs::of_message(message, known, self.is_verified()).is_some() {
             return None;
         }
         let transaction = self.begin(message);
@@ -235,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let rcpt = |place: &usize| needs::rcpt(&message.recipients[*place], &self.capabilities);
         let mut commands = Vec::with_capacity(places.len() + 3);
         commands.extend(reset.then_some((Phase::Mail, Command::Rset)));
-        commands.push((Phase::Mail, needs::mail(message, &self.capabilities)));
+        commands.push((Phase::Mail, needs::mail(message, &self.capabilities, self.clock.now())));
         commands.extend(places.iter().map(|place| (Phase::Rcpt, rcpt(place))));
         commands.extend(data.then_some((Phase::Data, Command::Data)));
         commands

@@ -97,6 +97,12 @@ pub struct Heard {
     pub wire: Vec<u8>,
     /// What came inside TLS, decrypted.
     pub inside: Vec<u8>,
+    /// Where it came from.
+    pub from: Option<std::net::IpAddr>,
+    /// Whether its TLS session was one of before.
+    pub resumed: bool,
+    /// How the keys of TLS were agreed upon.
+    pub key_exchange: Option<rustls::NamedGroup>,
 }
 
 /// When a whole message came, and for how many recipients.
@@ -282,13 +288,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn accept(listener: &TcpListener, state: &Arc<State>) {
     loop {
-        let Ok((stream, _)) = listener.accept() else {
+        let Ok((stream, from)) = listener.accept() else {
             return;
         };
         if !state.running.load(Ordering::SeqCst) {
             return;
         }
-        let heard = Arc::new(Mutex::new(Heard::default()));
+        let heard = Arc::new(Mutex::new(Heard { from: Some(from.ip()), ..Heard::default() }));
         let key = {
             let mut all = locked(&state.heard);
             all.push(Arc::clone(&heard));

@@ -57,7 +57,15 @@ pub(super) fn converse(stream: TcpStream, state: &State, heard: &Arc<Mutex<Heard
     }
     let shows = locked(&state.behaviour).shows;
     let tls = rustls::ServerConnection::new(Arc::clone(&state.configs[&shows])).map_err(io::Error::other)?;
-    let stream = rustls::StreamOwned::new(tls, clear.stream);
+    let mut stream = rustls::StreamOwned::new(tls, clear.stream);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    {
+        let mut heard = locked(heard);
+        heard.resumed = stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        heard.key_exchange = stream.conn.negotiated_key_exchange_group().map(|group| group.name());
+    }
     Session::new(stream, state, Some(heard)).run().map(|_| ())
 }
 
