@@ -120,6 +120,10 @@ impl Schedule {
     /// store before it, or the flow has its share of a full window; an urgent one (RFC 6710 §5) does not
     /// care who came before.
     pub(super) fn offer(&mut self, ready: Ready) {
+        // A look, or an operator, was quicker: what is committed can be read before it is offered.
+        if self.is_taken(ready.entry.id) {
+            return;
+        }
         let flow = Flow::of(&ready.entry);
         let is_urgent = ready.entry.handling.priority > 0;
         if (self.behind.contains(&flow) && !is_urgent) || !self.makes_room(flow, is_urgent) {
@@ -492,5 +496,16 @@ mod tests {
             schedule.forget(done.entry.id, None);
         }
         assert_eq!(schedule.next_look(now), Some(now), "what was put off is looked for in the end");
+    }
+
+    #[test]
+    fn what_a_look_has_brought_before_it_was_offered_is_there_once() {
+        let mut schedule = filled(vec![ready(1)], true);
+        schedule.offer(ready(1));
+        let claimed = schedule.pop().expect("it is there");
+        schedule.offer(ready(1));
+        assert!(schedule.pop().is_none());
+        schedule.forget(claimed.entry.id, None);
+        assert_eq!((schedule.waiting(), schedule.claimed()), (0, 0));
     }
 }
