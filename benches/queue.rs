@@ -1,7 +1,19 @@
-//! The queue alone: durable messages per second, accepted and settled, on the disk of the working
-//! directory. Prints a line for each number of producers and each size.
+//! The queue alone, on the disk of the working directory, without SMTP and without an upstream. What each
+//! part measures, and what is wanted of it, it prints itself:
+//!
+//! ```sh
+//! cargo bench --bench queue                      # durable messages a second, accepted and settled
+//! cargo bench --bench queue -- slow-sync         # the same, each sync 3 ms longer (by strace)
+//! cargo bench --bench queue -- million           # a million queued: open, memory, status, filters
+//! cargo bench --bench queue -- deferred          # 50,000 deferred: disk; and given back after a drain
+//! ```
+//!
+//! `--profile dist` measures what is packaged. `OUTPOST_BENCH_MESSAGES` makes the last two shorter.
 
 use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,31 +27,72 @@ use outpost::{
     mail::{
         content::Facts,
         envelope::{Envelope, Handling, Origin},
+        outcome::Evidence,
     },
-    queue::{Next, Queue},
+    queue::{Next, Queue, Search, Standing, WriterThread},
     smtp::address::{Mailbox, ReversePath},
 };
 
+/// How long throughput is measured.
 const RUN: Duration = Duration::from_secs(3);
+/// What strace adds to each sync.
+const SYNC: &str = "delay_exit=3000";
 
-#[tokio::main]
-async fn main() {
-    for (producers, size) in [(1, 1_024), (20, 1_024), (20, 10_240), (100, 10_240)] {
-        let rate = measure(producers, size).await;
-        let mut out = std::io::stdout().lock();
-        let _ = std::io::Write::write_fmt(
-            &mut out,
-            format_args!("{producers:>4} producers  {size:>6} octets  {rate:>8.0} messages/s\n"),
-        );
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    match words.first().map_or("throughput", String::as_str) {
+        "throughput" => runtime.block_on(throughput(&[(1, 1_024), (20, 1_024), (20, 10_240), (100, 10_240)])),
+        "slow-sync" => under_strace("throughput-slow"),
+        "throughput-slow" => runtime.block_on(throughput(&[(1, 10_240), (20, 10_240), (100, 10_240)])),
+        "million" => {
+            let directory = scratch();
+            runtime.block_on(fill(directory.path(), messages(1_000_000)));
+            // In a process of its own, so that its memory is that of an open queue.
+            let me = std::env::current_exe().expect("this program");
+            let at = directory.path().to_str().expect("a name in ASCII");
+            let status = Command::new(me).args(["million-open", at]).status();
+            assert!(status.is_ok_and(|status| status.success()));
+        }
+        "million-open" => runtime.block_on(look(&PathBuf::from(&words[1]))),
+        "deferred" => runtime.block_on(deferred(messages(50_000))),
+        other => panic!("there is no part {other}: throughput, slow-sync, million or deferred"),
     }
 }
 
-async fn measure(producers: usize, size: usize) -> f64 {
-    let directory = tempfile::tempdir_in("target").expect("a directory under target");
-    let wait = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3600) };
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn messages(otherwise: u64) -> u64 {
+    let told = std::env::var("OUTPOST_BENCH_MESSAGES").ok().and_then(|text| text.parse().ok());
+    told.unwrap_or(otherwise)
+}
+
+/// A directory on the disk that the build lies on.
+fn scratch() -> tempfile::TempDir {
+    let near = std::env::current_exe().expect("this program");
+    tempfile::tempdir_in(near.parent().expect("a directory")).expect("a directory of our own")
+}
+
+/// This program again, with longer syncs. Only they stop for strace, so nothing else gets slower.
+fn under_strace(part: &str) {
+    let calls = "trace=fsync,fdatasync";
+    let inject = format!("inject=fsync,fdatasync:{SYNC}");
+    let status = Command::new("strace")
+        .args(["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", calls, "-e", &inject])
+        .arg(std::env::current_exe().expect("this program"))
+        .arg(part)
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "strace is needed for this part");
+}
+
+fn open(directory: &Path) -> (Queue, WriterThread) {
+    let wait = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) };
     let settings = QueueSettings {
-        directory: directory.path().join("queue"),
-        lifetime: Duration::from_secs(86_400),
+        directory: directory.join("queue"),
+        lifetime: Duration::from_secs(5 * 86_400),
         delay_warning: None,
         retry: wait,
         max_messages: None,
@@ -47,29 +100,65 @@ async fn measure(producers: usize, size: usize) -> f64 {
         min_free: 0,
         history: HistorySettings::default(),
     };
-    let (queue, writer) = Queue::open(&settings, Clock::System).expect("a fresh queue");
+    Queue::open(&settings, Clock::System).expect("the queue opens")
+}
+
+fn envelope(sender: u64, recipient: u64) -> Envelope {
+    let mailbox = |text: String| Mailbox::parse(&text).expect("an address");
+    Envelope {
+        reverse_path: ReversePath::from(mailbox(format!("app-{sender}@sender-{}.example", sender % 10))),
+        recipients: vec![mailbox(format!("user-{recipient}@rcpt-{}.example", recipient % 1_000)).into()],
+        handling: Handling::default(),
+    }
+}
+
+fn origin() -> Origin {
+    Origin { client: "127.0.0.1".into(), hello: "app.internal".into(), ..Origin::default() }
+}
+
+async fn accept(queue: &Queue, content: &[u8], envelope: Envelope) {
+    let mut incoming = queue.begin().expect("room");
+    incoming.push(content);
+    incoming.commit(envelope, origin(), Facts::default()).await.expect("a receipt");
+}
+
+async fn throughput(rows: &[(usize, usize)]) {
+    say(
+        "durable, accepted and settled (wanted, 10 KiB: 15,000/s by 20, 24,000/s by 100; with 3 ms a sync 2,500 and 10,000)",
+    );
+    for (producers, size) in rows {
+        let (rate, p50, p99) = measure(*producers, *size).await;
+        say(&format!(
+            "{producers:>4} producers  {size:>6} octets  {rate:>8.0} messages/s  accepted in p50 {p50:.1} ms, p99 {p99:.1} ms"
+        ));
+    }
+}
+
+async fn measure(producers: usize, size: usize) -> (f64, f64, f64) {
+    let directory = scratch();
+    let (queue, writer) = open(directory.path());
     let settled = Arc::new(AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     let feeding = queue.clone();
-    tasks.spawn(async move { feeding.feed().await });
+    tasks.spawn(async move {
+        feeding.feed().await;
+        Vec::new()
+    });
     let content: Arc<[u8]> = vec![b'x'; size].into();
-    for _ in 0..producers {
-        let queue_of_consumer = queue.clone();
-        let (queue, content) = (queue.clone(), Arc::clone(&content));
+    let stop = Arc::new(AtomicU64::new(0));
+    for producer in 0..producers {
+        let consuming = queue.clone();
+        let (queue, content, stop) = (queue.clone(), Arc::clone(&content), Arc::clone(&stop));
         tasks.spawn(async move {
-            let envelope = Envelope {
-                reverse_path: ReversePath::from(Mailbox::parse("app@sender.example").expect("an address")),
-                recipients: vec![Mailbox::parse("user@rcpt.example").expect("an address").into()],
-                handling: Handling::default(),
-            };
-            loop {
-                let mut incoming = queue.begin().expect("room");
-                incoming.push(&content);
-                let receipt = incoming.commit(envelope.clone(), Origin::default(), Facts::default()).await;
-                receipt.expect("a receipt");
+            let mut waits = Vec::new();
+            while stop.load(Ordering::Relaxed) == 0 {
+                let begun = Instant::now();
+                accept(&queue, &content, envelope(producer as u64 % 5, producer as u64)).await;
+                waits.push(begun.elapsed());
             }
+            waits
         });
-        let (queue, settled) = (queue_of_consumer.clone(), Arc::clone(&settled));
+        let (queue, settled) = (consuming, Arc::clone(&settled));
         tasks.spawn(async move {
             loop {
                 let claim = queue.claim().await;
@@ -83,8 +172,179 @@ async fn measure(producers: usize, size: usize) -> f64 {
     let (before, start) = (settled.load(Ordering::Relaxed), Instant::now());
     tokio::time::sleep(RUN).await;
     let rate = (settled.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+    stop.store(1, Ordering::Relaxed);
+    let mut waits = Vec::new();
+    for _ in 0..producers {
+        if let Some(Ok(some)) = tasks.join_next().await {
+            waits.extend(some);
+        }
+    }
+    waits.sort_unstable();
+    let share = |of: usize| waits.get(waits.len() * of / 100).map_or(0.0, |wait| wait.as_secs_f64() * 1e3);
+    let result = (rate, share(50), share(99));
     tasks.shutdown().await;
     drop(queue);
     writer.join();
-    rate
+    result
+}
+
+/// Messages of 1 KiB of a hundred senders to as many recipients as messages.
+async fn fill(directory: &Path, count: u64) {
+    let (queue, writer) = open(directory);
+    let (next, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (queue, next) = (queue.clone(), Arc::clone(&next));
+        tasks.spawn(async move {
+            let content = vec![b'x'; 1_024];
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    break;
+                }
+                accept(&queue, &content, envelope(number % 100, number)).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    drop(queue);
+    writer.join();
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    say(&format!("{count} messages of 1 KiB accepted at {rate:.0}/s"));
+}
+
+/// A long queue, opened by a process that has just begun.
+async fn look(directory: &Path) {
+    let began = Instant::now();
+    let (queue, writer) = open(directory);
+    say(&format!("open: {:.1} ms (wanted: 50)", began.elapsed().as_secs_f64() * 1e3));
+    let feeding = queue.clone();
+    let feeder = tokio::spawn(async move { feeding.feed().await });
+    while queue.waiting() < 250 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    say(&format!("{} at hand after {:.1} ms", queue.waiting(), began.elapsed().as_secs_f64() * 1e3));
+    say(&format!("memory: {} MB (wanted: 40)", resident() / 1_000_000));
+    for round in ["cold", "warm"] {
+        let began = Instant::now();
+        let depth = queue.depth().await.expect("it can be read");
+        say(&format!(
+            "{round} status of {} messages: {:.1} ms (wanted: 100)",
+            depth.messages,
+            began.elapsed().as_secs_f64() * 1e3
+        ));
+    }
+    let now = Clock::System.now();
+    let text = |text: &str| Some(text.to_owned());
+    let all = Search::default();
+    let searches = [
+        ("none", all.clone()),
+        ("sender, many", Search { sender: text("app-7@sender-7.example"), ..all.clone() }),
+        ("sender, none", Search { sender: text("nobody@sender-7.example"), ..all.clone() }),
+        ("sender's domain, none", Search { sender: text("@nowhere.example"), ..all.clone() }),
+        ("recipient, the last", Search { recipient: text("user-999999@rcpt-999.example"), ..all.clone() }),
+        ("recipient, none", Search { recipient: text("nobody@rcpt-1.example"), ..all.clone() }),
+        ("recipient's domain", Search { recipient: text("@rcpt-999.example"), ..all.clone() }),
+        (
+            "sender and recipient, never together",
+            Search { sender: text("@sender-1.example"), recipient: text("@rcpt-2.example"), ..all.clone() },
+        ),
+        ("held, none", Search { standing: Standing::Held, ..all.clone() }),
+        ("deferred, none", Search { standing: Standing::Later(now), ..all.clone() }),
+        ("due", Search { standing: Standing::Due(now), ..all.clone() }),
+        ("older than a day, none", Search { before: Some(now.before(Duration::from_secs(86_400))), ..all }),
+    ];
+    for (name, search) in searches {
+        let began = Instant::now();
+        let found = queue.search(search, None, 101).await.expect("it can be read").len();
+        let took = began.elapsed().as_secs_f64() * 1e3;
+        say(&format!("first page, {name}: {found} in {took:.1} ms (wanted: 100)"));
+    }
+    say(&format!("memory: {} MB (wanted: 40)", resident() / 1_000_000));
+    feeder.abort();
+    let _ = feeder.await;
+    drop(queue);
+    writer.join();
+}
+
+async fn deferred(count: u64) {
+    let directory = scratch();
+    fill(directory.path(), count).await;
+    let (queue, writer) = open(directory.path());
+    let feeding = queue.clone();
+    let feeder = tokio::spawn(async move { feeding.feed().await });
+    // As an upstream that can't be reached leaves it.
+    let evidence: Evidence = serde_json::from_value(serde_json::json!({
+        "at": Clock::System.now(), "upstream": "smtp.upstream.example", "phase": "connect", "scope": "network",
+        "explanation": "connection refused by 127.0.0.1:587",
+        "advice": { "who": "nobody", "help": "it is tried again by itself" },
+    }))
+    .expect("evidence");
+    let due = Clock::System.now().after(Duration::from_secs(3_000));
+    let mut settling = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut claim = queue.claim().await;
+        let recipient = &mut claim.entry_mut().recipients[0];
+        recipient.attempts += 1;
+        recipient.last = Some(evidence.clone());
+        recipient.due = Some(due);
+        let settled = queue.settle(claim, Next::Retry(due), Vec::new());
+        settling.spawn(async move { settled.durable().await.expect("it is recorded") });
+        while settling.len() > 500 {
+            settling.join_next().await;
+        }
+    }
+    settling.join_all().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let each = used(directory.path()) as f64 / count as f64;
+    // Postfix: 8,258 octets and two inodes, measured for 1 KiB with its queue and defer files.
+    say(&format!(
+        "{count} deferred of 1 KiB: {each:.0} octets of disk each (wanted: 2,752, a third of Postfix's)"
+    ));
+
+    let ids: Vec<_> =
+        queue.list(None, count as usize).await.expect("a list").iter().map(|one| one.id).collect();
+    for some in ids.chunks(500) {
+        let acting = some.iter().map(|id| {
+            let (queue, id) = (queue.clone(), *id);
+            async move { queue.act(id, outpost::queue::Action::Retry, "").await.expect("it is due") }
+        });
+        acting.collect::<tokio::task::JoinSet<_>>().join_all().await;
+    }
+    let began = Instant::now();
+    for _ in 0..count {
+        let claim = queue.claim().await;
+        let settled = queue.settle(claim, Next::Done, Vec::new());
+        settling.spawn(async move { settled.durable().await.expect("it is recorded") });
+        while settling.len() > 500 {
+            settling.join_next().await;
+        }
+    }
+    settling.join_all().await;
+    let drained = Instant::now();
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    say(&format!("drained at {rate:.0}/s; {} MB of disk", used(directory.path()) / 1_000_000));
+    while used(directory.path()) > 24_000_000 && drained.elapsed() < Duration::from_secs(90) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let left = used(directory.path()) / 1_000_000;
+    say(&format!("{left} MB, reserve and all, {:.1} s later (wanted: 60)", drained.elapsed().as_secs_f64()));
+    feeder.abort();
+    let _ = feeder.await;
+    drop(queue);
+    writer.join();
+}
+
+/// Octets that the files of a directory take on the disk.
+fn used(directory: &Path) -> u64 {
+    let told = Command::new("du").args(["-s", "-B1"]).arg(directory).output().expect("du");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    text.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Octets of this process in memory.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1_024
 }

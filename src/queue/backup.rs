@@ -22,8 +22,9 @@ use serde::Serialize;
 
 use super::{
     Fault, QueueId, format, history,
+    reader::Reader,
     spool::Spool,
-    store::{self, Change, Reader, Store},
+    store::{self, Change, Store},
 };
 
 /// Rows that are looked at once.
@@ -178,7 +179,7 @@ fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Faul
     drop(copy);
     if !gone.is_empty() {
         let mut store = Store::open(path).map_err(|error| Fault::Broken(error.to_string()))?;
-        store.apply(gone.into_iter().map(|id| Change::Remove { id }))?;
+        store.apply(gone.into_iter().map(|id| Change::Remove { id }), false)?;
         store.tidy()?;
         drop(store);
         // Whoever opens the copy makes one where it then lies.

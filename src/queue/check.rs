@@ -19,8 +19,9 @@ use super::{
     export::open_whole,
     format,
     id::QueueId,
+    reader::{Reader, Row},
     spool::Spool,
-    store::{self, Reader, Row, State, StoreError},
+    store::{self, State, StoreError},
 };
 
 /// Rows that are read at once.

@@ -14,9 +14,10 @@ use tokio::{
 use super::{
     DAMAGED, Entry, Fault, Next, Queue, Shared,
     id::QueueId,
+    reader::Reader,
     retry,
     schedule::{Look, Ready},
-    store::Reader,
+    store::State,
     writer::{Astray, EntryChange, Request},
 };
 use crate::clock::Timestamp;
@@ -40,6 +41,8 @@ enum Loaded {
     Gone,
     /// An entry whose record or content fails its checksum; itself, if only the content does.
     Damaged(Option<Box<Entry>>),
+    /// Something that can't even be set aside.
+    Unreadable,
 }
 
 /// Wall time beside monotonic time, to see when the one goes back.
@@ -85,8 +88,13 @@ impl Queue {
             let look = self.shared.schedule().next_look(now);
             match look {
                 Some(at) if at <= now => {
-                    if let Err(fault) = self.look(now).await {
-                        tracing::error!(%fault, "the queue can't be read");
+                    let reason = self.look(now).await.err().map(|fault| fault.to_string());
+                    let failed = reason.is_some();
+                    let before = self.shared.health.set_unread(reason.clone());
+                    if failed {
+                        if before != reason {
+                            tracing::error!(reason, "the queue can't be read");
+                        }
                         sleep(AFTER_FAULT).await;
                     }
                 }
@@ -182,6 +190,7 @@ impl Queue {
                         found.push(ready);
                     }
                     Loaded::Damaged(entry) => self.set_aside(id, entry),
+                    Loaded::Unreadable => shared.schedule().pass_over(id),
                     Loaded::Gone => {}
                 }
             }
@@ -200,6 +209,7 @@ impl Queue {
         now: Timestamp,
     ) -> rusqlite::Result<Loaded> {
         let entry = match reader.get(id)? {
+            Some(row) if row.state == State::Unreadable => return Ok(Loaded::Unreadable),
             Some(row) if row.state.is_queued() && row.due <= now => row.entry,
             _ => return Ok(Loaded::Gone),
         };

@@ -45,6 +45,7 @@ pub mod incoming;
 mod lock;
 mod marks;
 mod operate;
+mod reader;
 mod reserve;
 pub mod retry;
 mod schedule;
@@ -83,9 +84,10 @@ use self::{
     history::{History, Stops},
     id::QueueIds,
     lock::Lock,
+    reader::Reader,
     schedule::Schedule,
     spool::Spool,
-    store::{Reader, Store, StoreError, Tally},
+    store::{Store, StoreError, Tally},
     writer::Request,
 };
 use crate::{
@@ -167,13 +169,16 @@ impl Trouble {
     }
 }
 
-/// Whether the store can be written, and why not.
+/// Whether the store can be written and read, and why not.
 #[derive(Debug, Default)]
-struct Health(Mutex<Option<Trouble>>);
+struct Health {
+    writing: Mutex<Option<Trouble>>,
+    reading: Mutex<Option<String>>,
+}
 
 impl Health {
     fn trouble(&self) -> Option<Trouble> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn can_record(&self) -> bool {
@@ -184,9 +189,19 @@ impl Health {
         self.trouble().is_some_and(|trouble| trouble.full)
     }
 
+    /// Why the store can't be read, if so.
+    fn unread(&self) -> Option<String> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns what was the matter before.
+    fn set_unread(&self, reason: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.reading.lock().unwrap_or_else(PoisonError::into_inner), reason)
+    }
+
     /// Returns what was the matter before.
     fn set(&self, trouble: Option<Trouble>) -> Option<Trouble> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), trouble)
+        std::mem::replace(&mut *self.writing.lock().unwrap_or_else(PoisonError::into_inner), trouble)
     }
 }
 
@@ -332,7 +347,10 @@ impl Queue {
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
-            health: Health(Mutex::new(store.is_full().then(Trouble::full))),
+            health: Health {
+                writing: Mutex::new(store.is_full().then(Trouble::full)),
+                reading: Mutex::default(),
+            },
             claimable: Notify::new(),
             look: Notify::new(),
             readers: Mutex::default(),
@@ -375,10 +393,11 @@ impl Queue {
         Ok(Incoming::new(self.clone(), self.shared.ids.next(now), now))
     }
 
-    /// Why new mail can't be made durable now, if so.
+    /// Why new mail can't be made durable now, or what is queued can't be read, if so.
     pub fn trouble(&self) -> Option<String> {
-        if let Some(trouble) = self.shared.health.trouble() {
-            return Some(trouble.reason);
+        let health = &self.shared.health;
+        if let Some(reason) = health.trouble().map(|trouble| trouble.reason).or_else(|| health.unread()) {
+            return Some(reason);
         }
         match self.begin() {
             Ok(_) => None,
@@ -418,7 +437,11 @@ impl Queue {
     /// The store can't be read.
     pub async fn depth(&self) -> Result<Depth, Fault> {
         let now = self.shared.clock.now();
-        self.read(move |_, reader| reader.depth(now)).await
+        let mut depth = self.read(move |_, reader| reader.depth(now)).await?;
+        let unreadable = (self.shared.schedule().passed_over() as u64).min(depth.active);
+        depth.held += unreadable;
+        depth.active -= unreadable;
+        Ok(depth)
     }
 
     /// The content of an entry; `None` if there is none, or it is damaged.

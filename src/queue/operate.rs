@@ -7,9 +7,10 @@ use super::{
     Claim, DAMAGED, Fault, Next, Queue,
     entry::{Entry, RecipientState},
     id::QueueId,
+    reader::Row,
     schedule::{Ready, Schedule},
     search::Search,
-    store::{self, State},
+    store::State,
     writer::{EntryChange, Request},
 };
 use crate::{clock::Timestamp, mail::content::Content};
@@ -136,7 +137,7 @@ impl Queue {
             let Some(row) = reader.get(id)?.filter(|row| wants(row.state)) else {
                 return Ok(Err(ActionError::NoSuchEntry));
             };
-            let sound = row.entry.filter(|_| row.state != State::Damaged);
+            let sound = row.entry.filter(|_| row.state.is_sound());
             let Some(entry) = sound else { return Ok(Err(ActionError::Damaged)) };
             let is_sound = entry.held.as_deref() != Some(DAMAGED);
             let content = shared.content(reader, &entry)?.filter(|_| is_sound);
@@ -228,8 +229,8 @@ impl Drop for Withdrawn<'_> {
     }
 }
 
-pub(super) fn listed(row: store::Row, schedule: &Schedule) -> Listed {
+pub(super) fn listed(row: Row, schedule: &Schedule) -> Listed {
     let claimed = schedule.is_claimed(row.id);
-    let entry = if row.state == State::Damaged { None } else { row.entry };
+    let entry = row.entry.filter(|_| row.state.is_sound());
     Listed { id: row.id, size: row.size, due: row.due, claimed, entry }
 }

@@ -88,6 +88,12 @@ impl Search {
         (all.iter().map(|condition| format!("{condition} AND ")).collect(), values)
     }
 
+    /// Whether one of which nothing is known is meant, too.
+    pub(super) fn asks_for_all(&self) -> bool {
+        let standing = matches!(self.standing, Standing::Any | Standing::Held);
+        standing && !self.has_address() && self.before.is_none()
+    }
+
     /// Whether addresses matter, which rows know only by their marks.
     pub(super) fn has_address(&self) -> bool {
         self.sender.is_some() || self.recipient.is_some()

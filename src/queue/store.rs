@@ -12,18 +12,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params, types::Value,
-};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params};
 
 use super::{
-    Depth, Fault,
+    Fault,
     entry::Entry,
     format::{self, FORMAT},
     id::QueueId,
     marks::{self, Flow},
     reserve::Reserve,
-    search::Search,
 };
 use crate::clock::Timestamp;
 
@@ -44,6 +41,8 @@ pub(super) enum State {
     Held = 2,
     /// Its record or content can't be read; set aside, never deleted by us.
     Damaged = 3,
+    /// Its row can't be read, nor written; never stored.
+    Unreadable = 4,
 }
 
 impl State {
@@ -52,13 +51,18 @@ impl State {
         if due > entry.received.0 as i64 { Self::Deferred } else { Self::Queued }
     }
 
-    fn from_i64(value: i64) -> Self {
+    pub(super) fn from_i64(value: i64) -> Self {
         match value {
             0 => Self::Queued,
             1 => Self::Deferred,
             2 => Self::Held,
             _ => Self::Damaged,
         }
+    }
+
+    /// Whether it can be read, as far as known.
+    pub(super) fn is_sound(self) -> bool {
+        !matches!(self, Self::Damaged | Self::Unreadable)
     }
 
     /// Whether it is tried when it is due.
@@ -68,7 +72,7 @@ impl State {
 }
 
 /// One change of a transaction.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Change<'a> {
     /// A new entry; with its content, unless that is in the spool.
     Insert { entry: &'a Entry, octets: Option<&'a Bytes> },
@@ -83,10 +87,27 @@ pub(super) enum Change<'a> {
     BringForward { id: QueueId, latest: Timestamp, now: Timestamp },
 }
 
+/// How much of an entry is removed. Without its row nobody looks for the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    Whole,
+    /// Its content stays.
+    Record,
+    /// Its record stays as well.
+    Row,
+    /// All of it stays, set aside.
+    None,
+}
+
+impl Removal {
+    const ALL: &[Self] = &[Self::Whole, Self::Record, Self::Row, Self::None];
+}
+
 /// The writing connection.
 #[derive(Debug)]
 pub(super) struct Store {
     connection: Connection,
+    has_met_damage: bool,
     tally: Tally,
     reserve: Reserve,
 }
@@ -176,7 +197,7 @@ impl Store {
         format::bring_up_to_date(&mut connection, found)?;
         let tally = read_tally(&connection)?;
         let reserve = Reserve::new(path.parent().unwrap_or(path));
-        Ok(Self { connection, tally, reserve })
+        Ok(Self { connection, has_met_damage: false, tally, reserve })
     }
 
     /// Whether the room that is left is for outcomes alone.
@@ -210,23 +231,47 @@ impl Store {
     }
 
     /// Makes all changes durable, or none. When it returns, they are on stable storage.
-    pub(super) fn apply<'a>(&mut self, changes: impl Iterator<Item = Change<'a>>) -> Result<(), Fault> {
-        let before = self.tally;
-        let result = self.transaction(changes);
-        if result.is_err() {
-            self.tally = before;
-            // A failed COMMIT may leave the transaction open; a failed ROLLBACK has nothing to undo.
-            if !self.connection.is_autocommit() {
-                let _ = self.connection.execute_batch("ROLLBACK");
+    ///
+    /// With `careful`, what can't be removed whole because a page beside it can't be read is removed as
+    /// far as may be, and at least set aside: it must not be sent again.
+    pub(super) fn apply<'a>(
+        &mut self,
+        changes: impl Iterator<Item = Change<'a>> + Clone,
+        careful: bool,
+    ) -> Result<(), Fault> {
+        let removals = if careful { Removal::ALL } else { &Removal::ALL[..1] };
+        let mut result = Ok(());
+        for removal in removals {
+            let before = self.tally;
+            result = self.transaction(changes.clone(), *removal);
+            if result.is_err() {
+                self.tally = before;
+                // A failed COMMIT may leave the transaction open; a failed ROLLBACK has nothing to undo.
+                if !self.connection.is_autocommit() {
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                }
+            }
+            self.has_met_damage = result.as_ref().is_err_and(is_damage);
+            if !self.has_met_damage {
+                break;
             }
         }
         Ok(result?)
     }
 
-    fn transaction<'a>(&mut self, changes: impl Iterator<Item = Change<'a>>) -> rusqlite::Result<()> {
+    /// Whether the last changes failed because a page can't be read.
+    pub(super) fn has_met_damage(&self) -> bool {
+        self.has_met_damage
+    }
+
+    fn transaction<'a>(
+        &mut self,
+        changes: impl Iterator<Item = Change<'a>>,
+        removal: Removal,
+    ) -> rusqlite::Result<()> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         for change in changes {
-            self.change(change)?;
+            self.change(change, removal)?;
         }
         let mut keep = self.connection.prepare_cached("UPDATE meta SET value = ? WHERE key = ?")?;
         keep.execute(params![self.tally.messages as i64, "messages"])?;
@@ -237,7 +282,7 @@ impl Store {
         Ok(())
     }
 
-    fn change(&mut self, change: Change<'_>) -> rusqlite::Result<()> {
+    fn change(&mut self, change: Change<'_>, removal: Removal) -> rusqlite::Result<()> {
         let connection = &self.connection;
         match change {
             Change::Insert { entry, octets } => {
@@ -272,14 +317,21 @@ impl Store {
                     .prepare_cached("UPDATE record SET octets = ? WHERE id = ?")?
                     .execute(params![entry.encode(), id])?;
             }
+            Change::Remove { id } if removal == Removal::None => {
+                return self.change(Change::SetAside { id }, removal);
+            }
             Change::Remove { id } => {
                 let id = id.to_i64();
                 let size: Option<i64> = connection
                     .prepare_cached("DELETE FROM message WHERE id = ? RETURNING size")?
                     .query_row([id], |row| row.get(0))
                     .optional()?;
-                connection.prepare_cached("DELETE FROM record WHERE id = ?")?.execute([id])?;
-                connection.prepare_cached("DELETE FROM content WHERE id = ?")?.execute([id])?;
+                if removal != Removal::Row {
+                    connection.prepare_cached("DELETE FROM record WHERE id = ?")?.execute([id])?;
+                }
+                if removal == Removal::Whole {
+                    connection.prepare_cached("DELETE FROM content WHERE id = ?")?.execute([id])?;
+                }
                 if let Some(size) = size {
                     self.tally.messages = self.tally.messages.saturating_sub(1);
                     self.tally.octets = self.tally.octets.saturating_sub(size as u64);
@@ -306,28 +358,42 @@ impl Store {
 
     /// A write that changes nothing, to learn whether the disk takes writes again.
     pub(super) fn probe(&mut self) -> Result<(), Fault> {
-        self.apply(std::iter::empty())
+        self.apply(std::iter::empty(), false)
     }
 
     /// Housekeeping while nothing else is to do: empties the WAL and gives free pages back to the
-    /// file system, a few hundred at a time so that mail never waits for it. True if there is more.
+    /// file system. True if there is more.
     pub(super) fn tidy(&mut self) -> rusqlite::Result<bool> {
         // A reader that takes long, as a backup does, is not waited for: new mail would wait with it.
         self.connection.busy_timeout(std::time::Duration::ZERO)?;
         let emptied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         self.connection.busy_timeout(std::time::Duration::from_secs(5))?;
         emptied?;
-        let free = |c: &Connection| c.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
         // A few pages are kept, so that a quiet relay doesn't grow and shrink its file all day.
-        const KEPT: i64 = 256;
-        let before = free(&self.connection)?;
-        if before <= KEPT {
+        self.give_back_some(256)
+    }
+
+    /// Gives some of the free pages back, if there are more than `kept`: few enough that mail never
+    /// waits long for it, enough that all are back within a minute. True if there were.
+    pub(super) fn give_back_some(&mut self, kept: u64) -> rusqlite::Result<bool> {
+        let free: i64 = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+        let free = free.unsigned_abs();
+        if free <= kept {
             return Ok(false);
         }
-        let mut statement = self.connection.prepare("PRAGMA incremental_vacuum(512)")?;
+        let slice = (free / 128).clamp(512, 4_096);
+        let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({slice})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
         Ok(true)
+    }
+}
+
+/// `None` where the result is that a page of the file can't be read.
+pub(super) fn unless_damaged<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match result {
+        Err(error) if is_damage(&error) => Ok(None),
+        other => other.map(Some),
     }
 }
 
@@ -340,225 +406,6 @@ fn read_tally(connection: &Connection) -> rusqlite::Result<Tally> {
         connection.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get::<_, i64>(0))
     };
     Ok(Tally { messages: value("messages")? as u64, octets: value("octets")? as u64, last: value("last")? })
-}
-
-/// A row as it was read: the entry, or the id of one that is damaged.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) id: QueueId,
-    pub(super) due: Timestamp,
-    pub(super) size: u64,
-    pub(super) state: State,
-    pub(super) entry: Option<Entry>,
-}
-
-/// A reading connection.
-#[derive(Debug)]
-pub(super) struct Reader(Connection);
-
-impl Reader {
-    /// Opens the database at `path`, which must exist.
-    pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
-        let connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        connection.pragma_update(None, "cache_size", -4 * 1024)?;
-        Ok(Self(connection))
-    }
-
-    /// Flows of which something is due, from `from` on, at most `limit` flows looked at; and where to go
-    /// on, if that was not all.
-    pub(super) fn flows(
-        &self,
-        from: Flow,
-        now: Timestamp,
-        limit: usize,
-    ) -> rusqlite::Result<(Vec<Flow>, Option<Flow>)> {
-        let mut next = self.0.prepare_cached(
-            "SELECT flow, due FROM message INDEXED BY message_turn
-             WHERE state <= 1 AND flow >= ? ORDER BY flow, due LIMIT 1",
-        )?;
-        let (mut found, mut from) = (Vec::new(), from.to_i64());
-        for _ in 0..limit {
-            let first = next.query_row([from], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
-            let Some((flow, due)) = first.optional()? else { return Ok((found, None)) };
-            if due <= now.0 as i64 {
-                found.push(Flow::from_i64(flow));
-            }
-            from = flow + 1;
-        }
-        Ok((found, Some(Flow::from_i64(from))))
-    }
-
-    /// Tells of entries of a flow that are due, the longest due first, until `take` has enough. True if
-    /// those were all.
-    pub(super) fn due(
-        &self,
-        flow: Flow,
-        now: Timestamp,
-        mut take: impl FnMut(QueueId) -> bool,
-    ) -> rusqlite::Result<bool> {
-        let mut statement = self.0.prepare_cached(
-            "SELECT id FROM message INDEXED BY message_turn
-             WHERE state <= 1 AND flow = ? AND due <= ? ORDER BY due, id",
-        )?;
-        let mut rows = statement.query(params![flow.to_i64(), now.0 as i64])?;
-        while let Some(row) = rows.next()? {
-            if !take(QueueId::from_i64(row.get(0)?)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// When the next deferred entry becomes due, after `now`.
-    pub(super) fn next_due(&self, now: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
-        self.0
-            .prepare_cached("SELECT min(due) FROM message WHERE state = 1 AND due > ?")?
-            .query_row([now.0 as i64], |row| row.get::<_, Option<i64>>(0))
-            .map(|due| due.map(|due| Timestamp(due as u64)))
-    }
-
-    /// Deferred entries behind one of this due time and id, in that order.
-    pub(super) fn ahead(&self, (due, id): (Timestamp, QueueId), limit: usize) -> rusqlite::Result<Vec<Row>> {
-        self.rows(
-            "SELECT id, due, size, state FROM message INDEXED BY message_later
-             WHERE state = 1 AND due >= ?1 AND (due > ?1 OR id > ?2) ORDER BY due, id LIMIT ?3",
-            params![due.0 as i64, id.to_i64(), limit as i64],
-        )
-    }
-
-    /// Entries that were accepted at a time that has not come yet.
-    pub(super) fn of_the_future(&self, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<QueueId>> {
-        self.0
-            .prepare_cached("SELECT id FROM message WHERE id > ?1 AND state = 0 AND due > ?2 LIMIT ?3")?
-            .query_map(params![QueueId::first_of(now).to_i64(), now.0 as i64, limit as i64], |row| {
-                row.get(0).map(QueueId::from_i64)
-            })?
-            .collect()
-    }
-
-    /// One entry.
-    pub(super) fn get(&self, id: QueueId) -> rusqlite::Result<Option<Row>> {
-        let mut rows = self.rows("SELECT id, due, size, state FROM message WHERE id = ?", [id.to_i64()])?;
-        Ok(rows.pop())
-    }
-
-    /// Entries behind `after`, in the order of their arrival.
-    pub(super) fn list(&self, after: Option<QueueId>, limit: usize) -> rusqlite::Result<Vec<Row>> {
-        self.rows(
-            "SELECT id, due, size, state FROM message WHERE id > ? ORDER BY id LIMIT ?",
-            params![after.map_or(-1, QueueId::to_i64), limit as i64],
-        )
-    }
-
-    /// Entries behind `after` that are looked for, in the order of their arrival.
-    ///
-    /// The rows alone are looked through, and an entry is read only where its row says that it may be
-    /// meant.
-    pub(super) fn search(
-        &self,
-        search: &Search,
-        claims: &[QueueId],
-        after: Option<QueueId>,
-        limit: usize,
-    ) -> rusqlite::Result<Vec<Row>> {
-        let (conditions, mut parameters) = search.conditions(claims);
-        parameters.push(Value::Integer(after.map_or(-1, QueueId::to_i64)));
-        let query = format!("SELECT id, due, size, state FROM message WHERE {conditions} id > ? ORDER BY id");
-        self.rows_that(&query, rusqlite::params_from_iter(parameters), limit, |row| {
-            !search.has_address() || row.entry.as_ref().is_some_and(|entry| search.means(entry))
-        })
-    }
-
-    fn rows(&self, query: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<Vec<Row>> {
-        self.rows_that(query, parameters, usize::MAX, |_| true)
-    }
-
-    fn rows_that(
-        &self,
-        query: &str,
-        parameters: impl rusqlite::Params,
-        limit: usize,
-        wants: impl Fn(&Row) -> bool,
-    ) -> rusqlite::Result<Vec<Row>> {
-        let mut statement = self.0.prepare_cached(query)?;
-        let mut rows = statement.query(parameters)?;
-        let mut found = Vec::new();
-        while found.len() < limit
-            && let Some(row) = rows.next()?
-        {
-            let id = QueueId::from_i64(row.get(0)?);
-            let row = Row {
-                id,
-                due: Timestamp(row.get::<_, i64>(1)? as u64),
-                size: row.get::<_, i64>(2)? as u64,
-                state: State::from_i64(row.get(3)?),
-                entry: self.entry(id)?,
-            };
-            if wants(&row) {
-                found.push(row);
-            }
-        }
-        Ok(found)
-    }
-
-    /// The entry of this id; `None` if it is damaged.
-    fn entry(&self, id: QueueId) -> rusqlite::Result<Option<Entry>> {
-        let record = self
-            .0
-            .prepare_cached("SELECT octets FROM record WHERE id = ?")?
-            .query_row([id.to_i64()], |row| {
-                Ok(row.get_ref(0)?.as_bytes().ok().and_then(|record| Entry::decode(id, record)))
-            })
-            .optional();
-        match record {
-            Err(error) if is_damage(&error) => Ok(None),
-            other => other.map(Option::flatten),
-        }
-    }
-
-    /// The content of an entry, if it is in the database.
-    pub(super) fn octets(&self, id: QueueId) -> rusqlite::Result<Option<Bytes>> {
-        let octets = self
-            .0
-            .prepare_cached("SELECT octets FROM content WHERE id = ?")?
-            // Damage may have changed the type as well; the checksum is the judge, not SQLite.
-            .query_row([id.to_i64()], |row| Ok(row.get_ref(0)?.as_bytes().map(Bytes::copy_from_slice).ok()))
-            .optional();
-        match octets {
-            Err(error) if is_damage(&error) => Ok(None),
-            other => other.map(Option::flatten),
-        }
-    }
-
-    /// The depth of the queue, in one consistent look.
-    pub(super) fn depth(&self, now: Timestamp) -> rusqlite::Result<Depth> {
-        self.0
-            .prepare_cached(
-                "SELECT (SELECT value FROM meta WHERE key = 'messages'),
-                        (SELECT value FROM meta WHERE key = 'octets'),
-                        (SELECT count(*) FROM message WHERE state = 1 AND due > :now),
-                        (SELECT count(*) FROM message WHERE state >= 2),
-                        (SELECT min(id) FROM message)",
-            )?
-            .query_row(named_params! { ":now": now.0 as i64 }, |row| {
-                let messages = row.get::<_, i64>(0)? as u64;
-                let deferred = row.get::<_, i64>(2)? as u64;
-                let held = row.get::<_, i64>(3)? as u64;
-                let oldest = row.get::<_, Option<i64>>(4)?.map(QueueId::from_i64);
-                Ok(Depth {
-                    messages,
-                    octets: row.get::<_, i64>(1)? as u64,
-                    active: messages.saturating_sub(deferred + held),
-                    deferred,
-                    held,
-                    oldest: oldest.map(QueueId::time),
-                })
-            })
-    }
 }
 
 /// Where the database of the queue in `directory` lies.

@@ -629,3 +629,145 @@ async fn a_quiet_sender_does_not_wait_behind_anothers_backlog() {
     assert!(fixture.queue.waiting() <= 1_000, "the window stays bounded");
     assert!(turn_of(&fixture, quiet).await <= 3);
 }
+
+/// The leaves of a table, in the order of its rows.
+fn leaves(file: &[u8], path: &Path, table: &str) -> Vec<usize> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let query = "SELECT rootpage FROM sqlite_schema WHERE name = ?";
+    let root = connection.query_row(query, [table], |row| row.get::<_, u32>(0)).unwrap() as usize;
+    let number = |at: usize| u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+    let mut leaves = Vec::new();
+    let mut todo = vec![root];
+    while let Some(page) = todo.pop() {
+        let at = (page - 1) * 4096;
+        match file[at] {
+            // An interior page of a table: its last child, and a cell for each of the others.
+            5 => {
+                todo.push(number(at + 8));
+                let cells = usize::from(u16::from_be_bytes([file[at + 3], file[at + 4]]));
+                for cell in (0..cells).rev() {
+                    let pointer = at + 12 + 2 * cell;
+                    let offset = usize::from(u16::from_be_bytes([file[pointer], file[pointer + 1]]));
+                    todo.push(number(at + offset));
+                }
+            }
+            13 => leaves.push(page),
+            other => panic!("page {page} of {table} is of type {other}"),
+        }
+    }
+    leaves
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_read_costs_the_messages_on_it_and_no_others() {
+    for table in ["content", "record", "message"] {
+        let fixture = Fixture::new();
+        let mut accepted = Vec::new();
+        for _ in 0..300 {
+            accepted.push(accept(&fixture.queue, b"Subject: x\r\n\r\nx\r\n").await.unwrap());
+        }
+        fixture.feeder.abort();
+        let _ = fixture.feeder.await;
+        drop(fixture.queue);
+        fixture.thread.join();
+        let path = store::path(fixture.directory.path());
+        let mut file = std::fs::read(&path).unwrap();
+        let leaves = leaves(&file, &path, table);
+        assert!(leaves.len() > 2, "{table}");
+        file[(leaves[1] - 1) * 4096..][..4096].fill(0);
+        std::fs::write(&path, file).unwrap();
+
+        let fixture = Fixture::open(fixture.directory);
+        let queue = &fixture.queue;
+        let mut delivered = Vec::new();
+        while let Ok(claim) = tokio::time::timeout(Duration::from_secs(2), queue.claim()).await {
+            delivered.push(claim.entry().id);
+            queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+        }
+        delivered.sort_unstable();
+        delivered.dedup();
+        let left: Vec<_> =
+            accepted.iter().filter(|id| delivered.binary_search(id).is_err()).copied().collect();
+        assert!(!left.is_empty() && left.len() < 150, "{table}: {} are lost", left.len());
+        // Those that are left are seen, and counted; and perhaps some that could not be removed.
+        let listed: Vec<_> = queue.list(None, 1_000).await.unwrap();
+        let is_set_aside = |one: &Listed| one.entry.as_ref().is_none_or(|entry| entry.held.is_some());
+        assert!(listed.iter().all(is_set_aside), "{table}");
+        let listed: Vec<_> = listed.iter().map(|one| one.id).collect();
+        assert!(left.iter().all(|id| listed.contains(id)), "{table}: {listed:?}");
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.messages, depth.held), (listed.len() as u64, listed.len() as u64), "{table}");
+        // New mail comes and goes, and nothing is red.
+        let id = accept(queue, b"y\r\n").await.unwrap();
+        let claim = queue.claim().await;
+        assert_eq!(claim.entry().id, id);
+        queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+        assert_eq!(queue.trouble(), None, "{table}");
+        if table != "message" {
+            for id in left {
+                queue.act(id, Action::Delete, "").await.unwrap();
+            }
+            assert_eq!(queue.depth().await.unwrap().messages, 0, "{table}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_store_that_does_not_open_says_what_to_do() {
+    let fixture = Fixture::new();
+    fixture.feeder.abort();
+    let _ = fixture.feeder.await;
+    drop(fixture.queue);
+    fixture.thread.join();
+    let path = store::path(fixture.directory.path());
+    let mut file = std::fs::read(&path).unwrap();
+    file[..100].fill(0xFF);
+    std::fs::write(&path, file).unwrap();
+    let error = Queue::open(&settings(fixture.directory.path()), Clock::System).unwrap_err().to_string();
+    for word in ["queue.sqlite", "outpost queue check", "backup"] {
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn space_goes_back_to_the_disk_soon_though_mail_trickles_on() {
+    use std::os::unix::fs::MetadataExt as _;
+    let fixture = Fixture::new();
+    let content = b"x".repeat(20_000);
+    let mut accepting = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let (queue, content) = (fixture.queue.clone(), content.clone());
+        accepting.spawn(async move {
+            for _ in 0..40 {
+                accept(&queue, &content).await.unwrap();
+            }
+        });
+    }
+    accepting.join_all().await;
+    let used = || {
+        let path = store::path(fixture.directory.path());
+        let files = [path.clone(), path.with_file_name("queue.sqlite-wal")];
+        files
+            .iter()
+            .filter_map(|file| std::fs::metadata(file).ok())
+            .map(|file| file.blocks() * 512)
+            .sum::<u64>()
+    };
+    let full = used();
+    assert!(full > 35_000_000, "{full}");
+    for _ in 0..2_000 {
+        drop(fixture.queue.settle(fixture.queue.claim().await, Next::Done, Vec::new()));
+    }
+    let drained = std::time::Instant::now();
+    // 16 MiB are kept while mail flows, and what the WAL holds between two checkpoints.
+    while used() > 16 * 1024 * 1024 + 10_000_000 {
+        assert!(drained.elapsed() < Duration::from_secs(60), "{} of {full}", used());
+        accept(&fixture.queue, b"x\r\n").await.unwrap();
+        drop(fixture.queue.settle(fixture.queue.claim().await, Next::Done, Vec::new()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while used() > 3_000_000 {
+        assert!(drained.elapsed() < Duration::from_secs(90), "{} of {full}", used());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -26,6 +26,17 @@ impl<T> Turns<T> {
         self.flow(flow).push_back(thing);
     }
 
+    /// Adds a thing where there is room for so many. What must then leave is returned: the last of the
+    /// flow that has most.
+    pub fn push_bounded(&mut self, flow: Flow, thing: T, most: usize) -> Option<T> {
+        self.push(flow, thing);
+        if self.len <= most {
+            return None;
+        }
+        let (longest, _) = self.longest()?;
+        self.pop_last_of(longest)
+    }
+
     /// Puts a thing back to where it was taken from: before those of its flow.
     pub fn put_back(&mut self, flow: Flow, thing: T) {
         self.flow(flow).push_front(thing);
@@ -61,7 +72,7 @@ impl<T> Turns<T> {
     }
 
     /// Takes the first of a flow that `wants` it.
-    pub fn take(&mut self, flow: Flow, wants: impl Fn(&T) -> bool) -> Option<T> {
+    pub fn pull(&mut self, flow: Flow, wants: impl Fn(&T) -> bool) -> Option<T> {
         let place = self.flows.get(&flow)?.iter().position(wants)?;
         self.remove(flow, place)
     }
@@ -77,11 +88,11 @@ impl<T> Turns<T> {
         Some(thing)
     }
 
-    /// The flow of which most waits, and how much.
+    /// The flow of which most waits, and how much; of several, the one that has its turn last.
     pub fn longest(&self) -> Option<(Flow, usize)> {
         // By the order of turns, so that nothing depends on the order of a hash map.
         let lengths = self.order.iter().map(|flow| (*flow, self.len_of(*flow)));
-        lengths.reduce(|longest, other| if other.1 > longest.1 { other } else { longest })
+        lengths.reduce(|longest, other| if other.1 >= longest.1 { other } else { longest })
     }
 
     /// How much waits of a flow.
@@ -105,6 +116,15 @@ impl<T> Turns<T> {
     }
 }
 
+impl<T> Iterator for Turns<T> {
+    type Item = T;
+
+    /// See [`Self::pop`].
+    fn next(&mut self) -> Option<T> {
+        self.pop().map(|(_, thing)| thing)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -120,8 +140,17 @@ mod tests {
         let mut turns = Turns::default();
         (0..5).for_each(|number| turns.push(flow(1), number));
         (10..12).for_each(|number| turns.push(flow(2), number));
-        let order: Vec<_> = std::iter::from_fn(|| turns.pop()).map(|(_, thing)| thing).collect();
+        let order: Vec<_> = turns.collect();
         assert_eq!(order, [0, 10, 1, 11, 2, 3, 4]);
+    }
+
+    #[test]
+    fn who_has_little_finds_room_in_the_place_of_who_has_much() {
+        let mut turns = Turns::default();
+        (0..5).for_each(|number| assert_eq!(turns.push_bounded(flow(1), number, 5), None));
+        assert_eq!(turns.push_bounded(flow(1), 5, 5), Some(5), "it has its share");
+        assert_eq!(turns.push_bounded(flow(2), 10, 5), Some(4));
+        assert_eq!((turns.len(), turns.len_of(flow(1)), turns.len_of(flow(2))), (5, 4, 1));
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -31,6 +31,12 @@ const BATCH_MAX: usize = 1_000;
 const BATCH_OCTETS_MAX: usize = 8 * 1024 * 1024;
 /// After so long without work the store is tidied, and a store that failed is tried again.
 const IDLE: Duration = Duration::from_secs(1);
+/// The wait between two slices of tidying that nobody waits for.
+const SOON: Duration = Duration::from_millis(5);
+/// The least time between two slices of tidying while there is work.
+const BETWEEN_SLICES: Duration = Duration::from_millis(100);
+/// Free pages that are worth it then: 16 MiB. Fewer are soon used again.
+const FREE_WHILE_BUSY: u64 = 4_096;
 
 /// A new entry and its content.
 #[derive(Debug)]
@@ -87,17 +93,19 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
     // Outcomes that could not be recorded. They are tried again before anything else: until then
     // their entries stay taken, so that nothing is delivered a second time meanwhile.
     let mut late: Vec<Request> = Vec::new();
-    let mut tidy = true;
+    let (mut wait, mut tidy) = (IDLE, true);
+    let mut tidied = Instant::now();
     loop {
         let mut batch = std::mem::take(&mut late);
-        match requests.recv_timeout(IDLE) {
+        match requests.recv_timeout(wait) {
             Ok(request) => {
                 gather(&mut batch, request, requests);
-                tidy = true;
+                (wait, tidy) = (IDLE, true);
             }
             Err(RecvTimeoutError::Timeout) => {
                 if batch.is_empty() {
                     idle(&mut store, shared, &mut tidy);
+                    wait = if tidy { SOON } else { IDLE };
                     continue;
                 }
             }
@@ -108,6 +116,11 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
             }
         }
         commit(&mut store, shared, batch, &mut late);
+        // Where mail trickles on, there is never an idle second.
+        if tidied.elapsed() > BETWEEN_SLICES {
+            let _ = store.give_back_some(FREE_WHILE_BUSY);
+            tidied = Instant::now();
+        }
     }
     let _ = store.tidy();
 }
@@ -126,6 +139,7 @@ fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
     if store.restore_reserve() || !shared.health.can_record() {
         let result = store.probe();
         recover(store, shared, &result);
+        *tidy = false;
     } else if *tidy {
         *tidy = store.tidy().unwrap_or(false);
     }
@@ -174,9 +188,13 @@ fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
 fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result<(), Fault> {
     // Spool files were synced as they were written; their names must be durable before their rows.
     let names = if batch.iter().any(Request::has_file) { shared.spool.sync_directory() } else { Ok(()) };
-    let result =
-        names.map_err(Fault::from).and_then(|()| store.apply(batch.iter().flat_map(Request::changes)));
-    recover(store, shared, &result);
+    let alone = batch.len() == 1;
+    let changes = batch.iter().flat_map(Request::changes);
+    let result = names.map_err(Fault::from).and_then(|()| store.apply(changes, alone));
+    // Damage that hinders one of many is no trouble of the store: each is tried alone.
+    if alone || !store.has_met_damage() {
+        recover(store, shared, &result);
+    }
     result
 }
 
@@ -319,7 +337,7 @@ impl Request {
         matches!(self, Self::Accept(NewEntry { content: NewContent::File(_), .. }, _))
     }
 
-    fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+    fn changes(&self) -> impl Iterator<Item = Change<'_>> + Clone {
         let (first, reports, astray) = match self {
             Self::Accept(new, _) => (Some(new.insert()), [].as_slice(), None),
             Self::Change(change, _) => {

@@ -6,7 +6,6 @@
 //! limits allow nothing.
 
 use std::{
-    collections::VecDeque,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -39,7 +38,7 @@ use crate::{
     },
     mail::outcome::{Evidence, Outcome, Scope, Who},
     observe::UpstreamLabels,
-    queue::{Claim, DAMAGED, QueueId, Settled, entry::Recipient},
+    queue::{Claim, DAMAGED, QueueId, Settled, Turns, entry::Recipient},
     smtp::extension::Capabilities,
 };
 
@@ -66,12 +65,12 @@ pub(super) struct Lane {
     names: AtomicUsize,
     connections: AtomicUsize,
     /// What other lanes drew from the queue for this one.
-    pub(super) tray: Mutex<VecDeque<Job>>,
+    pub(super) tray: Mutex<Turns<Job>>,
     pub(super) laid: Notify,
     /// Whether it waits for a message.
     pub(super) drawing: AtomicUsize,
     /// Messages that are put off until this lane draws them.
-    pub(super) put_off: Mutex<Vec<QueueId>>,
+    pub(super) put_off: Mutex<Turns<QueueId>>,
     retired: watch::Sender<bool>,
     /// The upstream forgets what it is told behind content, and never answers it.
     one_at_a_time: AtomicBool,

@@ -141,7 +141,8 @@ impl Runner {
             }
             // All of it is routed anew.
             lane.empty_tray();
-            self.0.queue.bring_back(&std::mem::take(&mut *lock(&lane.put_off)));
+            let put_off = std::mem::take(&mut *lock(&lane.put_off));
+            self.0.queue.bring_back(&put_off.collect::<Vec<_>>());
         }
         self.0.queue.bring_back(&std::mem::take(&mut *lock(&self.0.unserved)));
         self.0.changed.notify_one();

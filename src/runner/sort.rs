@@ -3,7 +3,7 @@
 //! A lane that is ready for work draws from the queue. What turns out to be another's is laid on that
 //! one's tray; what nobody can carry now is put off: it leaves the queue's window, so that it is in
 //! nobody's way, until a lane that it may go by is ready and draws it. Trays are short, and of what is
-//! put off only the id is kept.
+//! put off only the id is kept. In both, too, senders take turns.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -18,7 +18,7 @@ use crate::{
     delivery::{Agent, route},
     limits::account::Blocked,
     mail::outcome::Evidence,
-    queue::{Claim, Next, Report, entry::Entry},
+    queue::{Claim, Flow, Next, Report, entry::Entry},
 };
 
 /// What a tray holds: enough that a worker never waits for the queue, little enough to be given back.
@@ -77,7 +77,7 @@ impl Runner {
 
     /// A message that this lane can carry, if one is at hand.
     pub(super) fn try_draw(&self, lane: &Lane) -> Option<Job> {
-        let laid = lock(&lane.tray).pop_front();
+        let laid = lock(&lane.tray).next();
         if laid.is_some() {
             return laid;
         }
@@ -149,20 +149,16 @@ impl Runner {
         let draws = |other: &usize| all.lanes[*other].drawing.load(Ordering::Relaxed) > 0;
         let taker = orders.iter().find_map(choice).or_else(|| orders.iter().flatten().copied().find(draws));
         if let Some(taker) = taker {
-            let taker = &all.lanes[taker];
-            let mut tray = lock(&taker.tray);
-            if tray.len() < TRAY {
-                tray.push_back(Job { claim, places: due });
-                drop(tray);
-                taker.laid.notify_one();
-                return None;
+            let lane = &all.lanes[taker];
+            let flow = Flow::of(claim.entry());
+            let too_many = lock(&lane.tray).push_bounded(flow, Job { claim, places: due }, TRAY);
+            lane.laid.notify_one();
+            if let Some(Job { claim, places }) = too_many {
+                self.put_off(&all, claim, places, vec![taker]);
             }
+            return None;
         }
-        let candidates: Vec<usize> = match taker {
-            Some(taker) => vec![taker],
-            None => orders.into_iter().flatten().collect(),
-        };
-        self.put_off(&all, claim, due, candidates);
+        self.put_off(&all, claim, due, orders.into_iter().flatten().collect());
         None
     }
 
@@ -178,12 +174,12 @@ impl Runner {
         {
             return self.defer(&orders, Job { claim, places }, &closed.evidence, closed.until);
         }
-        let id = claim.entry().id;
+        let (id, flow) = (claim.entry().id, Flow::of(claim.entry()));
         match claim.put_off() {
             Ok(()) => {
                 for lane in &candidates {
                     let lane = &all.lanes[*lane];
-                    lock(&lane.put_off).push(id);
+                    lock(&lane.put_off).push(flow, id);
                     lane.laid.notify_one();
                 }
                 if candidates.is_empty() {
@@ -200,8 +196,7 @@ impl Runner {
     /// Asks the queue for some of what was put off until now.
     fn bring_back(&self, lane: &Lane) {
         let mut put_off = lock(&lane.put_off);
-        let count = put_off.len().min(BROUGHT_BACK);
-        let ids: Vec<_> = put_off.drain(..count).collect();
+        let ids: Vec<_> = put_off.by_ref().take(BROUGHT_BACK).collect();
         drop(put_off);
         if !ids.is_empty() {
             self.queue().bring_back(&ids);
