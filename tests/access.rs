@@ -120,10 +120,7 @@ fn gsasl_ties_its_login_to_the_tls_1_3_connection() {
     assert!(said.contains("535 5.7.8"), "{said}");
     // docs/smtp.md says why not in TLS 1.2.
     let said = log_in("NORMAL:-VERS-TLS1.3", "sesame-4711");
-    assert!(
-        said.contains("504 5.5.4") && said.contains("AUTH PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256\n"),
-        "{said}"
-    );
+    assert!(said.contains("504 5.5.4"), "{said}");
 }
 
 #[test]
