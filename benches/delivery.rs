@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use outpost::{
     clock::Clock,
-    config::{AuthMechanism, Login, Replies, Serves, Upstream, UpstreamTls, Waits},
+    config::{AuthMechanism, Login, Replies, Serves, TlsVersion, Upstream, UpstreamTls, Waits},
     delivery::{
         Agent, Forward, Message,
         client::{Attempt, Client},
@@ -244,6 +244,7 @@ fn upstream(port: u16, fingerprint: Option<[u8; 32]>) -> Upstream {
         server: "localhost".into(),
         port,
         tls: if fingerprint.is_some() { UpstreamTls::Implicit } else { UpstreamTls::None },
+        tls_min_version: TlsVersion::Tls12,
         ca: None,
         login: fingerprint.map(|_| login),
         fingerprint,
@@ -263,6 +264,7 @@ fn upstream(port: u16, fingerprint: Option<[u8; 32]>) -> Upstream {
         replies: Replies::default(),
         limits: Vec::new(),
         sender_rewrite: None,
+        replaces: Vec::new(),
         serves: Serves::default(),
     }
 }

@@ -425,3 +425,34 @@ fn the_second_connection_resumes_the_first_one_s_session_which_began_with_a_post
     assert_eq!(heard.iter().map(|heard| heard.resumed).collect::<Vec<_>>(), [false, true]);
     assert_eq!(heard[0].key_exchange, Some(rustls::NamedGroup::X25519MLKEM768));
 }
+
+#[test]
+fn mail_that_was_announced_when_the_upstream_hung_up_arrives_once() {
+    let upstream = Upstream::start(PASSWORD);
+    // It hangs up behind each 250, whatever was said behind the content.
+    upstream.set(|behaviour| behaviour.ending = Ending::DropAfterReply);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_relay_connections", 1));
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 20 && upstream.ledger().values().all(|count| *count == 1));
+    assert!(!contains_word(relay.log().as_bytes(), "uncertain"), "{}", relay.log());
+}
+
+#[test]
+fn while_there_is_more_mail_the_next_envelope_is_said_before_the_final_reply() {
+    let upstream = Upstream::start(PASSWORD);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_relay_connections", 1));
+    // While it thinks about the first, the others come.
+    upstream.set(|behaviour| behaviour.final_delay = Duration::from_millis(200));
+    let mut client = relay.client();
+    for number in 0..10 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 10 && upstream.ledger().values().all(|count| *count == 1));
+    let followed = upstream.arrivals().iter().filter(|arrival| arrival.followed).count();
+    assert!(followed >= 7, "{followed} of 9");
+}

@@ -110,6 +110,8 @@ pub struct Heard {
 pub struct Arrival {
     pub at: Instant,
     pub recipients: usize,
+    /// Whether more was said behind it before it was answered.
+    pub followed: bool,
 }
 
 /// The server; it ends when dropped.

@@ -238,7 +238,11 @@ impl<'a, S: Read + Write> Session<'a, S> {
         }
         *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
         locked(&self.state.messages).push(message);
-        locked(&self.state.arrivals).push(Arrival { at: Instant::now(), recipients: self.recipients });
+        locked(&self.state.arrivals).push(Arrival {
+            at: Instant::now(),
+            recipients: self.recipients,
+            followed: !self.buffer.is_empty(),
+        });
         let behaviour = locked(&self.state.behaviour).clone();
         sleep(behaviour.final_delay);
         if behaviour.ending != Ending::DropBeforeReply {
