@@ -386,3 +386,68 @@ fn a_rule_of_the_operator_s_own_wins() {
     });
     assert_eq!(bounces(&relay), 0);
 }
+
+#[test]
+fn a_way_that_is_not_there_keeps_the_mail() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let relay = Relay::start(&mailer(&upstream));
+    send(&relay, "sender@example.test", tokens("way", 2));
+    let status = wait::until("it is told", || {
+        Some(upstream_status(&relay)).filter(|status| status["state"] == "down")
+    });
+    assert!(
+        status["reason"].as_str().is_some_and(|reason| reason.contains("refuses connections")),
+        "{status}"
+    );
+    assert_eq!(bounces(&relay), 0);
+    upstream.up();
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 2 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
+fn whoever_complains_about_the_rate_gets_half_of_it_also_after_a_restart() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream));
+    send(&relay, "sender@example.test", tokens("before", 20));
+    relay.wait_for_empty_queue();
+    upstream.set(|it| {
+        it.refusal = behind_the_dot("454 Throttling failure: Maximum sending rate exceeded.");
+    });
+    send(&relay, "sender@example.test", tokens("after", 10));
+    let learned = |relay: &Relay| upstream_status(relay)["learned"]["messages_per_second"].as_f64();
+    let rate = wait::until("it has learned", || learned(&relay));
+    assert!(rate > 0.01 && relay.told(&["status"]).contains("It has complained"), "{rate}");
+    upstream.set(|it| it.refusal = None);
+    relay.terminate();
+    relay.up();
+    let kept = learned(&relay).expect("it has not forgotten");
+    assert!((rate * 0.2..rate * 1.2).contains(&kept), "{rate}, then {kept}");
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
+fn whoever_complains_about_connections_gets_no_more_than_it_takes() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.final_delay = std::time::Duration::from_millis(300));
+    let relay = Relay::start(&mailer(&upstream).set("smtp_relay_connections", 6));
+    send(&relay, "sender@example.test", tokens("many", 60));
+    wait::until_true("many at once", || upstream.connections() >= 4);
+    upstream.set(|it| it.refusal = behind_the_dot("432 4.3.2 Concurrent connections limit exceeded."));
+    let most = wait::until("it has learned", || upstream_status(&relay)["learned"]["connections"].as_u64());
+    assert!((1..=3).contains(&most), "{most}");
+    upstream.set(|it| {
+        it.refusal = None;
+        it.final_delay = std::time::Duration::from_millis(20);
+    });
+    relay.told(&["reload"]);
+    let mut seen = 0;
+    wait::until_true("all goes", || {
+        seen = seen.max(upstream_status(&relay)["connections"].as_u64().unwrap_or(0));
+        relay.queue().is_empty()
+    });
+    assert!(seen <= most, "{seen} at once, {most} learned");
+    assert!(upstream.arrived() == 60 && upstream.ledger().values().all(|count| *count == 1));
+    assert_eq!(bounces(&relay), 0);
+}

@@ -133,6 +133,29 @@ pub struct UpstreamStatus {
     pub help: Option<String>,
     pub until: Option<String>,
     pub connections: usize,
+    /// It has complained: what it gets at most for now.
+    #[serde(default)]
+    pub learned: Option<Learned>,
+}
+
+/// What an upstream gets at most, learned from its complaints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Learned {
+    pub messages_per_second: Option<f64>,
+    pub connections: Option<usize>,
+}
+
+impl Learned {
+    fn sentence(&self) -> String {
+        let rate = self.messages_per_second.map(|rate| match rate {
+            0.5.. => format!("{rate:.1} messages a second"),
+            _ => format!("{:.1} messages a minute", rate * 60.0),
+        });
+        let connections = self.connections.map(|most| people::count(most as u64, "connection"));
+        let parts: Vec<String> = rate.into_iter().chain(connections).collect();
+        format!("It has complained, so for now it gets at most {}.", parts.join(" and "))
+    }
 }
 
 /// How much of a limit is used.
@@ -338,6 +361,11 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
         help: None,
         until: None,
         connections: up.connections,
+        learned: up.learned.map(|learned| Learned {
+            // For people: more digits mean nothing.
+            messages_per_second: learned.rate.map(|rate| (rate * 1000.0).round() / 1000.0),
+            connections: learned.connections,
+        }),
     };
     // Mail is held: everybody's, or only some senders'.
     let held = |stopped: &Stopped| {
@@ -438,6 +466,7 @@ impl Status {
         }
         for upstream in &self.upstreams {
             said.push(upstream.sentence());
+            said.extend(upstream.learned.as_ref().map(Learned::sentence));
         }
         for limit in &self.limits {
             let frees = limit.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
@@ -498,6 +527,7 @@ mod tests {
             blocked: None,
             stopped: Vec::new(),
             connections,
+            learned: None,
             limits: Vec::new(),
         };
         Outlook { upstreams: vec![up], put_off: 0, route: Box::new(route), now: NOW }

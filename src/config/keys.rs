@@ -399,6 +399,7 @@ pub(super) const REPLY: &[Key] = &[
     Key::new("means", "words", "the quota of today is used up"),
     Key::new("help", "words", "send less"),
     Key::new("wait", "a duration, or hour for the next full hour", "10m"),
+    Key::new("slower", "rate or connections", "rate"),
     Key::new("source", "words", "the provider's manual"),
     Key::new("date", "a day", "2026-11-23"),
 ];

@@ -13,7 +13,7 @@ use super::{
     reader::{Place, Reader, Surroundings, Value},
     value::{self, Read, Wrong},
 };
-use crate::mail::outcome::{Scope, Who};
+use crate::mail::outcome::{Scope, Slower, Who};
 
 /// The table that is shipped.
 const SHIPPED: &str = include_str!("replies.yml");
@@ -52,6 +52,8 @@ pub struct ReplyRule {
     pub help: Option<String>,
     /// How long to wait, unless the reply's text says it.
     pub wait: Option<ReplyWait>,
+    /// What the upstream wants less of.
+    pub slower: Option<Slower>,
     /// Where that is written.
     pub source: String,
     /// When it was written down here.
@@ -171,6 +173,7 @@ fn rule(reader: &mut Reader<'_>, map: Id, number: usize) -> Option<ReplyRule> {
     let means = reader.one(the!("means"), value::text);
     let help = reader.one(the!("help"), value::text);
     let wait = reader.one(the!("wait"), wait);
+    let slower = reader.one(the!("slower"), slower);
     let source = reader.one(the!("source"), value::text).unwrap_or_default();
     let date = reader.one(the!("date"), value::text).unwrap_or_default();
 
@@ -201,6 +204,7 @@ fn rule(reader: &mut Reader<'_>, map: Id, number: usize) -> Option<ReplyRule> {
         means: means?,
         help,
         wait,
+        slower,
         source,
         date,
     })
@@ -223,6 +227,10 @@ const PHASES: [(&str, &str); 11] = [
 
 fn phase(text: &str) -> Read<&'static str> {
     value::word(text, &PHASES)
+}
+
+fn slower(text: &str) -> Read<Slower> {
+    value::word(text, &[("rate", Slower::Rate), ("connections", Slower::Connections)])
 }
 
 fn scope(text: &str) -> Read<Scope> {

@@ -66,7 +66,12 @@ pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
         Severity::Intermediate => {
             return Verdict {
                 explanation: Some("the upstream's answer does not belong to the question".to_owned()),
-                advice: Some(Box::new(Advice { who: Who::Upstream, help: None, not_before: None })),
+                advice: Some(Box::new(Advice {
+                    who: Who::Upstream,
+                    help: None,
+                    not_before: None,
+                    slower: None,
+                })),
                 ..plain(Permanence::Transient, Scope::Upstream)
             };
         }
@@ -84,8 +89,10 @@ pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
     let wait = (permanence == Permanence::Transient).then(|| wait(replies, rule, &text, now)).flatten();
     let not_before = wait.map(|wait| now.after(wait));
     let advice = match rule {
-        Some(rule) => Some(Advice { who: rule.who, help: rule.help.clone(), not_before }),
-        None => not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before }),
+        Some(rule) => {
+            Some(Advice { who: rule.who, help: rule.help.clone(), not_before, slower: rule.slower })
+        }
+        None => not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before, slower: None }),
     };
     Verdict {
         explanation: rule.map(|rule| rule.means.clone()),

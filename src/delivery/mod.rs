@@ -456,7 +456,12 @@ impl Agent {
             reply,
             explanation,
             status: None,
-            advice: Some(Box::new(Advice { who, help: help.map(str::to_owned), not_before: None })),
+            advice: Some(Box::new(Advice {
+                who,
+                help: help.map(str::to_owned),
+                not_before: None,
+                slower: None,
+            })),
             uncertain: false,
             tls: None,
         };

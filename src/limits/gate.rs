@@ -186,6 +186,11 @@ impl Gate {
         self.state().closed.clone()
     }
 
+    /// Connections being opened.
+    pub fn opening(&self) -> usize {
+        self.state().opening
+    }
+
     /// Closes it although a connection stands: what the upstream said there concerns all of them.
     /// Returns when a probe will be let through.
     pub fn close(&self, waits: Waits, evidence: Evidence) -> Timestamp {

@@ -83,6 +83,16 @@ impl Who {
     }
 }
 
+/// What the upstream wants less of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slower {
+    /// Messages in a time.
+    Rate,
+    /// Connections at once.
+    Connections,
+}
+
 /// What is known about a reply beyond its words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
@@ -94,6 +104,9 @@ pub struct Advice {
     /// The upstream said, or its window says, that nothing helps before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// It comes too fast, or from too many sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slower: Option<Slower>,
 }
 
 /// What was seen, kept for reports and people.
@@ -136,6 +149,11 @@ impl Evidence {
     /// What to do, where that is known.
     pub fn help(&self) -> Option<&str> {
         self.advice.as_ref()?.help.as_deref()
+    }
+
+    /// What the upstream wants less of, if it said so.
+    pub fn slower(&self) -> Option<Slower> {
+        self.advice.as_ref()?.slower
     }
 
     /// When the upstream wants to be asked again, if it said so.

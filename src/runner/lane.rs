@@ -22,12 +22,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Orders, Runner, settle::is_over};
+use super::{Orders, Runner, ready::Ready, settle::is_over};
 use crate::{
     clock::Timestamp,
     config::Waits,
     delivery::{
-        Agent, Dressed, Forward, Message, Trouble,
+        Agent, Trouble,
         client::{Ahead, Attempt, Client},
         phase::Phase,
     },
@@ -35,10 +35,11 @@ use crate::{
         account::{Account, Permit, Spent},
         breaker::Breaker,
         gate::{Gate, Pass},
+        pace::Pace,
     },
-    mail::outcome::{Evidence, Outcome, Scope, Who},
+    mail::outcome::{Evidence, Outcome, Scope, Slower, Who},
     observe::UpstreamLabels,
-    queue::{Claim, DAMAGED, QueueId, Settled, Turns, entry::Recipient},
+    queue::{Claim, DAMAGED, QueueId, Settled, Turns},
     smtp::extension::Capabilities,
 };
 
@@ -50,6 +51,9 @@ const SHORT: u64 = 64 * 1024;
 /// and then goes by another connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it takes at most to see that there is room for another connection.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// The way to one upstream.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -57,6 +61,7 @@ pub(super) struct Lane {
     pub(super) gate: Gate,
     pub(super) account: Account,
     pub(super) breaker: Breaker,
+    pub(super) pace: Pace,
     /// One permit for each message being carried.
     busy: Mutex<Arc<Semaphore>>,
     /// Workers that wait with an open connection, the last used on top: the others can run out.
@@ -86,31 +91,6 @@ pub(super) struct Job {
 /// What a waiting worker is given.
 type Work = (Job, OwnedSemaphorePermit);
 
-/// A message that may be tried now, and whose share of the limits is taken.
-struct Ready {
-    job: Job,
-    leave: Permit,
-    dressed: Dressed,
-}
-
-impl Ready {
-    fn message(&self) -> Message<'_> {
-        let entry = self.job.claim.entry();
-        Message {
-            reverse_path: self.dressed.reverse_path.as_ref().unwrap_or(&entry.reverse_path),
-            recipients: self.job.places.iter().map(|place| forward(&entry.recipients[*place])).collect(),
-            handling: &entry.handling,
-            content: self.job.claim.content(),
-            head: self.dressed.head.as_ref(),
-        }
-    }
-
-    /// Not tried after all: it goes back as it was.
-    fn give_back(self) {
-        self.leave.spent(Spent::Nothing);
-    }
-}
-
 /// How the attempt at one message ended, for the worker.
 struct Carried {
     settled: Option<Settled>,
@@ -119,13 +99,14 @@ struct Carried {
 }
 
 impl Lane {
-    pub(super) fn new(agent: Agent, gate: Gate, account: Account, breaker: Breaker) -> Self {
+    pub(super) fn new(agent: Agent, gate: Gate, account: Account, breaker: Breaker, pace: Pace) -> Self {
         let busy = Mutex::new(semaphore(&agent));
         Self {
             agent: ArcSwap::from_pointee(agent),
             gate,
             account,
             breaker,
+            pace,
             busy,
             idle: Mutex::default(),
             idled: Notify::new(),
@@ -230,14 +211,19 @@ impl Runner {
             lane.empty_tray();
         }
         lane.account.ready().await;
+        lane.pace.ready().await;
         let pass = loop {
             let idled = lane.idled.notified();
             if !lock(&lane.idle).is_empty() {
                 break None;
             }
+            let most = lane.pace.connections(lane.agent.load().upstream().connections);
+            let room = lane.connections() + lane.gate.opening() < most;
             tokio::select! {
-                pass = lane.gate.pass() => break Some(pass),
+                pass = lane.gate.pass(), if room => break Some(pass),
                 () = idled => {}
+                // A connection that ends makes room and tells nobody.
+                () = tokio::time::sleep(LOOK), if !room => {}
             }
         };
         let job = self.draw(lane).await;
@@ -267,9 +253,16 @@ impl Runner {
             Err(_held) => return,
         };
         pass.begin();
+        let begun = Instant::now();
         let client = match agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
             Ok(client) => client,
-            Err(trouble) => return self.closed(lane, &agent, job, pass, *trouble),
+            Err(trouble) => {
+                if trouble.evidence.slower() == Some(Slower::Connections) {
+                    // As many as are open it does take.
+                    lane.pace.fewer(begun, lane.connections());
+                }
+                return self.closed(lane, &agent, job, pass, *trouble);
+            }
         };
         if pass.succeeded() {
             tracing::info!(upstream = agent.upstream().name, "the upstream takes mail again");
@@ -320,7 +313,7 @@ impl Runner {
                 }
                 continue;
             }
-            let more = client.is_free() && lane.account.blocked().is_none();
+            let more = client.is_free() && lane.account.blocked().is_none() && lane.pace.is_ready();
             let job = match more.then(|| self.try_draw(lane)).flatten() {
                 Some(job) => job,
                 None if !client.is_free() => break,
@@ -372,6 +365,7 @@ impl Runner {
                 return None;
             }
         };
+        let paced = lane.pace.begin()?;
         // The others follow at once, in another transaction.
         job.places.truncate(lane.agent.load().upstream().recipients.unwrap_or(usize::MAX));
         let leave = lane.account.take(job.places.len()).await?;
@@ -380,9 +374,9 @@ impl Runner {
         // By the settings of now, which an open connection need not know.
         let dressed = agent.dress(&entry.reverse_path, job.claim.content(), job.places.len()).await;
         match dressed {
-            Ok(dressed) => Some(Ready { job, leave, dressed }),
+            Ok(dressed) => Some(Ready { job, leave, paced, dressed }),
             Err(undressed) => {
-                *settled = self.conclude(lane, &agent, None, (job, leave), undressed).settled;
+                *settled = self.conclude(lane, &agent, None, (job, leave, paced), undressed).settled;
                 None
             }
         }
@@ -390,9 +384,9 @@ impl Runner {
 
     /// The same message, if it still may be tried.
     fn readmit(&self, lane: &Lane, ready: Ready, settled: &mut Option<Settled>) -> Option<Ready> {
-        let Ready { job, leave, dressed } = ready;
+        let Ready { job, leave, paced, dressed } = ready;
         match self.admit(lane, job) {
-            Ok(job) => Some(Ready { job, leave, dressed }),
+            Ok(job) => Some(Ready { job, leave, paced, dressed }),
             Err(held) => {
                 leave.spent(Spent::Nothing);
                 *settled = Some(held);
@@ -405,7 +399,8 @@ impl Runner {
     /// it, and it would not have to wait for long.
     async fn behind(&self, lane: &Lane, client: &Client<TcpStream>, ready: &Ready) -> Option<(Ready, Ahead)> {
         let short = ready.job.claim.content().size() <= SHORT && !lane.one_at_a_time.load(Ordering::Relaxed);
-        let open = lane.is_open() && !lane.gate.stops_all() && !*lane.retired.borrow();
+        let open =
+            lane.is_open() && lane.pace.is_ready() && !lane.gate.stops_all() && !*lane.retired.borrow();
         if !client.can_go_ahead() || !short || !open || !lock(&lane.idle).is_empty() {
             return None;
         }
@@ -454,8 +449,8 @@ impl Runner {
             tracing::warn!("the upstream does not answer what follows content, so nothing will");
             lane.one_at_a_time.store(true, Ordering::Relaxed);
         }
-        let Ready { job, leave, .. } = ready;
-        (self.conclude(lane, agent, Some(client.capabilities()), (job, leave), attempt), next)
+        let Ready { job, leave, paced, .. } = ready;
+        (self.conclude(lane, agent, Some(client.capabilities()), (job, leave, paced), attempt), next)
     }
 
     /// What follows from an attempt: for the message, its limits, and the lane.
@@ -464,7 +459,7 @@ impl Runner {
         lane: &Lane,
         agent: &Agent,
         upstream: Option<&Capabilities>,
-        (job, leave): (Job, Permit),
+        (job, leave, paced): (Job, Permit, Instant),
         attempt: Attempt,
     ) -> Carried {
         let orders = self.orders();
@@ -474,6 +469,11 @@ impl Runner {
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
                     let settled = self.settle_held(job.claim, &job.places, outcomes, &reason);
                     return Carried { settled: Some(settled), stop: false };
+                }
+                match outcomes.iter().find_map(|outcome| outcome.evidence().slower()) {
+                    Some(Slower::Rate) => lane.pace.slower(paced),
+                    Some(Slower::Connections) => lane.pace.fewer(paced, lane.connections() / 2),
+                    None => {}
                 }
                 let until = self.pause(&orders, lane, agent, &outcomes);
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
@@ -578,10 +578,6 @@ fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
 
 fn semaphore(agent: &Agent) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(agent.upstream().connections.max(1)))
-}
-
-fn forward(recipient: &Recipient) -> Forward<'_> {
-    Forward { mailbox: &recipient.address, notify: recipient.notify, original: recipient.original.as_ref() }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,6 +5,7 @@
 //!
 //! - here: the lanes as a whole: made of settings, run, shown
 //! - `lane`: one upstream's connections: who carries what, and when
+//! - `ready`: a message ready to be carried
 //! - `sort`: which lane a message goes by
 //! - `refusals`: what refusals do to the mail behind them
 //! - `settle`: what becomes of a message behind an attempt
@@ -14,6 +15,7 @@
 mod bounce;
 mod lane;
 mod late;
+mod ready;
 mod refusals;
 mod report;
 mod settle;
@@ -44,6 +46,7 @@ use crate::{
         breaker::{Breaker, Stopped},
         gate::{Closed, Gate, Memory},
         kept::Kept,
+        pace::{Learned, Pace},
     },
     observe::Observer,
     queue::{Queue, QueueId},
@@ -80,6 +83,8 @@ pub struct UpstreamState {
     pub stopped: Vec<Stopped>,
     /// Connections that are open.
     pub connections: usize,
+    /// What its complaints have taught.
+    pub learned: Option<Learned>,
     /// How much of its limits is used.
     pub limits: Vec<Usage>,
 }
@@ -162,6 +167,7 @@ impl Runner {
             blocked: lane.account.blocked(),
             stopped: lane.breaker.stopped(),
             connections: lane.connections(),
+            learned: lane.pace.learned(),
             limits: lane.account.usage(),
         };
         self.lanes().iter().map(state).collect()
@@ -236,7 +242,8 @@ fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
         first: upstream.auth_retry.first,
     };
     let gate = Gate::remembering(memory, clock.clone());
-    Arc::new(Lane::new(agent.clone(), gate, account, breaker))
+    let pace = Pace::remembering(kept("pace"));
+    Arc::new(Lane::new(agent.clone(), gate, account, breaker, pace))
 }
 
 #[cfg(test)]
