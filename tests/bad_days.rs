@@ -437,6 +437,7 @@ fn whoever_complains_about_connections_gets_no_more_than_it_takes() {
     upstream.set(|it| it.refusal = behind_the_dot("432 4.3.2 Concurrent connections limit exceeded."));
     let most = wait::until("it has learned", || upstream_status(&relay)["learned"]["connections"].as_u64());
     assert!((1..=3).contains(&most), "{most}");
+    wait::until_true("those under way have heard it too", || upstream_status(&relay)["connections"] == 0);
     upstream.set(|it| {
         it.refusal = None;
         it.final_delay = std::time::Duration::from_millis(20);

@@ -323,6 +323,56 @@ fn a_login_over_its_limit_is_told_to_come_again_and_a_kill_forgets_nothing() {
     relay.up();
     assert_eq!(taken_of_login(relay.smtp, "shop", 1).0, 0);
     assert_eq!(taken_of_login(relay.smtp, "crm", 1).0, 1, "each login has its own");
+    let logins = relay.status()["logins"].clone();
+    assert_eq!((&logins[0]["user"], &logins[0]["used"]), (&"crm".into(), &1.into()), "{logins}");
+    assert_eq!((&logins[1]["user"], &logins[1]["used"]), (&"shop".into(), &6.into()), "{logins}");
+    assert!(logins[1]["max"] == 6 && logins[1]["frees_at"].is_string(), "{logins}");
+    let said = relay.told(&["status"]);
+    assert!(said.contains("Limit of login shop: 6 of 6 recipients in hour used; frees up at "), "{said}");
     relay.wait_for_empty_queue();
     assert_eq!(upstream.arrivals().len(), 4);
+}
+
+#[test]
+fn mail_goes_by_the_upstream_and_login_of_its_sender_its_recipient_or_its_app() {
+    let upstreams = ["for a", "for b", "for the app", "for inside"].map(Upstream::start);
+    // A password of its own for each sender domain, as Mailgun has it.
+    let items = upstreams.iter().zip([
+        ("a", "for a", "senders: a.test, priority: 2"),
+        ("b", "for b", "senders: b.test, priority: 2"),
+        ("app", "for the app", "users: shop, priority: 1"),
+        ("inside", "for inside", "recipients: [inside.test, .inside.test]"),
+    ]);
+    let items = items.map(|(upstream, (name, password, serves))| {
+        format!(
+            "\n      - {{name: {name}, server: localhost, port: {}, username: {USER}, password: {password}, \
+             tls_ca: {}, {serves}}}",
+            upstream.port,
+            upstream.ca_file().display()
+        )
+    });
+    let service = Service::mailer()
+        .set("smtp_relays", items.collect::<String>())
+        .set("smtp_users", "{shop: {password: secret, rate_limit: 1/hour}}");
+    let relay = Relay::start(&service);
+    let mut client = relay.client();
+    for (sender, recipient) in [
+        ("x@a.test", "someone@else.test"),
+        ("x@b.test", "someone@else.test"),
+        ("x@b.test", "someone@inside.test"),
+        ("x@a.test", "someone@deep.inside.test"),
+    ] {
+        client.send(sender, &[recipient], &message_with(&format!("{sender} to {recipient}"))).expect("taken");
+    }
+    assert_eq!(taken_of_login(relay.smtp, "shop", 1).0, 1);
+    relay.wait_for_empty_queue();
+    let mut arrived = upstreams.map(|upstream| upstream.ledger().into_keys().collect::<Vec<_>>());
+    arrived.iter_mut().for_each(|tokens| tokens.sort());
+    let expected = [
+        vec!["x@a.test to someone@else.test"],
+        vec!["x@b.test to someone@else.test"],
+        vec!["shop-0"],
+        vec!["x@a.test to someone@deep.inside.test", "x@b.test to someone@inside.test"],
+    ];
+    assert_eq!(arrived, expected.map(|tokens| tokens.into_iter().map(str::to_owned).collect::<Vec<_>>()));
 }

@@ -56,6 +56,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     environment::Published,
+    listener::allowance::Allowances,
     observe::Observer,
     queue::{Fault, Queue},
     runner::Runner,
@@ -72,6 +73,8 @@ pub struct Admin {
     pub runner: Runner,
     /// Events and metrics.
     pub observer: Observer,
+    /// What logins may hand in.
+    pub allowances: Arc<ArcSwap<Allowances>>,
     /// What apps are told.
     pub published: Arc<ArcSwap<Published>>,
     /// Asks the service to read its configuration again; the answer says what came of it.

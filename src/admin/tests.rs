@@ -105,6 +105,7 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
         queue,
         runner,
         observer,
+        allowances: Arc::default(),
         published: Arc::new(ArcSwap::from_pointee(published)),
         reload,
         captured: Some(captured),

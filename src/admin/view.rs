@@ -104,6 +104,9 @@ pub struct Status {
     pub queue: QueueStatus,
     pub upstreams: Vec<UpstreamStatus>,
     pub limits: Vec<LimitStatus>,
+    /// The limits of logins.
+    #[serde(default)]
+    pub logins: Vec<LoginLimit>,
     pub store: StoreStatus,
     pub ready: bool,
 }
@@ -168,6 +171,40 @@ pub struct LimitStatus {
     pub used: u64,
     pub max: u64,
     pub frees_at: Option<String>,
+}
+
+/// How much of a limit a login has used.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LoginLimit {
+    pub user: String,
+    pub window: String,
+    pub counts: String,
+    pub used: u64,
+    pub max: u64,
+    pub frees_at: Option<String>,
+}
+
+impl LoginLimit {
+    fn of(user: &str, usage: &Usage) -> Self {
+        Self {
+            user: user.to_owned(),
+            window: usage.limit.window_name(),
+            counts: usage.limit.counts.name().to_owned(),
+            used: usage.used,
+            max: usage.limit.max,
+            frees_at: usage.frees_at.map(|at| at.to_string()),
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let frees = self.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
+        let user = people::printable(&self.user);
+        format!(
+            "Limit of login {user}: {} of {} {} in {} used{frees}.",
+            self.used, self.max, self.counts, self.window
+        )
+    }
 }
 
 /// Whether new mail can be made durable.
@@ -431,6 +468,13 @@ impl Admin {
             queue: outlook.queue_status(depth, self.queue.claimed() as u64),
             upstreams: outlook.upstreams().collect(),
             limits: outlook.limits().collect(),
+            logins: self
+                .allowances
+                .load()
+                .usage()
+                .iter()
+                .flat_map(|(user, limits)| limits.iter().map(|usage| LoginLimit::of(user, usage)))
+                .collect(),
             ready: trouble.is_none(),
             store: StoreStatus { writable: trouble.is_none(), reason: trouble, warning },
         })
@@ -475,6 +519,7 @@ impl Status {
                 limit.upstream, limit.used, limit.max, limit.counts, limit.window
             ));
         }
+        said.extend(self.logins.iter().map(LoginLimit::sentence));
         said
     }
 }

@@ -12,6 +12,7 @@ mod env;
 mod exit;
 mod handover;
 mod info;
+mod login;
 mod logs;
 mod man;
 mod output;
@@ -79,6 +80,8 @@ enum Command {
     Info(info::Info),
     /// Print the DNS records of the keys that sign mail, and make the keys that are missing
     Dkim(dkim::Dkim),
+    /// Get a user's consent to send mail by access tokens, with a code typed on another device
+    Login(login::Login),
     /// Print what is published in environment.json
     Env(env::Env),
     /// Say how the relay is
@@ -149,6 +152,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Presets(presets) => presets.run()?,
         Command::Info(info) => info.run(&place)?,
         Command::Dkim(dkim) => dkim.run(&place)?,
+        Command::Login(login) => login.run(&place)?,
         Command::Env(env) => env.run(&place)?,
         Command::Status(status) => status.run(&place)?,
         Command::Logs(logs) => logs.run(&place)?,

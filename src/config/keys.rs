@@ -451,6 +451,9 @@ pub(super) const DKIM: &[Key] = &[
 
 /// What tells where access tokens come from.
 pub(super) const OAUTH: &[Key] = &[
+    Key::new("provider", "google or microsoft", "microsoft"),
+    Key::new("tenant", "a directory's name or number", "example.onmicrosoft.com"),
+    Key::new("device_url", "an https URL", "https://oauth2.googleapis.com/device/code"),
     Key::new("token_url", "an https URL", "https://oauth2.googleapis.com/token"),
     Key::new("client_id", "words", "1234.apps.googleusercontent.com"),
     Key::new("client_secret", "a secret, in one line", "'…'").secret(),

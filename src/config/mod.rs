@@ -274,6 +274,8 @@ pub struct Upstream {
     pub pipelining: bool,
     /// Send it content in chunks, where it says that it can take that.
     pub chunking: bool,
+    /// Octets of its largest message, where its EHLO doesn't say: the provider's documented one.
+    pub message_size: Option<u64>,
     /// The provider's preset, where it is known.
     pub provider: Option<String>,
     /// What its replies mean.
@@ -375,6 +377,8 @@ pub struct Login {
 pub struct OAuth {
     /// The token endpoint.
     pub token_url: String,
+    /// Where a user's consent is asked for (RFC 8628).
+    pub device_url: Option<String>,
     /// The client's name there.
     pub client_id: String,
     /// Its secret.
@@ -383,6 +387,8 @@ pub struct OAuth {
     pub refresh_token: Option<SecretString>,
     /// What is asked for.
     pub scope: Option<String>,
+    /// The file for a refresh token that was given in the place of another, or for a consent.
+    pub kept: PathBuf,
 }
 
 impl Login {

@@ -28,6 +28,22 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -> Settings {
     let environment = environment(reader, data);
     let networks = listener::networks(reader);
+    let bounds = listener::bounds(reader);
+    let mut upstreams = upstreams(reader, &environment.files);
+    for upstream in &mut upstreams {
+        if let Some(oauth) = upstream.login.as_mut().and_then(|login| login.oauth.as_mut()) {
+            oauth.kept = data.join(format!("oauth-{}.json", upstream.name));
+        }
+        if let Some(size) = upstream.message_size.filter(|size| *size < bounds.message_size) {
+            let key = key!("smtp_max_message_size");
+            let message = format!(
+                "{} takes messages of {size} octets at most, and larger ones come back",
+                upstream.name
+            );
+            let help = format!("set {} to {size}, so that apps are told at once", key.name);
+            reader.warn(reader.place(key), message, Some(&help));
+        }
+    }
     Settings {
         service: service.name.clone(),
         role: service.role,
@@ -36,8 +52,8 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         listen: listener::listen(reader, &networks),
         tls: listener::listener_tls(reader),
         access: Access { users: listener::users(reader), networks, senders: listener::senders(reader) },
-        bounds: listener::bounds(reader),
-        upstreams: upstreams(reader, &environment.files),
+        bounds,
+        upstreams,
         queue: queue(reader, data),
         environment,
         admin: admin(reader),

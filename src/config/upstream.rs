@@ -16,7 +16,7 @@ use super::{
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
     replies::replies,
     settings::MINUTE,
-    value::{self, Read, Wrong},
+    value::{self, OAuthProvider, Read, TENANT, Wrong},
 };
 
 /// The one upstream, or the several.
@@ -139,6 +139,7 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         proxy: path::proxy(reader),
         pipelining: reader.one(key!("smtp_relay_pipelining"), value::boolean).unwrap_or(true),
         chunking: reader.one(key!("smtp_relay_chunking"), value::boolean).unwrap_or(true),
+        message_size: preset.and_then(|preset| preset.size),
         provider: preset.map(|preset| preset.name.clone()),
         replies: replies(reader),
         limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
@@ -289,27 +290,48 @@ fn oauth(reader: &mut Reader<'_>) -> Option<OAuth> {
         }
     };
     let mut inner = reader.inside(map, keys::OAUTH, "smtp_relay_oauth");
-    for needed in [key!(keys::OAUTH, "token_url"), key!(keys::OAUTH, "client_id")] {
+    let provider = inner.one(key!(keys::OAUTH, "provider"), value::oauth_provider);
+    let tenant = inner.one(key!(keys::OAUTH, "tenant"), value::domain);
+    let known = |part: fn(&OAuthProvider) -> &'static str| {
+        Some(part(provider.as_ref()?).replace(TENANT, tenant.as_deref().unwrap_or("organizations")))
+    };
+    let (token_key, client_key) = (key!(keys::OAUTH, "token_url"), key!(keys::OAUTH, "client_id"));
+    for needed in
+        [token_key, client_key].into_iter().filter(|key| key.name != "token_url" || provider.is_none())
+    {
         if !inner.is_set(needed) {
             let message = format!("{} is missing", needed.name);
             inner.report(inner.place(needed), message, Some(&format!("for example `{}`", needed.example)));
         }
     }
     let (secret, refresh) = (key!(keys::OAUTH, "client_secret"), key!(keys::OAUTH, "refresh_token"));
-    if !inner.is_set(secret) && !inner.is_set(refresh) {
-        let help = "set refresh_token for a user's consent, or client_secret for a client of its own";
+    let device_url = inner.one(key!(keys::OAUTH, "device_url"), value::token_url);
+    let device_url = device_url.or_else(|| known(|provider| provider.device_url));
+    if !inner.is_set(secret) && !inner.is_set(refresh) && device_url.is_none() {
+        let help = "set refresh_token for a user's consent, or client_secret for a client of its own; or device_url, \
+                    and run `outpost login`";
         inner.report(inner.place(refresh), "neither refresh_token nor client_secret is set", Some(help));
     }
-    let oauth = (
-        inner.one(key!(keys::OAUTH, "token_url"), value::token_url),
-        inner.one(key!(keys::OAUTH, "client_id"), value::text),
-        inner.secret(secret),
-        inner.secret(refresh),
-        inner.one(key!(keys::OAUTH, "scope"), value::text),
-    );
+    let token_url = inner.one(token_key, value::token_url).or_else(|| known(|provider| provider.token_url));
+    let client_id = inner.one(client_key, value::text);
+    let (client_secret, refresh_token) = (inner.secret(secret), inner.secret(refresh));
+    // A client of its own has the rights that its directory gave it, not a user's.
+    let scope = if client_secret.is_some() && refresh_token.is_none() {
+        known(|provider| provider.client_scope)
+    } else {
+        known(|provider| provider.user_scope)
+    };
+    let scope = inner.one(key!(keys::OAUTH, "scope"), value::text).or(scope);
     reader.absorb(inner);
-    let (token_url, client_id, client_secret, refresh_token, scope) = oauth;
-    Some(OAuth { token_url: token_url?, client_id: client_id?, client_secret, refresh_token, scope })
+    Some(OAuth {
+        token_url: token_url?,
+        device_url,
+        client_id: client_id?,
+        client_secret,
+        refresh_token,
+        scope,
+        kept: PathBuf::new(),
+    })
 }
 
 /// What can't work or can't be safe is said now, not when the first mail fails.

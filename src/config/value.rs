@@ -223,6 +223,41 @@ pub(super) fn sender(text: &str) -> Read<AddressPattern> {
     }
 }
 
+/// Stands in a URL for the directory that the operator names.
+pub(super) const TENANT: &str = "TENANT";
+
+/// The endpoints of somebody who hands out access tokens for mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OAuthProvider {
+    pub(super) token_url: &'static str,
+    pub(super) device_url: &'static str,
+    /// What a user consents to.
+    pub(super) user_scope: &'static str,
+    /// What a client of its own asks for.
+    pub(super) client_scope: &'static str,
+}
+
+/// developers.google.com/identity/protocols/oauth2, /gmail/imap/xoauth2-protocol; 2026-11-23.
+const GOOGLE: OAuthProvider = OAuthProvider {
+    token_url: "https://oauth2.googleapis.com/token",
+    device_url: "https://oauth2.googleapis.com/device/code",
+    user_scope: "https://mail.google.com/",
+    client_scope: "https://mail.google.com/",
+};
+
+/// learn.microsoft.com/exchange, how-to-authenticate-an-imap-pop-smtp-application-by-using-oauth; 2026-11-23.
+const MICROSOFT: OAuthProvider = OAuthProvider {
+    token_url: "https://login.microsoftonline.com/TENANT/oauth2/v2.0/token",
+    device_url: "https://login.microsoftonline.com/TENANT/oauth2/v2.0/devicecode",
+    user_scope: "https://outlook.office.com/SMTP.Send offline_access",
+    client_scope: "https://outlook.office365.com/.default",
+};
+
+/// `provider` of smtp_relay_oauth.
+pub(super) fn oauth_provider(text: &str) -> Read<OAuthProvider> {
+    word(text, &[("google", GOOGLE), ("microsoft", MICROSOFT)])
+}
+
 /// `local@domain`, enough to catch slips; the mail system has the last word.
 pub(super) fn mail_address(text: &str) -> Read<String> {
     let (local, at) = text.rsplit_once('@').ok_or(Wrong::Plain)?;

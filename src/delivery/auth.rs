@@ -201,6 +201,8 @@ mod tests {
             client_secret: None,
             refresh_token: None,
             scope: None,
+            device_url: None,
+            kept: std::path::PathBuf::new(),
         });
         Login { username: "a@b".into(), password: "secret".to_owned().into(), mechanism, oauth }
     }

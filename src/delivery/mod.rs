@@ -7,6 +7,7 @@
 //! - [`classify`]: what a reply means, and for whom
 //! - `dress`: how mail is changed for an upstream
 //! - [`dkim`]: keys that sign our mail
+//! - [`device`]: a user's consent to access tokens
 //! - [`route`]: which upstreams a message may go by
 //! - [`phase`]: the phases of a conversation and their deadlines
 //! - [`check`]: the same, step by step, for `outpost check --connect`
@@ -18,6 +19,7 @@ pub mod auth;
 pub mod check;
 pub mod classify;
 pub mod client;
+pub mod device;
 mod dial;
 pub mod dkim;
 mod dress;

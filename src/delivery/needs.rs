@@ -35,11 +35,17 @@ impl Lack {
 }
 
 /// What the upstream lacks for the message as a whole. `verified`: the connection is in TLS, and the
-/// upstream has shown that it is the one we were told of.
-pub(super) fn of_message(message: &Message<'_>, known: &Capabilities, verified: bool) -> Option<Lack> {
+/// upstream has shown that it is the one we were told of; `documented`: the size of its largest message,
+/// where it doesn't say.
+pub(super) fn of_message(
+    message: &Message<'_>,
+    known: &Capabilities,
+    documented: Option<u64>,
+    verified: bool,
+) -> Option<Lack> {
     let lack = |status, words: &str| Some(Lack::new(Scope::Message, status, words));
     // RFC 1870 §6.1.
-    if let Some(Some(max)) = known.size
+    if let Some(max) = known.size.flatten().or(documented)
         && message.size() > max
     {
         return lack(Enhanced(5, 3, 4), &format!("the upstream takes no message larger than {max} octets"));
@@ -173,7 +179,8 @@ mod tests {
             head: None,
         };
         let shown = |lack: Option<Lack>| lack.map_or("ok".to_owned(), |lack| lack.status.to_string());
-        let mut got = vec![shown(of_message(&message, &known, keywords.contains("X-VERIFIED")))];
+        let documented = keywords.contains("X-DOCUMENTED").then_some(2);
+        let mut got = vec![shown(of_message(&message, &known, documented, keywords.contains("X-VERIFIED")))];
         got.extend(mailboxes.iter().enumerate().map(|(place, to)| shown(of_recipient(place, to, &known))));
         assert_eq!(got, expected, "{keywords}");
         let mut line = Vec::new();
@@ -213,6 +220,8 @@ mod tests {
         check("BINARYMIME", "", &to, body(Body::Binary), &["5.6.3", "ok"], "MAIL FROM:<> BODY=BINARYMIME");
         let both = "BINARYMIME\nCHUNKING";
         check(both, "", &to, body(Body::Binary), &ok, "MAIL FROM:<> BODY=BINARYMIME");
+        check("X-DOCUMENTED", "", &to, body(Body::SevenBit), &["5.3.4", "ok"], "MAIL FROM:<>");
+        check("SIZE 9\nX-DOCUMENTED", "", &to, body(Body::SevenBit), &ok, "MAIL FROM:<> SIZE=3");
         check("SIZE 2", "", &to, body(Body::SevenBit), &["5.3.4", "ok"], "MAIL FROM:<> SIZE=3");
     }
 

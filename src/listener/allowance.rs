@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use crate::{
     clock::Clock,
     config::{Counts, User},
-    limits::account::{Account, Permit},
+    limits::account::{Account, Permit, Usage},
     smtp::reply::Reply,
 };
 
@@ -50,6 +50,13 @@ impl Allowances {
         let blocked = account.blocked().and_then(|blocked| blocked.until);
         let until = blocked.or_else(|| usage.iter().filter_map(|usage| usage.frees_at).min());
         Err(Reply::limit_reached(until.map(|until| until.to_string()).as_deref()))
+    }
+
+    /// How much each login has used, by their names.
+    pub fn usage(&self) -> Vec<(String, Vec<Usage>)> {
+        let mut all: Vec<_> = self.0.iter().map(|(name, account)| (name.clone(), account.usage())).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
     }
 
     /// Writes down what was really used, at a good end.

@@ -222,7 +222,7 @@ impl Runner {
             tokio::select! {
                 pass = lane.gate.pass(), if room => break Some(pass),
                 () = idled => {}
-                // A connection that ends makes room and tells nobody.
+                // What was learned fades by itself.
                 () = tokio::time::sleep(LOOK), if !room => {}
             }
         };
@@ -276,6 +276,8 @@ impl Runner {
         self.show(&agent, open);
         self.carry(lane, &agent, client, (job, permit), shutdown).await;
         let open = lane.connections.fetch_sub(1, Ordering::Relaxed) - 1;
+        // There is room for another connection.
+        lane.idled.notify_one();
         self.show(&agent, open);
     }
 

@@ -44,6 +44,7 @@ fn orders(directory: &Path) -> Orders {
         proxy: None,
         pipelining: true,
         chunking: true,
+        message_size: None,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

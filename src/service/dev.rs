@@ -199,6 +199,7 @@ fn embedded(data: &Path) -> Result<(Embedded, Upstream), StartError> {
         proxy: None,
         pipelining: true,
         chunking: true,
+        message_size: None,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

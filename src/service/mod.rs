@@ -194,7 +194,7 @@ struct Service {
     published: Arc<ArcSwap<Published>>,
     bound: SocketAddr,
     listener: Listener,
-    allowances: ArcSwap<Allowances>,
+    allowances: Arc<ArcSwap<Allowances>>,
     runner: Runner,
     shutdown: watch::Sender<bool>,
     running: tokio::task::JoinHandle<()>,
@@ -260,11 +260,13 @@ impl Service {
         let (reload, reloads) = mpsc::channel(4);
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let published = Arc::new(ArcSwap::from_pointee(published));
+        let allowances = Arc::new(ArcSwap::new(allowances));
         let admin = Admin {
             settings: Arc::clone(&settings),
             queue,
             runner: runner.clone(),
             observer,
+            allowances: Arc::clone(&allowances),
             published: Arc::clone(&published),
             reload,
             captured: embedded.as_ref().map(|embedded| embedded.captured.clone()),
@@ -300,7 +302,7 @@ impl Service {
             published,
             bound,
             listener,
-            allowances: ArcSwap::new(allowances),
+            allowances,
             runner,
             shutdown,
             running,

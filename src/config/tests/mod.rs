@@ -311,3 +311,39 @@ fn keys_that_sign_mail_are_one_or_several() {
         assert!(said.contains(words), "{wrong}: {said}");
     }
 }
+
+#[test]
+fn tokens_come_from_a_known_provider_or_from_urls() {
+    let oauth = |lines: &str| {
+        let text = relay(&format!("smtp_relay_username: a@b.example\nsmtp_relay_oauth: {lines}"));
+        read(&text).upstreams[0].login.clone().expect("a login").oauth.expect("tokens")
+    };
+    let user = oauth("{provider: microsoft, client_id: us}");
+    assert_eq!(user.token_url, "https://login.microsoftonline.com/organizations/oauth2/v2.0/token");
+    assert_eq!(user.scope.as_deref(), Some("https://outlook.office.com/SMTP.Send offline_access"));
+    assert_eq!(user.kept, Path::new("/data/oauth-relay.example.json"));
+    let client = oauth("{provider: microsoft, tenant: b.example, client_id: us, client_secret: x}");
+    assert_eq!(client.token_url, "https://login.microsoftonline.com/b.example/oauth2/v2.0/token");
+    assert_eq!(client.scope.as_deref(), Some("https://outlook.office365.com/.default"));
+    let google = oauth("{provider: google, client_id: us, client_secret: x, refresh_token: y}");
+    assert_eq!(google.device_url.as_deref(), Some("https://oauth2.googleapis.com/device/code"));
+    assert_eq!(google.scope.as_deref(), Some("https://mail.google.com/"));
+    let said = problems(&relay(
+        "smtp_relay_username: a\nsmtp_relay_oauth: {token_url: 'https://a.example/', client_id: us}",
+    ));
+    assert!(
+        said.contains("neither refresh_token nor client_secret") && said.contains("outpost login"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_provider_s_largest_message_is_told_before_the_first_one() {
+    let text = "mailer: {type: smtp, config: {smtp_relay_provider: postmark}}";
+    let loaded = read_with(text, None, &[]).map_err(|p| p.to_string()).expect("it is right");
+    assert_eq!(loaded.settings.upstreams[0].message_size, Some(10_000_000));
+    let said: String = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert!(said.contains("10000000 octets at most") && said.contains("smtp_max_message_size"), "{said}");
+    let text = "mailer: {type: smtp, config: {smtp_relay_provider: postmark, smtp_max_message_size: 10MB}}";
+    assert!(read_with(text, None, &[]).map_err(|p| p.to_string()).expect("it is right").warnings.is_empty());
+}

@@ -39,6 +39,7 @@ pub(crate) fn upstream() -> Upstream {
         proxy: None,
         pipelining: true,
         chunking: true,
+        message_size: None,
         provider: None,
         replies: Replies::default(),
         limits: Vec::new(),

@@ -202,7 +202,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let plain = message.handling.body != Body::Binary && known.pipelining && !known.chunking;
         // What is left of a time is less when it is compared with what was sent.
         let timeless = message.handling.deliver_by.is_none();
-        if !plain || !timeless || needs::of_message(message, known, self.is_verified()).is_some() {
+        let lacks = needs::of_message(message, known, self.upstream.message_size, self.is_verified());
+        if !plain || !timeless || lacks.is_some() {
             return None;
         }
         let transaction = self.begin(message);
