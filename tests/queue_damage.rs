@@ -154,7 +154,7 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
         for number in batch * EACH..(batch + 1) * EACH {
             let mut incoming = queue.begin().expect("there is room");
             let number = number as u64;
-            incoming.push(&content(number, if number % 7 == 0 { 300_000 } else { 3_000 }));
+            incoming.push(&content(number, if number.is_multiple_of(7) { 300_000 } else { 3_000 }));
             incoming.flush().await.expect("there is room");
             accepted.insert(incoming.id(), number);
             let facts = incoming.facts().expect("a short header");

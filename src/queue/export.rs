@@ -62,10 +62,9 @@ impl Queue {
         self.read(move |shared, reader| {
             let Some(row) = reader.get(id)? else { return Ok(Export::Gone) };
             let whole = match row.entry {
-                Some(entry) => match shared.content(reader, &entry)?.and_then(whole) {
-                    Some(content) => Some((entry, content)),
-                    None => None,
-                },
+                Some(entry) => {
+                    shared.content(reader, &entry)?.and_then(whole).map(|content| (entry, content))
+                }
                 None => None,
             };
             match whole {

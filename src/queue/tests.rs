@@ -459,7 +459,8 @@ async fn a_queue_of_format_1_is_taken_over_whole_and_works() {
         queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
     }
     assert_eq!(claimed.first(), urgent.map(|one| &one.id), "whose turn it is was found out, too");
-    (claimed.sort_unstable(), due.sort_unstable());
+    claimed.sort_unstable();
+    due.sort_unstable();
     assert_eq!(claimed, due);
     // The one whose record is damaged was found, and is set aside.
     while queue.depth().await.unwrap().held == held {

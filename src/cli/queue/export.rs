@@ -53,7 +53,7 @@ impl Export {
             return Err(Failure::new(Exit::USAGE, "name messages by id, or by a filter; see --help"));
         }
         let exported = match &self.output {
-            Some(path) => self.into_file(client, path)?,
+            Some(path) => self.write_file(client, path)?,
             None if io::stdout().is_terminal() => {
                 return Err(Failure::new(Exit::USAGE, "an archive is nothing to look at: say -o FILE"));
             }
@@ -82,7 +82,7 @@ impl Export {
     }
 
     /// Under its name it is whole, and on the disk.
-    fn into_file(&self, client: &Client, path: &Path) -> Result<Exported, Failure> {
+    fn write_file(&self, client: &Client, path: &Path) -> Result<Exported, Failure> {
         let refused =
             |error: io::Error| Failure::new(Exit::CANT_CREATE, format!("{}: {error}", path.display()));
         if path.symlink_metadata().is_ok() {
