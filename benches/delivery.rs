@@ -256,6 +256,7 @@ fn upstream(port: u16, fingerprint: Option<[u8; 32]>) -> Upstream {
         identity: None,
         recipients: None,
         messages: None,
+        message_size: None,
         source: Vec::new(),
         proxy: None,
         pipelining: true,

@@ -6,6 +6,9 @@
 //! file as it is to be sent. Those that compose by themselves take their text from TEXT and write to
 //! OUT what they handed over. `peers.rs` has what needs a real Postfix as the upstream.
 
+// Which client came by which way is what somebody who runs this wants to see.
+#![allow(clippy::print_stdout)]
+
 mod support;
 
 use std::{
