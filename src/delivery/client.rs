@@ -1,9 +1,9 @@
 //! The conversation on one connection: commands out, replies in, an outcome per recipient.
 //!
 //! - here: the connection, the login, and what an attempt came to
-//! - [`transact`]: one transaction
-//! - [`wire`]: octets out, replies in
-//! - [`evidence`]: outcomes out of replies
+//! - `transact`: one transaction
+//! - `wire`: octets out, replies in
+//! - `evidence`: outcomes out of replies
 //!
 //! Where the upstream can take it (RFC 2920), MAIL, every RCPT and DATA leave together, behind the
 //! content of the message before; where it offers CHUNKING (RFC 3030), content leaves with them. Both
