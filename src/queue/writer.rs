@@ -148,6 +148,11 @@ fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
 /// Makes the batch durable, then tells: disk, memory, word, always in this order.
 fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &mut Vec<Request>) {
     store.restore_reserve();
+    record(store, shared, batch, late);
+}
+
+/// As [`commit`], with what room there is.
+fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &mut Vec<Request>) {
     let is_full = store.is_full();
     // What room is left is for outcomes: new mail would take it away from them.
     let (refused, batch): (Vec<_>, Vec<_>) =
@@ -168,7 +173,8 @@ fn commit(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
             tracing::error!(
                 "the queue's disk is full: what was kept in reserve is given up to record outcomes"
             );
-            return commit(store, shared, batch, late);
+            // The reserve is not made again before this: a disk may have room for it and none for a write.
+            return record(store, shared, batch, late);
         }
         Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
         Err(fault) if batch.len() == 1 => {
