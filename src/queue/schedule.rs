@@ -89,7 +89,6 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 struct Changed {
     ids: HashSet<QueueId>,
-    behind: HashSet<Flow>,
     next_due: Option<Timestamp>,
 }
 
@@ -157,8 +156,13 @@ impl Schedule {
 
     /// A flow has entries that are due in the store only.
     fn leave_behind(&mut self, flow: Flow) {
-        if let Some(changed) = &mut self.changed {
-            changed.behind.insert(flow);
+        // Also between the parts of a look: the rest of it may not come by this flow again.
+        if let Some((_, more)) = &mut self.midway {
+            if more.len() < BEHIND_MAX {
+                more.insert(flow);
+            } else {
+                self.unknown |= !more.contains(&flow);
+            }
         }
         if self.behind.len() < BEHIND_MAX {
             self.behind.insert(flow);
@@ -198,10 +202,8 @@ impl Schedule {
                 complete = false;
             }
         }
-        if let Some((_, more)) = &mut self.midway
-            && !complete
-        {
-            more.insert(flow);
+        if !complete {
+            self.leave_behind(flow);
         }
     }
 
@@ -210,8 +212,7 @@ impl Schedule {
     pub(super) fn end_look(&mut self, next: Option<Flow>, next_due: Option<Timestamp>) {
         let changed = self.changed.take().unwrap_or_default();
         self.next_due = earlier(next_due, changed.next_due);
-        let (_, mut more) = self.midway.take().unwrap_or((Flow::FIRST, HashSet::new()));
-        more.extend(changed.behind);
+        let (_, more) = self.midway.take().unwrap_or((Flow::FIRST, HashSet::new()));
         match next {
             Some(next) => self.midway = Some((next, more)),
             None => {
@@ -552,6 +553,18 @@ mod tests {
         assert!(schedule.has_room_to_put_off(Flow::of(&from(0, 2).entry)));
         assert!(schedule.bring_back(&(0..count).map(|id| QueueId::from_i64(id as i64)).collect::<Vec<_>>()));
         assert_eq!((schedule.away(), schedule.away_of.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_finds_no_room_between_two_parts_of_a_look_is_not_forgotten() {
+        let mut schedule = Schedule::unknown();
+        (0..ENTRIES_MAX as u64).for_each(|id| schedule.offer(from(id, 1)));
+        schedule.begin_look(Timestamp(1_000));
+        schedule.end_look(Some(Flow::of(&from(0, 2).entry)), None);
+        schedule.offer(from(5_000, 1));
+        schedule.begin_look(Timestamp(1_000));
+        schedule.end_look(None, None);
+        assert!(schedule.has_more());
     }
 
     /// The store as a plain list, and a feeder that does what it is told.
