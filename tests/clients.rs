@@ -416,7 +416,7 @@ fn postfix_is_served_as_a_client() {
         let mail = fs::read_to_string(&job.mail).expect("a mail");
         fs::write(&job.mail, mail.trim_end()).expect("a file");
         let mut swaks = program("/usr/bin/swaks");
-        swaks.args(["--server", "127.0.0.1", "--port", &postfix.port.to_string(), "--timeout", "30"]);
+        swaks.args(["--server", "127.0.0.1", "--port", &postfix.port.to_string(), "--timeout", "60"]);
         swaks.args(["--from", SENDER, "--to", TO, "--data", &format!("@{}", job.mail.display())]);
         postfixes.borrow_mut().push(postfix);
         swaks

@@ -78,8 +78,14 @@ smtp_line_length_limit = 0
         postfix.write_mailboxes(users);
         postfix.write_configuration(&more(postfix.dir.path()));
         run(Command::new(PROGRAM).arg("-c").arg(postfix.path("etc")).arg("start"));
-        wait::until_true("Postfix listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", postfix.port)).is_ok()
+        // Its master listens before a process that greets can be started.
+        wait::until_true("Postfix greets", || {
+            let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", postfix.port)) else {
+                return false;
+            };
+            let mut code = [0; 3];
+            let read = stream.set_read_timeout(Some(Duration::from_secs(10)));
+            read.and_then(|()| std::io::Read::read_exact(&mut stream, &mut code)).is_ok() && code == *b"220"
         });
         postfix
     }
@@ -183,6 +189,7 @@ maillog_file = {dir}/maillog
 maillog_file_prefixes = {dir}
 myhostname = {REALM}
 inet_interfaces = 127.0.0.1
+service_throttle_time = 1s
 inet_protocols = ipv4
 mydestination =
 mynetworks =
