@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Which room may name what of the others: `queue` is all of it, `queue::Receipt` only that, `*` everything,
 /// `-cli` all the same not that. What isn't listed may name nothing. ARCHITECTURE.md says why.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("smtp/reply.rs", &["smtp", "queue::Receipt"]), // The proof without which there is no 250.
+    ("smtp/reply/said.rs", &["smtp", "queue::Receipt"]), // The proof without which there is no 250.
     ("mail", &["smtp", "clock"]),
     ("config", &["smtp", "environment::Format", "mail::outcome"]),
     ("limits", &["clock", "config", "mail", "queue::retry"]),

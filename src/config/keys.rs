@@ -250,12 +250,24 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_command_line", "a number from 512 to 32768", "2048")
         .default("2048")
         .doc("Octets of a command line; a longer one is answered 500."),
+    Key::new("smtp_max_content_line", "a number from 998 to 1000000000", "998")
+        .default("any")
+        .doc("Octets of a line of a message, without its CRLF; a longer one is answered 554."),
+    Key::new("smtp_max_buffered_per_connection", "a size from 1KB to 256KiB", "256KiB")
+        .default("256KiB")
+        .doc("Content that one connection may hold in memory; what is longer goes to a file while it comes."),
     Key::new("smtp_max_header_size", "a size from 1KB to 256KiB", "256KiB")
         .default("256KiB")
         .doc("The largest header section; a larger one is answered 552."),
     Key::new("smtp_max_hops", "a number from 1 to 1000", "50")
         .default("50")
         .doc("Most Received fields; more are a mail loop, 554."),
+    Key::new("smtp_max_passes", "a number from 1 to 1000", "5")
+        .default("5")
+        .doc("Most Received fields of our own; more are a mail loop, 554."),
+    Key::new("smtp_max_failed_logins", "a number from 1 to 1000", "3")
+        .default("3")
+        .doc("Wrong logins after which a connection ends."),
     Key::new("smtp_max_errors", "a number from 1 to 100000", "20")
         .default("20")
         .doc("Refused commands after which a connection ends."),

@@ -143,7 +143,18 @@ pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
         number(key!("smtp_max_commands_before_auth"), 10, default.commands_before_auth);
     let command_line = reader.one(key!("smtp_max_command_line"), value::number(512..=32_768));
     let header = reader.one(key!("smtp_max_header_size"), value::header_size);
+    let content_line = reader.one(key!("smtp_max_content_line"), value::number(998..=1_000_000_000));
     let hops = reader.one(key!("smtp_max_hops"), value::number(1..=1000));
+    let passes = reader.one(key!("smtp_max_passes"), value::number(1..=1000));
+    let failed_logins = reader.one(key!("smtp_max_failed_logins"), value::number(1..=1000));
+    let in_memory_key = key!("smtp_max_buffered_per_connection");
+    let in_memory = reader.one(in_memory_key, value::header_size).unwrap_or(default.buffered);
+    let header = header.unwrap_or(default.header);
+    if in_memory < header {
+        let message = format!("{} is less than smtp_max_header_size", in_memory_key.name);
+        let help = "a header section is looked at in memory: make smtp_max_header_size as small";
+        reader.report(reader.place(in_memory_key), message, Some(help));
+    }
     let timeout = reader.one(key!("smtp_timeout"), value::duration);
     let transaction_timeout = reader.one(key!("smtp_transaction_timeout"), value::duration);
     let buffered = reader.one(key!("smtp_max_buffered"), value::positive_size).unwrap_or(64_000_000);
@@ -156,8 +167,12 @@ pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
         buffered: usize::try_from(buffered).unwrap_or(usize::MAX),
         session: SessionBounds {
             command_line: command_line.unwrap_or(default.command_line),
-            header: header.unwrap_or(default.header),
+            content_line,
+            header,
+            buffered: in_memory,
             hops: hops.unwrap_or(default.hops),
+            passes: passes.unwrap_or(default.passes),
+            failed_logins: failed_logins.unwrap_or(default.failed_logins),
             errors,
             commands,
             commands_before_auth,

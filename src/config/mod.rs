@@ -189,10 +189,18 @@ pub struct Bounds {
 pub struct SessionBounds {
     /// Octets of a command line.
     pub command_line: usize,
+    /// Octets of a line of content; `None`: any.
+    pub content_line: Option<usize>,
     /// Octets of a message's header section.
     pub header: usize,
+    /// Octets of a message that are held in memory, before it goes to a file; not less than `header`.
+    pub buffered: usize,
     /// Received fields of a message.
     pub hops: usize,
+    /// Received fields of our own.
+    pub passes: usize,
+    /// Wrong logins.
+    pub failed_logins: usize,
     /// Refused commands.
     pub errors: usize,
     /// Commands that bring no message forward, since the last message.
@@ -211,10 +219,18 @@ impl Default for SessionBounds {
     fn default() -> Self {
         Self {
             command_line: COMMAND_LINE_MAX,
+            // Lines of any length cost no memory, and the upstream knows best what it takes.
+            content_line: None,
             // More is an attack or a mistake, and every next hop would have to bear it.
             header: 256 * 1024,
+            buffered: 256 * 1024,
             // RFC 5321 §6.3 suggests at least 100; mail that passed 50 relays is going round in circles.
             hops: 50,
+            // Once or twice a message may come back, by a list or a forwarding rule; more often it goes in
+            // circles, and the hops of others need not be waited for.
+            passes: 5,
+            // So that guessing costs a new connection each time.
+            failed_logins: 3,
             // Postfix's hard limit.
             errors: 20,
             // A mail library's pool may say NOOP now and then; more than this is no mail client.

@@ -27,13 +27,12 @@ use crate::{
     clock::Clock,
     limits::account::Spent,
     mail::{
-        content,
         envelope::{Envelope, Origin},
         trace,
     },
     net::Stream,
     observe::{Event, EventKind, Observer, Received, Rejection},
-    queue::{Fault, Incoming, Queue, Receipt, incoming::INLINE_MAX},
+    queue::{Fault, Incoming, Queue, Receipt},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader, LineReader},
         parameter::Body,
@@ -276,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             None => {
                 let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
                 let binary = envelope.handling.body == Body::Binary;
-                let reader = ChunkReader::new(self.around.rules.message_size, binary);
+                let reader = self.chunk_reader(binary);
                 match self.begin(&envelope, &origin) {
                     Ok(incoming) => Box::new(Partial { incoming, reader, envelope, origin }),
                     Err(refusal) => {
@@ -311,6 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// A message in the queue's hands, with our Received field on top.
     fn begin(&self, envelope: &Envelope, origin: &Origin) -> Result<Incoming, Reply> {
         let mut incoming = self.around.queue.begin().map_err(|fault| refusal(&fault))?;
+        incoming.hold_at_most(self.around.rules.bounds.buffered);
         if self.around.rules.trace {
             let only = if let [only] = envelope.recipients.as_slice() { Some(&only.mailbox) } else { None };
             let field = trace::received(
@@ -354,7 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Reads content to its end, whatever becomes of it.
     async fn read_content(&mut self, incoming: &mut Incoming) -> io::Result<(ContentReader, Option<Fault>)> {
         self.pace.octets(0);
-        let mut reader = ContentReader::new(self.around.rules.message_size);
+        let mut reader = self.content_reader();
         let mut fault = None;
         loop {
             let keep = fault.is_none();
@@ -395,9 +395,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Counts content of that size so far; what is beyond the inline store lies in a file.
+    fn content_reader(&self) -> ContentReader {
+        let reader = ContentReader::new(self.around.rules.message_size);
+        match self.around.rules.bounds.content_line {
+            Some(max) => reader.with_lines_of(max),
+            None => reader,
+        }
+    }
+
+    fn chunk_reader(&self, binary: bool) -> ChunkReader {
+        let reader = ChunkReader::new(self.around.rules.message_size, binary);
+        match self.around.rules.bounds.content_line {
+            Some(max) => reader.with_lines_of(max),
+            None => reader,
+        }
+    }
+
+    /// Counts content of that size so far; what is beyond the bound of a connection lies in a file.
     fn hold(&mut self, size: u64) -> Result<(), Fault> {
-        let octets = size.min(INLINE_MAX as u64) as usize;
+        let octets = size.min(self.around.rules.bounds.buffered as u64) as usize;
         if self.share.grow_to(octets, self.around.buffered) { Ok(()) } else { Err(Fault::Full) }
     }
 
@@ -444,6 +460,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match content {
             Some(ContentFault::BareNewline) => return Err(Reply::bare_newline_in_content()),
             Some(ContentFault::HiddenDot) => return Err(Reply::hidden_dot_in_content()),
+            Some(ContentFault::LineTooLong) => {
+                let max = self.around.rules.bounds.content_line.unwrap_or_default();
+                return Err(Reply::content_line_too_long(max));
+            }
             Some(ContentFault::TooLarge) => return Err(Reply::too_large(self.around.rules.message_size)),
             None => {}
         }
@@ -456,7 +476,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if facts.hops > bounds.hops {
             return Err(Reply::too_many_hops(bounds.hops));
         }
-        if facts.passes > content::PASSES_MAX {
+        if facts.passes > bounds.passes {
             return Err(Reply::passed_too_often(&self.around.rules.hostname));
         }
         envelope.handling.utf8_header = envelope.handling.utf8 && facts.eight_bit;

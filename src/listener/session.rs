@@ -49,7 +49,7 @@ pub struct Session {
     nonce: String,
     challenges: u32,
     errors: usize,
-    failed_logins: u32,
+    failed_logins: usize,
     idle_commands: usize,
 }
 
@@ -343,7 +343,7 @@ impl Session {
             Progress::Refused(reply) => say(reply),
             Progress::Wrong => {
                 self.failed_logins += 1;
-                if self.failed_logins < FAILED_LOGINS_MAX {
+                if self.failed_logins < self.rules.bounds.failed_logins {
                     return (Some(Reply::wrong_credentials()), Next::Penalty);
                 }
                 self.state = State::Closed;
@@ -497,9 +497,6 @@ fn is_http(line: &[u8]) -> bool {
 fn is_proxy_header(line: &[u8]) -> bool {
     line.starts_with(b"PROXY ") || line == b"\0"
 }
-
-/// Then the connection ends, so that guessing costs a new one each time.
-const FAILED_LOGINS_MAX: u32 = 3;
 
 #[cfg(test)]
 mod tests;

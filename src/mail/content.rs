@@ -10,9 +10,6 @@ use memchr::{memchr, memmem};
 
 use super::trace;
 
-/// A message may come back once or twice, by a list or a forwarding rule; more often it goes in circles,
-/// and the hops of others need not be waited for.
-pub const PASSES_MAX: usize = 5;
 /// More header section than this is an attack or a mistake, and every next hop would have to bear it.
 pub const HEADER_MAX: usize = 256 * 1024;
 /// The longest Subject or Message-ID that is kept for people to look at.

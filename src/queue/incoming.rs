@@ -35,6 +35,8 @@ pub struct Incoming {
     received: Timestamp,
     /// Content not yet in the file; all of it while there is none.
     buffer: BytesMut,
+    /// How much of it may be there, our Received field apart.
+    buffered: usize,
     file: Option<SpoolFile>,
     /// Octets at the start of the content that are our own Received field.
     trace: usize,
@@ -55,6 +57,7 @@ impl Incoming {
             id,
             received,
             buffer: BytesMut::new(),
+            buffered: INLINE_MAX,
             file: None,
             trace: 0,
             hostname: None,
@@ -73,6 +76,12 @@ impl Incoming {
     /// When it began to be received.
     pub fn received(&self) -> Timestamp {
         self.received
+    }
+
+    /// Holds at most so many octets of it in memory, and never more than [`INLINE_MAX`]. A header section that is
+    /// longer counts as too large.
+    pub fn hold_at_most(&mut self, octets: usize) {
+        self.buffered = octets.min(INLINE_MAX);
     }
 
     /// Puts our Received field in front; before any content. What the header section lacks is added
@@ -101,7 +110,7 @@ impl Incoming {
     /// # Errors
     /// The content can't be kept; read the rest of it and refuse the message.
     pub async fn flush(&mut self) -> Result<(), Fault> {
-        if self.buffer.len() <= INLINE_MAX {
+        if self.buffer.len() <= self.buffered + self.trace {
             return Ok(());
         }
         self.write_to_file(false).await

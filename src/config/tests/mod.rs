@@ -178,7 +178,11 @@ smtp_max_connections_per_client: 7
 smtp_max_buffered: 1MB
 smtp_max_command_line: 1000
 smtp_max_header_size: 100KB
+smtp_max_content_line: 1500
+smtp_max_buffered_per_connection: 200KB
 smtp_max_hops: 9
+smtp_max_passes: 4
+smtp_max_failed_logins: 2
 smtp_max_errors: 8
 smtp_max_commands: 70
 smtp_max_commands_before_auth: 60
@@ -225,6 +229,8 @@ smtp_log_level: warn,outpost::queue=debug",
     assert_eq!(settings.bounds.message_size, 10 << 20);
     let bounds = settings.bounds.session;
     assert_eq!((bounds.command_line, bounds.header, bounds.hops, bounds.errors), (1000, 100_000, 9, 8));
+    assert_eq!((bounds.content_line, bounds.buffered), (Some(1500), 200_000));
+    assert_eq!((bounds.passes, bounds.failed_logins), (4, 2));
     assert_eq!((bounds.commands, bounds.commands_before_auth, bounds.min_rate), (70, 60, 0));
     assert_eq!((bounds.timeout.as_secs(), bounds.transaction_timeout.as_secs()), (60, 120));
     assert_eq!(settings.bounds.buffered, 1_000_000);
