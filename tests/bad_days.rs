@@ -406,6 +406,49 @@ fn a_way_that_is_not_there_keeps_the_mail() {
 }
 
 #[test]
+fn restarts_in_a_loop_do_not_knock_at_an_account_that_pauses() {
+    let upstream = Upstream::start(PASSWORD);
+    let daily = "550 5.4.5 Daily user sending limit exceeded.";
+    upstream.set(|it| drop(it.senders.insert("sender@example.test".into(), daily.into())));
+    let service = mailer(&upstream);
+    let mut relay = Relay::start(&service);
+    send(&relay, "sender@example.test", tokens("first", 1));
+    let paused = wait::until("it pauses", || {
+        Some(upstream_status(&relay)).filter(|status| status["state"] == "paused")
+    });
+    let knocks = upstream.heard().len();
+    for round in 0..4 {
+        relay.kill9();
+        relay.up();
+        let status = upstream_status(&relay);
+        for what in ["state", "until", "reason", "who_must_act"] {
+            assert_eq!(status[what], paused[what], "restart {round}");
+        }
+        send(&relay, "sender@example.test", tokens(&format!("round-{round}"), 3));
+        wait::until_true("all wait for it", || states(&relay).get("deferred") == Some(&(4 + 3 * round)));
+    }
+    assert_eq!(upstream.heard().len(), knocks, "it has knocked");
+    assert_eq!(bounces(&relay), 0);
+
+    // An operator's word opens it, and a restart behind it finds it open.
+    relay.told(&["queue", "retry", "--all", "--yes"]);
+    wait::until_true("it has asked again", || {
+        upstream.heard().len() > knocks && upstream_status(&relay)["state"] == "paused"
+    });
+    // So does another login, which may be another account.
+    relay.kill9();
+    upstream.set(|it| {
+        it.senders.clear();
+        it.password = "another-sesame-4712".into();
+    });
+    relay.home.write(&[&service.set("smtp_relay_password", "another-sesame-4712")]);
+    relay.up();
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.arrived(), 13);
+    assert!(upstream.ledger().values().all(|count| *count == 1), "{:?}", upstream.ledger());
+}
+
+#[test]
 fn whoever_complains_about_the_rate_gets_half_of_it_also_after_a_restart() {
     let upstream = Upstream::start(PASSWORD);
     let mut relay = Relay::start(&mailer(&upstream));

@@ -1,15 +1,18 @@
 //! The file of one account: replaced whole, synced, and not trusted without its checksum.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::budget::Stored;
+use super::{
+    budget::Stored,
+    kept::{replace, sync_directory},
+};
 
 /// What stood in a file.
 pub(super) enum Found {
@@ -51,25 +54,16 @@ pub(super) fn write(path: &Path, of: &str, stored: &Stored) -> io::Result<()> {
     let json = serde_json::to_string(stored)?;
     let of = of.replace(char::is_control, " ");
     let checksum = checksum_of(&of, &json);
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let beside = path.with_extension("new");
-    let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
-    let mut file = match open() {
+    let text = format!("{of}\n{checksum}\n{json}\n");
+    match replace(path, text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().unwrap_or(Path::new("."));
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             sync_directory(directory.parent().unwrap_or(Path::new(".")))?;
-            open()?
+            replace(path, text.as_bytes())
         }
-        other => other?,
-    };
-    file.write_all(format!("{of}\n{checksum}\n{json}\n").as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    sync_directory(directory)
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+        written => written,
+    }
 }
 
 fn checksum_of(of: &str, json: &str) -> String {

@@ -6,7 +6,8 @@
 //! failure. It opens again by itself after a growing, jittered wait to let one probe through, or at
 //! once when the operator says so. Connections already open go on working meanwhile.
 //!
-//! Refused logins survive a restart, so that restarts in a loop do not lock the account either.
+//! Refused logins and pauses of the account survive a restart, so that restarts in a loop neither lock the
+//! account nor go on knocking where the upstream has said when to come again.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,15 +32,15 @@ const OPENING_MAX: usize = 2;
 /// Logins of which nothing good is known, within one and a half of the first wait: 90 s by default.
 const LOGINS_MAX: usize = 3;
 
-/// What a gate remembers of logins over a restart, and for which login that holds.
+/// What a gate remembers over a restart, and for which login that holds.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// Where.
     pub kept: Kept,
     /// Tells one login from another; a changed one is tried at once.
     pub mark: u16,
-    /// The first wait after a refused login.
-    pub first: Duration,
+    /// The first wait after a refused login; `None`: there is no login that could be refused.
+    pub first: Option<Duration>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -51,8 +52,14 @@ struct Remembered {
     /// The last answer to this login was yes.
     #[serde(default)]
     good: bool,
-    /// The last refusal, and when a probe may be let through.
-    refused: Option<(Evidence, Timestamp)>,
+    /// Why it is closed, and when a probe may be let through.
+    closed: Option<(Evidence, Timestamp)>,
+}
+
+/// Whether a restart changes nothing about it: what was said of the login or the account, and whatever the
+/// upstream itself gave a time to. An upstream that was not there may be back.
+fn survives(evidence: &Evidence) -> bool {
+    matches!(evidence.scope, Scope::Credential | Scope::Account) || evidence.not_before().is_some()
 }
 
 /// The gate. Clones share it.
@@ -110,16 +117,16 @@ impl Gate {
         Self::remembering(Memory::default(), clock)
     }
 
-    /// A gate that keeps refused logins in `memory`, and begins with what is there.
+    /// A gate that keeps refused logins and pauses in `memory`, and begins with what is there.
     pub fn remembering(memory: Memory, clock: Clock) -> Self {
-        let Remembered { mark, logins, failures, good, refused } = memory.kept.read();
+        let Remembered { mark, logins, failures, good, closed } = memory.kept.read();
         let mut state = State::default();
         if mark == memory.mark {
             let now = clock.now();
             state.logins = logins;
             state.failures = failures;
             state.good = good;
-            state.closed = refused.filter(|(_, until)| *until > now).map(|(evidence, until)| {
+            state.closed = closed.filter(|(_, until)| *until > now).map(|(evidence, until)| {
                 // A clock that was set back must not keep it closed for longer than it was meant.
                 let wait = until.since(now).min(until.since(evidence.at));
                 Closed {
@@ -165,19 +172,19 @@ impl Gate {
     /// never hears that it was refused.
     fn too_many_logins(&self, state: &State) -> Option<Instant> {
         let first = state.logins.len().checked_sub(LOGINS_MAX)?;
-        let window = self.0.memory.first.mul_f64(1.5);
+        let window = self.0.memory.first?.mul_f64(1.5);
         let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
         Some(Instant::now() + left + Duration::from_millis(1))
     }
 
     fn remember(&self, state: &State) {
-        let refused = state.closed.as_ref().filter(|closed| closed.evidence.scope == Scope::Credential);
+        let closed = state.closed.as_ref().filter(|closed| survives(&closed.evidence));
         self.0.memory.kept.write(&Remembered {
             mark: self.0.memory.mark,
             logins: state.logins.clone(),
             good: state.good,
-            failures: if refused.is_some() { state.failures } else { 0 },
-            refused: refused.map(|closed| (closed.evidence.clone(), closed.until)),
+            failures: if closed.is_some() { state.failures } else { 0 },
+            closed: closed.map(|closed| (closed.evidence.clone(), closed.until)),
         });
     }
 
@@ -259,7 +266,8 @@ impl Pass {
     /// tried, so that no death can make it unknown.
     pub fn begin(&self) {
         let mut state = self.gate.state();
-        if state.proven || state.good || state.epoch != self.epoch {
+        let login = self.gate.0.memory.first.is_some();
+        if !login || state.proven || state.good || state.epoch != self.epoch {
             return;
         }
         if state.logins.len() >= LOGINS_MAX {
@@ -309,7 +317,7 @@ impl Drop for Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::outcome::Scope;
+    use crate::mail::outcome::{Advice, Who};
 
     const WAITS: Waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(1_800) };
 
@@ -398,7 +406,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
         let memory = |mark| {
             let kept = Kept::at(home.path().join("gate.json"));
-            Memory { kept, mark, first: Duration::from_secs(60) }
+            Memory { kept, mark, first: Some(Duration::from_secs(60)) }
         };
         // Dead before it is known what became of each.
         let mut tried = 0;
@@ -429,6 +437,39 @@ mod tests {
         again.reset();
         let again = Gate::remembering(memory(9), clock);
         assert!(again.pass().await.succeeded() || again.closed().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_the_account_survives_a_restart_and_an_upstream_that_is_down_is_asked_at_once() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000_000));
+        let gate = |mark| {
+            let kept = Kept::at(home.path().join("gate.json"));
+            Gate::remembering(Memory { kept, mark, first: None }, clock.clone())
+        };
+        let seen = |scope, told: Option<u64>| {
+            let not_before = told.map(|seconds| clock.now().after(Duration::from_secs(seconds)));
+            let advice = Advice { who: Who::Nobody, help: None, not_before, slower: None };
+            Evidence { at: clock.now(), scope, advice: Some(Box::new(advice)), ..evidence() }
+        };
+        // Of the account, and with a time: it lasts as long as it was meant, however often it starts.
+        let until = gate(1).close(WAITS, seen(Scope::Account, Some(3_600)));
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(gate(1).closed().unwrap().until.since(until), Duration::ZERO);
+            assert!(is_open(&gate(1)).await.is_none());
+        }
+        // Another login is another account, and an operator's word ends it for good.
+        assert!(is_open(&gate(2)).await.is_some());
+        gate(1).reset();
+        assert!(is_open(&gate(1)).await.is_some());
+
+        gate(1).close(WAITS, seen(Scope::Upstream, Some(300)));
+        assert!(is_open(&gate(1)).await.is_none());
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert!(is_open(&gate(1)).await.is_some(), "its time is over");
+        gate(1).pass().await.failed(WAITS, seen(Scope::Network, None));
+        assert!(is_open(&gate(1)).await.is_some(), "it may be back");
     }
 
     #[tokio::test(start_paused = true)]

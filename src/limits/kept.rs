@@ -1,9 +1,14 @@
 //! A small state that survives a restart: one JSON file, replaced whole.
 //!
-//! Not synced: it must survive our death, not the machine's, and what it guards is a courtesy to the
-//! upstream, never mail. A file that can't be read is as good as none.
+//! Synced, for it guards an account, and what it holds changes seldom. A file that can't be read is as good
+//! as none: no mail depends on it.
 
-use std::{fs, io, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -39,18 +44,32 @@ impl Kept {
 
     /// Keeps it. That it fails is told, and is no reason to stop.
     pub(super) fn write(&self, state: &impl Serialize) {
-        use io::Write as _;
         let Some(path) = &self.0 else { return };
-        let beside = path.with_extension("new");
-        let write = || {
-            let octets = serde_json::to_vec(state)?;
-            let mut options = fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(&octets)?;
-            fs::rename(&beside, path)
-        };
-        if let Err(error) = write() {
+        let written = serde_json::to_vec(state).map_err(Into::into).and_then(|octets| replace(path, &octets));
+        if let Err(error) = written {
             tracing::warn!(path = %path.display(), %error, "what should survive a restart can't be kept");
         }
     }
+}
+
+/// Replaces a file whole, durably: what stood there, or this. Its directory must be there.
+///
+/// # Errors
+/// It is what it was, or may be this after all.
+pub(super) fn replace(path: &Path, octets: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(octets)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// They may not be.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }

@@ -236,10 +236,10 @@ fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
     let kept = |what: &str| Kept::at(orders.data.join(format!("{what}-{}.json", upstream.name)));
     let breaker = Breaker::new(&upstream.name, kept("breaker"), clock.clone());
     let memory = Memory {
-        // Without a login there is nothing that could be locked.
-        kept: upstream.login.as_ref().map(|_| kept("logins")).unwrap_or_default(),
+        kept: kept("gate"),
         mark: upstream.login_mark(),
-        first: upstream.auth_retry.first,
+        // Without a login there is nothing that could be locked.
+        first: upstream.login.as_ref().map(|_| upstream.auth_retry.first),
     };
     let gate = Gate::remembering(memory, clock.clone());
     let pace = Pace::remembering(kept("pace"));
