@@ -5,6 +5,8 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,10 +14,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use support::bytes::{contains, contains_word};
+use support::certs::Authority;
 use support::relay::Relay;
 use support::service::{Home, Service};
 use support::upstream::{Behaviour, Ending, Heard, Shows, StartTls, USER, Upstream};
-use support::{http, wait};
+use support::{http, ports, programs, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
 
@@ -336,6 +339,81 @@ fn restarts_in_a_loop_try_a_wrong_password_three_times_and_the_right_one_at_once
     relay.home.write(&[&service.set("smtp_relay_password", PASSWORD)]);
     relay.up();
     assert_arrives_once(&upstream, &relay, "one");
+}
+
+/// OpenSSL's server that speaks one old version of TLS alone; it ends when dropped.
+struct OldServer(std::process::Child);
+
+impl OldServer {
+    fn start(version: &str, port: u16, home: &Home) -> Self {
+        let authority = Authority::new("test CA of an old server");
+        let identity = authority.identity(&["localhost"]);
+        authority.write_to(&home.path("old-ca.pem"));
+        std::fs::write(home.path("old.pem"), identity.key_pem + &identity.cert_pem).expect("a file");
+        let mut openssl = Command::new(programs::require(Path::new("/usr/bin/openssl")));
+        openssl.args(["s_server", version, "-cipher", "DEFAULT@SECLEVEL=0", "-quiet"]);
+        openssl.args(["-accept", &format!("127.0.0.1:{port}"), "-cert"]).arg(home.path("old.pem"));
+        // What a client says inside TLS goes to its standard output.
+        let said = std::fs::File::create(home.path("old.said")).expect("a file");
+        // It ends when its standard input does.
+        openssl.stdin(Stdio::piped()).stdout(said).stderr(Stdio::null());
+        Self(openssl.spawn().expect("OpenSSL's server starts"))
+    }
+}
+
+impl Drop for OldServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+// RFC 8996.
+#[test]
+fn an_upstream_of_tls_1_0_or_1_1_alone_gets_neither_login_nor_mail() {
+    for version in ["-tls1", "-tls1_1"] {
+        let (home, port) = (Home::new(&[]), ports::free());
+        let _server = OldServer::start(version, port, &home);
+        // It does work, with those who are content with that.
+        wait::until_true("an old client gets in", || {
+            let mut old = Command::new("/usr/bin/openssl");
+            old.args([
+                "s_client",
+                version,
+                "-cipher",
+                "DEFAULT@SECLEVEL=0",
+                "-verify_return_error",
+                "-CAfile",
+            ]);
+            old.arg(home.path("old-ca.pem")).args(["-connect", &format!("localhost:{port}")]);
+            old.stdin(Stdio::null()).output().expect("OpenSSL's client runs").status.success()
+        });
+        let service = Service::mailer()
+            .set("smtp_relay_server", "localhost")
+            .set("smtp_relay_port", port)
+            .set("smtp_relay_tls", "implicit")
+            .set("smtp_relay_tls_ca", home.path("old-ca.pem").display())
+            .set("smtp_relay_username", USER)
+            .set("smtp_relay_password", PASSWORD);
+        home.write(&[&service]);
+        let relay = Relay::start_in(&home, &service);
+        relay.client().send_token("one").expect("it is taken");
+        wait_for_words(
+            &relay,
+            &["speaks no version of TLS that is good enough, which is 1.2 and newer"],
+            || {},
+        );
+        let status = relay.status()["upstreams"][0].clone();
+        assert_eq!(
+            (&status["state"], &status["who_must_act"]),
+            (&"down".into(), &"operator".into()),
+            "{status}"
+        );
+        assert!(relay.told(&["status"]).contains("smtp_relay_tls_min_version"), "{version}: no key is named");
+        wait::until_true("it waits", || relay.queue()[0]["state"] == "deferred");
+        assert!(!relay.log().contains(" bounced id="), "{}", relay.log());
+        assert_eq!(std::fs::read_to_string(home.path("old.said")).expect("a file"), "", "{version}");
+    }
 }
 
 /// A token endpoint on loopback that gives the tokens of a list, the last one for ever; gives what it

@@ -220,7 +220,9 @@ impl Agent {
         let upstream = &self.upstream;
         let limit = Phase::Connect.deadline(upstream.timeout);
         let fail = |words: String, help| {
-            let who = if upstream.proxy.is_some() { Who::Operator } else { Who::Upstream };
+            // A name that leads nowhere is a slip in the settings, or this host's name server.
+            let ours = upstream.proxy.is_some() || help == HELP_NAME;
+            let who = if ours { Who::Operator } else { Who::Upstream };
             self.trouble(Phase::Connect, Scope::Network, None, Some(words), who, Some(help))
         };
         let Some(proxy) = &upstream.proxy else {
@@ -251,7 +253,11 @@ impl Agent {
         let unknown = |words| Unreachable { words, is_name: true };
         let found: Vec<_> = match timeout(limit, tokio::net::lookup_host((host, port))).await {
             Ok(Ok(found)) => found.collect(),
-            Ok(Err(error)) => return Err(unknown(format!("the host name {host} is not found ({error})"))),
+            Ok(Err(error)) => {
+                let said = error.to_string();
+                let said = said.strip_prefix(LOOKUP_FAILED).unwrap_or(&said);
+                return Err(unknown(format!("the host name {host} can't be resolved ({said})")));
+            }
             Err(_) => return Err(unknown(format!("no answer about the host name {host}"))),
         };
         let last = match dial(found, &self.upstream.source, limit).await {
@@ -477,6 +483,8 @@ impl Step {
     }
 }
 
+/// What Rust's library says before the system's words.
+const LOOKUP_FAILED: &str = "failed to lookup address information: ";
 const HELP_NAME: &str = "check smtp_relay_server and the name server of this host";
 const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
 const HELP_PROXY: &str =

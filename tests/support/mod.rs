@@ -16,6 +16,7 @@ pub mod disk;
 pub mod http;
 pub mod ledger;
 pub mod mount;
+pub mod names;
 pub mod ports;
 pub mod postfix;
 pub mod programs;

@@ -73,8 +73,13 @@ impl Relay {
 
     /// The same with another environment or other outputs.
     pub fn up_by(&mut self, prepare: impl FnOnce(&mut Command)) {
+        self.up_under(outpost(), prepare);
+    }
+
+    /// The same by a program that becomes the relay.
+    pub fn up_under(&mut self, command: Command, prepare: impl FnOnce(&mut Command)) {
         assert!(self.child.is_none(), "it runs already");
-        self.child = Some(self.spawn(outpost(), prepare));
+        self.child = Some(self.spawn(command, prepare));
         let mut ended = None;
         wait::until("the relay is ready (/readyz answers 200)", || {
             ended = self.child.as_mut().and_then(|child| child.try_wait().expect("our child"));

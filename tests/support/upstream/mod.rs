@@ -20,6 +20,8 @@ use super::service::Service;
 
 mod session;
 
+/// A name of its, besides localhost, for those who have a name server of their own.
+pub const NAME: &str = "smtp.upstream.test";
 /// The login it asks for.
 pub const USER: &str = "postmaster@upstream.test";
 
@@ -148,7 +150,7 @@ impl Upstream {
         let known = Authority::new("test CA of the scripted upstream");
         let unknown = Authority::new("test CA that nobody knows");
         known.write_to(&dir.path().join("ca.pem"));
-        let here = ["localhost", "127.0.0.1"];
+        let here = ["localhost", "127.0.0.1", NAME];
         let config = |identity: Identity| Arc::new(identity.server_config());
         let configs = HashMap::from([
             (Shows::Good, config(known.identity(&here))),
