@@ -13,9 +13,15 @@ mod support;
 
 use std::{
     cell::RefCell,
-    fs,
+    fs, io,
+    net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::spawn,
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -177,6 +183,36 @@ impl Bench {
         let trace = header_fields(&mail).remove(0);
         let trace = trace.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(job.way.is_traced_in(&trace), "{:?}: {trace}", job.way);
+    }
+}
+
+/// A way to the relay that counts who comes through.
+struct Door {
+    port: u16,
+    came: Arc<AtomicUsize>,
+}
+
+impl Door {
+    fn to(relay: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let came = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&came);
+        spawn(move || {
+            for client in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let inside = TcpStream::connect(("127.0.0.1", relay)).expect("the relay takes connections");
+                for (mut from, mut to) in [(&client, &inside), (&inside, &client)].map(|(from, to)| {
+                    (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"))
+                }) {
+                    spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { port, came }
     }
 }
 
@@ -365,7 +401,9 @@ fn nodemailer_is_served() {
 #[test]
 fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
     let bench = Bench::start();
-    let job = bench.job(ways("nodemailer, its pool")[0]);
+    let mut job = bench.job(ways("nodemailer, its pool")[0]);
+    let door = Door::to(job.port);
+    job.port = door.port;
     programs::run(with_environment(nodemailer().env("POOL", "yes"), &job));
     let sent = fs::read(&job.mail).expect("the mail");
     for number in 0..3 {
@@ -373,6 +411,7 @@ fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
     }
     let log = bench.relay.log();
     assert_eq!(log.matches(" received ").count(), 3, "{log}");
+    assert_eq!(door.came.load(Ordering::SeqCst), 1, "the pool opened another connection");
 }
 
 #[test]
@@ -416,7 +455,7 @@ fn postfix_is_served_as_a_client() {
         let mail = fs::read_to_string(&job.mail).expect("a mail");
         fs::write(&job.mail, mail.trim_end()).expect("a file");
         let mut swaks = program("/usr/bin/swaks");
-        swaks.args(["--server", "127.0.0.1", "--port", &postfix.port.to_string(), "--timeout", "60"]);
+        swaks.args(["--server", "127.0.0.1", "--port", &postfix.port.to_string(), "--timeout", "30"]);
         swaks.args(["--from", SENDER, "--to", TO, "--data", &format!("@{}", job.mail.display())]);
         postfixes.borrow_mut().push(postfix);
         swaks
