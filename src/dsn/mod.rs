@@ -31,7 +31,7 @@ pub use self::{returned::Returned, wish::Action};
 use crate::{
     clock::Timestamp,
     mail::outcome::Evidence,
-    smtp::{address::Mailbox, parameter::OriginalRecipient},
+    smtp::{address::Mailbox, parameter::OriginalRecipient, reply::is_unsafe_in_text},
 };
 
 /// Octets of somebody's words that are repeated; the rest is in the queue's events.
@@ -174,11 +174,7 @@ fn one_line(words: &str) -> String {
 
 /// Text without anything that could end a line, or hide or turn what stands in it.
 fn plain(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
-    };
-    text.chars().map(|c| if hidden(c) { ' ' } else { c }).collect()
+    text.chars().map(|c| if c == '\n' || is_unsafe_in_text(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

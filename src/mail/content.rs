@@ -9,6 +9,7 @@ use bytes::Bytes;
 use memchr::{memchr, memmem};
 
 use super::trace;
+use crate::smtp::reply::is_unsafe_in_text;
 
 /// More header section than this is an attack or a mistake, and every next hop would have to bear it.
 pub const HEADER_MAX: usize = 256 * 1024;
@@ -62,9 +63,9 @@ pub struct Facts {
     pub date: bool,
     /// It holds octets beyond ASCII.
     pub eight_bit: bool,
-    /// As it stands, unfolded, not decoded.
+    /// As it stands, unfolded, not decoded, fit to be looked at.
     pub subject: Option<String>,
-    /// As it stands.
+    /// The same.
     pub message_id: Option<String>,
 }
 
@@ -131,7 +132,8 @@ pub fn decoded_subject(head: &[u8]) -> Option<String> {
     let message = mail_parser::MessageParser::new()
         .header_text(mail_parser::HeaderName::Subject)
         .parse_headers(header)?;
-    let subject: String = message.subject()?.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let subject: String =
+        message.subject()?.chars().map(|c| if c == '\n' || is_unsafe_in_text(c) { ' ' } else { c }).collect();
     Some(subject[..subject.floor_char_boundary(FIELD_KEPT)].to_owned())
 }
 
@@ -147,7 +149,7 @@ pub struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// The value on one line, bounded, controls replaced.
+    /// The value on one line, bounded; controls, and what hides or reorders text, replaced: people look at it.
     pub fn unfolded(&self) -> String {
         let text = String::from_utf8_lossy(&self.value[..self.value.len().min(4 * FIELD_KEPT)]);
         let text = text.replace("\r\n", "");
@@ -157,7 +159,7 @@ impl Field<'_> {
             .map(|c| {
                 if c == '\t' {
                     ' '
-                } else if c.is_control() {
+                } else if c == '\n' || is_unsafe_in_text(c) {
                     '\u{FFFD}'
                 } else {
                     c
@@ -222,6 +224,7 @@ mod tests {
         check(b"", 0, None);
         check(b"Subject: only", 0, Some("only"));
         check(b"Subject: a\x1b[2J\r\n\r\n", 0, Some("a\u{FFFD}[2J"));
+        check("Subject: a\u{202E}\u{2028}b\r\n\r\n".as_bytes(), 0, Some("a\u{FFFD}\u{FFFD}b"));
         check(b" folded nothing\r\n: no name\r\n\r\n", 0, None);
     }
 

@@ -143,7 +143,7 @@ impl fmt::Display for Reply {
 }
 
 /// Controls (but not the `\n` between lines), and characters that hide or reorder text.
-pub(super) fn is_unsafe_in_text(c: char) -> bool {
+pub fn is_unsafe_in_text(c: char) -> bool {
     (c.is_control() && c != '\n')
         || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }
