@@ -7,6 +7,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use support::relay::Relay;
@@ -22,7 +24,32 @@ const USER_PASSWORD: &str = "Us\u{e9}r's own \"s\u{e9}same\" 4714";
 const ADMIN_PASSWORD: &str = "Adm\u{ed}n \"s\u{e9}same\" ?4715";
 const CLIENT_SECRET: &str = "Cli\u{e9}nt secret \"of\" OAuth 4716";
 const REFRESH_TOKEN: &str = "1//refresh+tok\u{e9}n\"4717";
+const PROXY_PASSWORD: &str = "Pr\u{f6}xy's \"s\u{e9}same\" :@/4719";
 const ACCESS_TOKEN: &str = "ya29.access+token/4718==";
+
+/// Every key that holds a secret, and the secret that stands there, or in its like, in the test below.
+const KEYS: [(&str, &str); 9] = [
+    ("smtp_admin_password", ADMIN_PASSWORD),
+    ("smtp_password", APP_PASSWORD),
+    ("smtp_relay_oauth.client_secret", CLIENT_SECRET),
+    ("smtp_relay_oauth.refresh_token", REFRESH_TOKEN),
+    ("smtp_relay_password", RELAY_PASSWORD),
+    ("smtp_relay_proxy", PROXY_PASSWORD),
+    ("smtp_relays.password", RELAY_PASSWORD),
+    ("smtp_relays.proxy", PROXY_PASSWORD),
+    ("smtp_users.password", USER_PASSWORD),
+];
+
+#[test]
+fn every_key_that_holds_a_secret_is_searched_for() {
+    let mut keys: Vec<String> = outpost::config::secret_keys().collect();
+    keys.sort();
+    assert_eq!(keys, KEYS.map(|(key, _)| key), "give the new one a value below, and search for it");
+    let searched = secrets("");
+    for (key, secret) in KEYS {
+        assert!(searched.iter().any(|(_, other, _)| other == secret), "{key} is not searched for");
+    }
+}
 
 /// The forms in which a secret could get away.
 fn forms(secret: &str, user: &str) -> Vec<(&'static str, Vec<u8>)> {
@@ -74,6 +101,7 @@ fn secrets(key: &str) -> Vec<(&'static str, String, &'static str)> {
         ("OAuth's client secret", CLIENT_SECRET.to_owned(), USER),
         ("OAuth's refresh token", REFRESH_TOKEN.to_owned(), USER),
         ("OAuth's access token", ACCESS_TOKEN.to_owned(), USER),
+        ("a proxy's password", PROXY_PASSWORD.to_owned(), "door"),
     ];
     // Of a key, each line.
     secrets.extend(
@@ -118,6 +146,38 @@ fn token_endpoint() -> u16 {
         }
     });
     port
+}
+
+/// A proxy that refuses whoever logs in; one of HTTP says so with what it was sent.
+fn proxy(scheme: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let asked = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut said = [0; 4096];
+            let mut hear = |stream: &mut TcpStream| {
+                let count = stream.read(&mut said).unwrap_or(0);
+                String::from_utf8_lossy(&said[..count]).into_owned()
+            };
+            let heard = hear(&mut stream);
+            if scheme == "socks5" {
+                let _ = stream.write_all(&[5, 2]);
+                hear(&mut stream);
+                let _ = stream.write_all(&[1, 1]);
+            } else {
+                let login = heard.lines().find_map(|line| line.strip_prefix("Proxy-Authorization: Basic "));
+                let login = login.unwrap_or_default();
+                let decoded = String::from_utf8(BASE64.decode(login).unwrap_or_default()).unwrap_or_default();
+                let answer = format!("HTTP/1.1 502 no {login} ({}), says the test\r\n\r\n", decoded);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let password = percent_encoding::utf8_percent_encode(PROXY_PASSWORD, percent_encoding::NON_ALPHANUMERIC);
+    (format!("{scheme}://door:{password}@127.0.0.1:{port}"), asked)
 }
 
 /// Logs in at the relay as an app does; what was answered.
@@ -207,6 +267,13 @@ fn no_secret_is_repeated_in_any_form_whatever_fails() {
         echo.ca_file().display(),
         yaml(RELAY_PASSWORD)
     ));
+    let mut proxies = Vec::new();
+    for scheme in ["socks5", "http"] {
+        let (url, asked) = proxy(scheme);
+        proxies.push(asked);
+        items
+            .push(format!("{{name: by-{scheme}, server: localhost, port: 1, priority: 10, proxy: '{url}'}}"));
+    }
     let service = Service::mailer()
         .set("smtp_relays", format!("[{}]", items.join(", ")))
         .set("smtp_password", yaml(APP_PASSWORD))
@@ -253,6 +320,11 @@ fn no_secret_is_repeated_in_any_form_whatever_fails() {
     for upstream in upstreams.iter().filter(|it| it.port != upstreams[3].port).chain([&echo]) {
         wait::until_true("each upstream has seen a login", || upstream.auth_attempts() > 0);
     }
+
+    for asked in &proxies {
+        wait::until_true("each proxy has been asked", || asked.load(Ordering::SeqCst) > 0);
+    }
+    wait::until_true("what the proxy said is told", || relay.log().contains("502 no (withheld)"));
 
     let mut found = Vec::new();
     for path in [

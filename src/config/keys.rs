@@ -407,6 +407,7 @@ pub(super) const REPLY: &[Key] = &[
     Key::new("after_accepted", "true or false", "true"),
     Key::new("scope", "one of recipient, message, transaction, sender, credential, account, upstream, network", "account"),
     Key::new("permanent", "true or false", "false"),
+    Key::new("tries", "a number from 1 to 1000", "5"),
     Key::new("who_must_act", "one of operator, the upstream, the sender, nobody", "operator"),
     Key::new("means", "words", "the quota of today is used up"),
     Key::new("help", "words", "send less"),
@@ -460,6 +461,22 @@ pub(super) const DKIM: &[Key] = &[
     Key::new("key", "the path of a PEM file", "/etc/outpost/dkim.pem"),
     Key::new("algorithm", "rsa or ed25519", "rsa"),
 ];
+
+/// Every key that holds a secret, below the key of its map where it has one: `smtp_users.password`.
+pub fn secret_keys() -> impl Iterator<Item = String> {
+    let tables: [(&str, &[Key]); 6] = [
+        ("", KEYS),
+        ("smtp_listen.", LISTENER),
+        ("smtp_users.", USER),
+        ("smtp_relays.", RELAY),
+        ("smtp_dkim.", DKIM),
+        ("smtp_relay_oauth.", OAUTH),
+    ];
+    tables.into_iter().flat_map(|(map, keys)| {
+        let secrets = keys.iter().filter(|key| key.secret);
+        secrets.map(move |key| format!("{map}{}", key.called.unwrap_or(key.name)))
+    })
+}
 
 /// What tells where access tokens come from.
 pub(super) const OAUTH: &[Key] = &[

@@ -41,7 +41,7 @@ use crate::smtp::{
 
 pub use self::path::{Proxy, ProxyProtocol};
 pub use self::{
-    keys::{KEYS, Key},
+    keys::{KEYS, Key, secret_keys},
     limit::{Counts, Limit, parse_limit},
     load::{Loaded, Source, load, parse},
     problem::{Problem, Problems},

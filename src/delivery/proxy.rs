@@ -9,7 +9,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::config::{Proxy, ProxyProtocol};
+use super::withheld::without;
+use crate::{
+    config::{Proxy, ProxyProtocol},
+    smtp::reply::is_unsafe_in_text,
+};
 
 /// The longest answer of an HTTP proxy that is read.
 const ANSWER_MAX: usize = 16 * 1024;
@@ -163,14 +167,22 @@ async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         // RFC 9110 §15.5.8; tinyproxy says 401 instead.
         Some("407" | "401") if proxy.login.is_some() => Err(said("the proxy refuses the login")),
         Some("407" | "401") => Err(said("the proxy wants a login")),
-        Some(_) => Err(Refusal::Said(format!("the proxy can't connect to {place}: {}", printable(status)))),
+        Some(_) => {
+            let shown = printable(status, proxy);
+            Err(Refusal::Said(format!("the proxy can't connect to {place}: {shown}")))
+        }
         None => Err(said("what listens there is no HTTP proxy")),
     }
 }
 
-/// The status line in a form that people can be shown.
-fn printable(line: &str) -> String {
-    line.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// The status line in a form that people can be shown: some proxies repeat what they were sent.
+fn printable(line: &str, proxy: &Proxy) -> String {
+    let sent = proxy.login.as_ref().map(|(user, password)| {
+        let password = password.expose_secret();
+        [STANDARD.encode(format!("{user}:{password}")), STANDARD.encode(password), password.to_owned()]
+    });
+    let line = sent.and_then(|sent| without(line, &sent)).unwrap_or_else(|| line.to_owned());
+    line.chars().take(200).map(|c| if c == '\n' || is_unsafe_in_text(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

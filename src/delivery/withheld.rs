@@ -23,9 +23,16 @@ pub(super) fn withheld(reply: Reply, login: &Login) -> Reply {
         sasl::encode(password),
         password.to_owned(),
     ];
-    let mut text = reply.lines().collect::<Vec<_>>().join("\n");
-    let mut found = false;
-    for secret in sent.iter().filter(|secret| secret.len() >= LENGTH_MIN) {
+    match without(&reply.lines().collect::<Vec<_>>().join("\n"), &sent) {
+        Some(text) => Reply::new(reply.code(), reply.enhanced(), text),
+        None => reply,
+    }
+}
+
+/// The text without these secrets; `None` if none of them is in it.
+pub(super) fn without(text: &str, secrets: &[String]) -> Option<String> {
+    let (mut text, mut found) = (text.to_owned(), false);
+    for secret in secrets.iter().filter(|secret| secret.len() >= LENGTH_MIN) {
         // A server that cuts a long command short shows a part of it.
         let bare = secret.trim_end_matches('=');
         if text.contains(bare) {
@@ -36,7 +43,7 @@ pub(super) fn withheld(reply: Reply, login: &Login) -> Reply {
             found = true;
         }
     }
-    if found { Reply::new(reply.code(), reply.enhanced(), text) } else { reply }
+    found.then_some(text)
 }
 
 /// Where the beginning of a secret stands at the end of a line, if it is long enough to give something
