@@ -152,17 +152,23 @@ fn a_queue_directory_that_is_moved_away_refuses_for_now_and_goes_on_when_it_is_b
     recovers(&mut relay, &mut upstream, taken, &["large"]);
 }
 
+/// A relay whose data directory is a file system of its own, of so many MiB.
+fn relay_on_a_disk(upstream: &Upstream, mebibytes: u64) -> (Relay, Ext4) {
+    let service = mailer(upstream);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let disk = Ext4::new(&home.path("disk.img"), mebibytes, relay.data());
+    relay.up();
+    (relay, disk)
+}
+
 #[test]
 fn on_a_full_disk_new_mail_is_refused_and_queued_mail_leaves() {
     if !mount::wanted() {
         return;
     }
     let mut upstream = Upstream::stopped(PASSWORD);
-    let service = mailer(&upstream);
-    let home = Home::new(&[&service]);
-    let mut relay = Relay::of(&home, &service);
-    let _disk = Ext4::new(&home.path("disk.img"), 128, relay.data());
-    relay.up();
+    let (mut relay, _disk) = relay_on_a_disk(&upstream, 128);
     let tokens: Vec<String> = (0..40).map(|number| format!("queued-{number}")).collect();
     for (number, token) in tokens.iter().enumerate() {
         send(&relay, token, if number % 4 == 0 { LARGE } else { SMALL * 50 }).expect("there is room");
@@ -241,11 +247,7 @@ fn a_disk_that_turns_read_only_refuses_for_now_and_has_all_when_it_is_mounted_ag
         return;
     }
     let mut upstream = Upstream::stopped(PASSWORD);
-    let service = mailer(&upstream);
-    let home = Home::new(&[&service]);
-    let mut relay = Relay::of(&home, &service);
-    let disk = Ext4::new(&home.path("disk.img"), 96, relay.data());
-    relay.up();
+    let (mut relay, disk) = relay_on_a_disk(&upstream, 96);
     for (token, size) in [("before-small", SMALL), ("before-large", LARGE)] {
         send(&relay, token, size).expect("it is taken");
     }
