@@ -256,3 +256,28 @@ fn of_two_relays_in_a_row_the_last_tells_and_it_tells_once() {
     assert_eq!(recipient["action"], "relayed");
     assert_eq!(recipient["original-recipient"], "rfc822; Anna+x@old.test");
 }
+
+// RFC 2852 §4.1.
+#[test]
+fn who_wants_mail_back_rather_than_late_gets_it_back_from_an_upstream_without_deliverby() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD);
+    let home = Home::new(&[&service]);
+    let relay = Relay::start_in(&home, &service);
+    let (returned, told_late) = ("<back@example.test> BY=600;R", "<late@example.test> BY=600;N");
+    relay.client().send_as(returned, &["<a@example.test>"], CONTENT).expect("it is taken");
+    relay.client().send_as(told_late, &["<a@example.test>"], CONTENT).expect("it is taken");
+    relay.wait_for_empty_queue();
+    let said = told(&upstream);
+    assert!(!said.contains("MAIL FROM:<back@example.test>"), "{said}");
+    assert!(said.contains("MAIL FROM:<late@example.test> ") && !said.contains(" BY="), "{said}");
+    let reports = reports(&upstream, &home);
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!(
+        (&reports[0]["to"], &reports[0]["status"][1]["action"]),
+        (&"back@example.test".into(), &"failed".into())
+    );
+    assert_eq!(reports[0]["status"][1]["status"], "5.3.3", "{reports:?}");
+    let words = reports[0]["text"].as_str().expect("words").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("no DELIVERBY"), "{words}");
+}

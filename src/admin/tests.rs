@@ -56,7 +56,13 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
         reply: Some(Reply::new(code.parse().expect("a code"), None, text.to_owned())),
         explanation: None,
         status: None,
-        advice: Some(Box::new(Advice { who: Who::Operator, help: None, not_before: None, slower: None })),
+        advice: Some(Box::new(Advice {
+            who: Who::Operator,
+            help: None,
+            not_before: None,
+            tries: None,
+            slower: None,
+        })),
         uncertain: false,
         tls: None,
     }

@@ -44,6 +44,9 @@ pub struct ReplyRule {
     /// How final it is; `None`: as the reply's first digit has it. Only a recipient or a message can
     /// be refused for good.
     pub permanent: Option<bool>,
+    /// How many tries are worth it, where the upstream says "not now" of what it will never take. Only of a
+    /// recipient or a message.
+    pub tries: Option<u32>,
     /// Who can do something about it.
     pub who: Who,
     /// What it means, in plain words.
@@ -169,6 +172,7 @@ fn rule(reader: &mut Reader<'_>, map: Id, number: usize) -> Option<ReplyRule> {
     let after_accepted = reader.one(the!("after_accepted"), value::boolean).unwrap_or(false);
     let scope = reader.one(the!("scope"), scope);
     let permanent = reader.one(the!("permanent"), value::boolean);
+    let tries = reader.one(the!("tries"), value::number(1..=1000));
     let who = reader.one(the!("who_must_act"), who);
     let means = reader.one(the!("means"), value::text);
     let help = reader.one(the!("help"), value::text);
@@ -185,10 +189,12 @@ fn rule(reader: &mut Reader<'_>, map: Id, number: usize) -> Option<ReplyRule> {
         reader.report(at, "this rule would fit every reply", Some(help));
     }
     let can_bounce = matches!(scope, None | Some(Scope::Recipient | Scope::Message));
-    if permanent == Some(true) && !can_bounce {
-        let help = "set scope to message or recipient, or leave permanent out";
-        let place = reader.place(the!("permanent"));
-        reader.report(place, "only a message or a recipient can be refused for good", Some(help));
+    for (key, set) in [(the!("permanent"), permanent == Some(true)), (the!("tries"), tries.is_some())] {
+        if set && !can_bounce {
+            let help = format!("set scope to message or recipient, or leave {} out", key.name);
+            let place = reader.place(key);
+            reader.report(place, "only a message or a recipient can be refused for good", Some(&help));
+        }
     }
     Some(ReplyRule {
         name,
@@ -200,6 +206,7 @@ fn rule(reader: &mut Reader<'_>, map: Id, number: usize) -> Option<ReplyRule> {
         after_accepted,
         scope,
         permanent,
+        tries: tries.map(|tries: u16| tries.into()),
         who: who.unwrap_or(Who::Operator),
         means: means?,
         help,

@@ -70,6 +70,7 @@ pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
                     who: Who::Upstream,
                     help: None,
                     not_before: None,
+                    tries: None,
                     slower: None,
                 })),
                 ..plain(Permanence::Transient, Scope::Upstream)
@@ -90,9 +91,12 @@ pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
     let not_before = wait.map(|wait| now.after(wait));
     let advice = match rule {
         Some(rule) => {
-            Some(Advice { who: rule.who, help: rule.help.clone(), not_before, slower: rule.slower })
+            let (help, tries) = (rule.help.clone(), rule.tries);
+            Some(Advice { who: rule.who, help, not_before, tries, slower: rule.slower })
         }
-        None => not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before, slower: None }),
+        None => {
+            not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before, tries: None, slower: None })
+        }
     };
     Verdict {
         explanation: rule.map(|rule| rule.means.clone()),

@@ -235,9 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         behind: Option<Ahead>,
         before_content: impl Future<Output = ()>,
     ) -> Attempt {
-        if let Some(lack) =
-            needs::of_message(message, &self.capabilities, self.upstream.message_size, self.is_verified())
-        {
+        if let Some(lack) = self.lack(message) {
             return Attempt::Done(vec![self.lacking(lack); message.recipients.len()]);
         }
         let mut transaction = self.begin(message);

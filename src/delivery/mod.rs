@@ -468,6 +468,7 @@ impl Agent {
                 who,
                 help: help.map(str::to_owned),
                 not_before: None,
+                tries: None,
                 slower: None,
             })),
             uncertain: false,

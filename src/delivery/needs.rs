@@ -36,12 +36,13 @@ impl Lack {
 
 /// What the upstream lacks for the message as a whole. `verified`: the connection is in TLS, and the
 /// upstream has shown that it is the one we were told of; `documented`: the size of its largest message,
-/// where it doesn't say.
+/// where it doesn't say; `now` is what is left of a time counts from.
 pub(super) fn of_message(
     message: &Message<'_>,
     known: &Capabilities,
     documented: Option<u64>,
     verified: bool,
+    now: Timestamp,
 ) -> Option<Lack> {
     let lack = |status, words: &str| Some(Lack::new(Scope::Message, status, words));
     // RFC 1870 §6.1.
@@ -80,6 +81,24 @@ pub(super) fn of_message(
             Enhanced(5, 7, 30),
             "the sender requires TLS all the way (REQUIRETLS), which the upstream does not promise",
         );
+    }
+    // RFC 2852 §4.1: whoever wants a message back rather than late has it go only by those who keep to that.
+    if let Some(by) = message.handling.deliver_by.filter(|by| by.or_return) {
+        let Some(shortest) = known.deliver_by else {
+            return lack(
+                Enhanced(5, 3, 3),
+                "the sender wants the message back rather than late (BY with R), which the upstream does not \
+                 promise (no DELIVERBY)",
+            );
+        };
+        if left(by, shortest, now).is_none() {
+            return lack(
+                Enhanced(5, 4, 7),
+                &format!(
+                    "less is left of the time that the sender gave than the upstream needs ({shortest} s)"
+                ),
+            );
+        }
     }
     None
 }
@@ -122,8 +141,7 @@ pub(super) fn mail(message: &Message<'_>, known: &Capabilities, now: Timestamp) 
     Command::Mail(message.reverse_path.clone(), parameters)
 }
 
-/// RFC 2852 §4: the time goes on as what is left of it, to an upstream that takes so short a one. Whoever
-/// wants the message back when it is over gets it from us, if nothing is left.
+/// RFC 2852 §4: the time goes on as what is left of it, to an upstream that takes so short a one.
 fn left(by: DeliverBy, shortest: u32, now: Timestamp) -> Option<By> {
     let (left, past) = (by.time.since(now).as_secs(), now.since(by.time).as_secs());
     let seconds = if left > 0 { i64::try_from(left).ok()? } else { -i64::try_from(past).ok()? };
@@ -180,7 +198,13 @@ mod tests {
         };
         let shown = |lack: Option<Lack>| lack.map_or("ok".to_owned(), |lack| lack.status.to_string());
         let documented = keywords.contains("X-DOCUMENTED").then_some(2);
-        let mut got = vec![shown(of_message(&message, &known, documented, keywords.contains("X-VERIFIED")))];
+        let mut got = vec![shown(of_message(
+            &message,
+            &known,
+            documented,
+            keywords.contains("X-VERIFIED"),
+            Timestamp(0),
+        ))];
         got.extend(mailboxes.iter().enumerate().map(|(place, to)| shown(of_recipient(place, to, &known))));
         assert_eq!(got, expected, "{keywords}");
         let mut line = Vec::new();
@@ -253,9 +277,11 @@ mod tests {
         let (to, ok) = (["a@b.example"], ["ok", "ok"]);
         check("DELIVERBY", "", &to, by(90, true), &ok, "MAIL FROM:<> BY=90;RT");
         check("DELIVERBY 60", "", &to, by(90, false), &ok, "MAIL FROM:<> BY=90;NT");
-        check("DELIVERBY 100", "", &to, by(90, true), &ok, "MAIL FROM:<>");
         check("DELIVERBY", "", &to, by(0, false), &ok, "MAIL FROM:<> BY=0;NT");
-        check("DELIVERBY", "", &to, by(0, true), &ok, "MAIL FROM:<>");
-        check("", "", &to, by(90, true), &ok, "MAIL FROM:<>");
+        check("", "", &to, by(90, false), &ok, "MAIL FROM:<>");
+        // Who wants it back gets it back, rather than have it go on without a promise.
+        check("DELIVERBY 100", "", &to, by(90, true), &["5.4.7", "ok"], "MAIL FROM:<>");
+        check("DELIVERBY", "", &to, by(0, true), &["5.4.7", "ok"], "MAIL FROM:<>");
+        check("", "", &to, by(90, true), &["5.3.3", "ok"], "MAIL FROM:<>");
     }
 }

@@ -449,7 +449,7 @@ mod tests {
         };
         let seen = |scope, told: Option<u64>| {
             let not_before = told.map(|seconds| clock.now().after(Duration::from_secs(seconds)));
-            let advice = Advice { who: Who::Nobody, help: None, not_before, slower: None };
+            let advice = Advice { who: Who::Nobody, help: None, not_before, tries: None, slower: None };
             Evidence { at: clock.now(), scope, advice: Some(Box::new(advice)), ..evidence() }
         };
         // Of the account, and with a time: it lasts as long as it was meant, however often it starts.

@@ -104,6 +104,9 @@ pub struct Advice {
     /// The upstream said, or its window says, that nothing helps before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// So many tries are worth it; then it is as if it had been refused for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tries: Option<u32>,
     /// It comes too fast, or from too many sides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slower: Option<Slower>,
@@ -154,6 +157,11 @@ impl Evidence {
     /// What the upstream wants less of, if it said so.
     pub fn slower(&self) -> Option<Slower> {
         self.advice.as_ref()?.slower
+    }
+
+    /// How many tries are worth it, if that is known.
+    pub fn tries(&self) -> Option<u32> {
+        self.advice.as_ref()?.tries
     }
 
     /// When the upstream wants to be asked again, if it said so.

@@ -58,6 +58,13 @@ impl Runner {
                     recipient.state = RecipientState::Bounced;
                     news.note(*place, recipient, Happened::Lost);
                 }
+                // The upstream says "not now" of what it will never take.
+                Outcome::Deferred(evidence)
+                    if evidence.tries().is_some_and(|tries| recipient.attempts >= tries) =>
+                {
+                    recipient.state = RecipientState::Bounced;
+                    news.note(*place, recipient, Happened::Lost);
+                }
                 Outcome::Deferred(evidence)
                     if over && !(somebody && evidence.scope == Scope::Transaction) =>
                 {

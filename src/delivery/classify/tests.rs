@@ -88,7 +88,8 @@ fn every_known_reply_of_every_provider_means_what_it_means() {
         (Some("zeptomail"), Auth, "535 Authentication Failed", Transient, Credential, Some("zeptomail-login"), None),
         (None, Mail, "553 Relaying disallowed as app@x.example", Transient, Sender, Some("zeptomail-relaying"), None),
         (None, FinalReply, "552 Relaying disallowed as app@x.example", Transient, Sender, Some("zeptomail-relaying"), None),
-        (None, FinalReply, "450 The from.email domain must be verified", Transient, Message, Some("mailersend-validation"), None),
+        (None, FinalReply, "450 The from.email domain must be verified in your account to send emails. #MS42207", Transient, Sender, Some("mailersend-domain"), None),
+        (None, FinalReply, "450 The subject field is required. #MS42201", Transient, Message, Some("mailersend-validation"), None),
         (None, Greeting, "421 4.4.5 Too many connections", Transient, Upstream, Some("too-many-connections"), Some(10)),
         (None, FinalReply, "452 4.4.5 Rate limit", Transient, Account, Some("emailit-second"), Some(1)),
         (None, FinalReply, "452 4.5.3 Daily sending limit exceeded", Transient, Account, Some("emailit-daily"), Some(HOUR)),
@@ -156,4 +157,11 @@ fn a_long_text_is_looked_at_in_part() {
     let long = format!("550 {} quota exceeded", "ä".repeat(TEXT_MAX));
     let verdict = judged(None, FinalReply, &long);
     assert_eq!((verdict.permanence, verdict.rule), (Permanent, None));
+}
+
+#[test]
+fn what_will_never_pass_says_how_many_tries_it_is_worth() {
+    let tries = |text| judged(None, FinalReply, text).advice.and_then(|advice| advice.tries);
+    assert_eq!(tries("450 The subject field is required. #MS42201"), Some(5));
+    assert_eq!(tries("450 4.2.0 greylisted"), None);
 }

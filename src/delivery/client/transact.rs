@@ -202,8 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let plain = message.handling.body != Body::Binary && known.pipelining && !known.chunking;
         // What is left of a time is less when it is compared with what was sent.
         let timeless = message.handling.deliver_by.is_none();
-        let lacks = needs::of_message(message, known, self.upstream.message_size, self.is_verified());
-        if !plain || !timeless || lacks.is_some() {
+        if !plain || !timeless || self.lack(message).is_some() {
             return None;
         }
         let transaction = self.begin(message);
@@ -216,6 +215,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             command.write_to(&mut octets);
         }
         Some(Ahead(octets))
+    }
+
+    /// What the upstream lacks for a message as a whole, if anything.
+    pub(super) fn lack(&self, message: &Message<'_>) -> Option<needs::Lack> {
+        let (known, documented) = (&self.capabilities, self.upstream.message_size);
+        needs::of_message(message, known, documented, self.is_verified(), self.clock.now())
     }
 
     /// A transaction in which only those are judged whom the upstream said in advance that it can't reach.
