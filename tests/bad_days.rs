@@ -406,6 +406,26 @@ fn a_way_that_is_not_there_keeps_the_mail() {
 }
 
 #[test]
+fn what_the_upstream_will_never_take_though_it_says_not_now_goes_back_after_a_few_tries() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.refusal = behind_the_dot("450 The subject field is required. #MS42201"));
+    let rule = "[{text: 'is required', tries: 3, scope: message, means: it will never pass}]";
+    let relay =
+        Relay::start(&mailer(&upstream).set("smtp_relay_replies", rule).set("smtp_retry", "100ms..200ms"));
+    send(&relay, "sender@example.test", tokens("never", 1));
+    wait::until_true("its sender is told", || bounces(&relay) >= 1);
+    let log = relay.log();
+    let of_it: Vec<&str> = log.lines().filter(|line| line.contains("sender=sender@example.test")).collect();
+    let count = |what: &str| of_it.iter().filter(|line| line.contains(what)).count();
+    assert_eq!((count(" deferred id="), count(" bounced id=")), (2, 1), "{of_it:#?}");
+    // The report passes, as the day is better.
+    upstream.set(|it| it.refusal = None);
+    relay.wait_for_empty_queue();
+    let reports = upstream.messages();
+    assert!(reports.len() == 1 && String::from_utf8_lossy(&reports[0]).contains("#MS42201"), "{reports:?}");
+}
+
+#[test]
 fn restarts_in_a_loop_do_not_knock_at_an_account_that_pauses() {
     let upstream = Upstream::start(PASSWORD);
     let daily = "550 5.4.5 Daily user sending limit exceeded.";
