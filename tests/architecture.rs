@@ -45,6 +45,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/output.rs"]),
     ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),
     ("serde_saphyr", &["config/", "environment/"]),
+    ("sd_notify", &["service/manager.rs", "service/doors.rs"]),
+    ("listenfd", &["service/doors.rs"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs"]),
     ("SystemTime::now", &["clock.rs"]),

@@ -26,6 +26,9 @@ use crate::admin::{Body, SOCKET, connect_socket};
 /// For one answer, content included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
+/// Octets of an answer that may be a sentence.
+const LINE_MAX: usize = 1_000;
+
 /// A relay that was found, or the queue of one that doesn't run.
 pub(super) struct Client {
     runtime: tokio::runtime::Runtime,
@@ -128,8 +131,14 @@ impl Client {
         }
         let octets = response.into_body().collect().await.map_err(closed)?.to_bytes();
         let answer: Value = serde_json::from_slice(&octets).unwrap_or_default();
-        let words =
-            answer["error"].as_str().map_or_else(|| format!("the relay answered {status}"), str::to_owned);
+        let words = match answer["error"].as_str() {
+            Some(words) => words.to_owned(),
+            // A probe's answer is plain text.
+            None if octets.len() < LINE_MAX && octets.starts_with(b"not ready") => {
+                String::from_utf8_lossy(&octets).trim().to_owned()
+            }
+            None => format!("the relay answered {status}"),
+        };
         let exit = match status {
             StatusCode::BAD_REQUEST => Exit::USAGE,
             StatusCode::NOT_FOUND => Exit::DATA,

@@ -11,6 +11,7 @@ mod dkim;
 mod env;
 mod exit;
 mod handover;
+mod health;
 mod info;
 mod login;
 mod logs;
@@ -20,6 +21,7 @@ mod presets;
 mod queue;
 mod relay;
 mod reload;
+mod schema;
 mod send;
 mod sendmail;
 mod status;
@@ -86,6 +88,8 @@ enum Command {
     Env(env::Env),
     /// Say how the relay is
     Status(status::Status),
+    /// Say whether new mail is taken; fails with the reason if not, for health checks of containers
+    Health,
     /// Look at and act on queued mail
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -97,6 +101,8 @@ enum Command {
     Sendmail(sendmail::Sendmail),
     /// Make the running relay read its configuration again
     Reload,
+    /// Print a JSON Schema of dotcloud.yml, by which editors complete and check it
+    Schema,
     /// Print a script by which a shell completes commands and options
     Completions(completions::Completions),
     /// Print the manual page, or write all of them
@@ -155,11 +161,13 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Login(login) => login.run(&place)?,
         Command::Env(env) => env.run(&place)?,
         Command::Status(status) => status.run(&place)?,
+        Command::Health => health::run(&place)?,
         Command::Logs(logs) => logs.run(&place)?,
         Command::Queue(queue) => queue.run(&place)?,
         Command::Send(send) => return send.run(&place),
         Command::Sendmail(sendmail) => return sendmail.run(place),
         Command::Reload => reload::run(&place)?,
+        Command::Schema => schema::run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run()?,
     }

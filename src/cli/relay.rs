@@ -254,7 +254,7 @@ fn listeners(loaded: &Loaded) -> Vec<(Known, String)> {
 
 /// Whether a listener is a Unix socket, which is not for this client.
 fn is_socket(address: &str) -> bool {
-    address.starts_with("unix:")
+    address.starts_with("unix:") || address.starts_with("fd:")
 }
 
 /// Host and port of a listener's address; one that listens everywhere is reached by loopback.

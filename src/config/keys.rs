@@ -1,5 +1,5 @@
-//! Every key of the `config` map, once: what it wants, its default, who may use it, and whether this
-//! version can honour it. Reading, the list of known names, and the check that the manual mentions
+//! Every key of the `config` map, once: what it wants, its default, who may use it, and whether a change waits for
+//! the next start. Reading, the list of known names, what a reload says, and the check that the manual mentions
 //! each key all go by this table.
 
 use super::Role;
@@ -17,8 +17,8 @@ pub struct Key {
     pub relay_only: bool,
     /// Whether it is a secret, so that `…_file` and a credential give it too.
     pub secret: bool,
-    /// Whether this version honours it. A key that it would ignore is refused.
-    pub supported: bool,
+    /// Whether a change waits for the next start; all others are taken up by a reload.
+    pub restart: bool,
     /// What a value is: "a port from 1 to 65535".
     pub wants: &'static str,
     /// A value as it may stand in the file.
@@ -27,6 +27,8 @@ pub struct Key {
     pub default: &'static str,
     /// What it does, in a line.
     pub doc: &'static str,
+    /// Where the manual says more.
+    pub see: Option<&'static str>,
 }
 
 impl Key {
@@ -37,17 +39,13 @@ impl Key {
             called: None,
             relay_only: false,
             secret: false,
-            supported: true,
+            restart: false,
             wants,
             example,
             default: "none",
             doc: "",
+            see: None,
         }
-    }
-
-    /// A key that is part of the contract and not of this version.
-    const fn later(name: &'static str, doc: &'static str) -> Self {
-        Self { supported: false, doc, ..Self::new(name, "", "") }
     }
 
     const fn local(self, name: &'static str) -> Self {
@@ -67,12 +65,20 @@ impl Key {
         Self { secret: true, ..self }
     }
 
+    const fn restart(self) -> Self {
+        Self { restart: true, ..self }
+    }
+
     const fn default(self, default: &'static str) -> Self {
         Self { default, ..self }
     }
 
     const fn doc(self, doc: &'static str) -> Self {
         Self { doc, ..self }
+    }
+
+    const fn see(self, see: &'static str) -> Self {
+        Self { see: Some(see), ..self }
     }
 
     /// The names that it has in a service of this role, `…_file` of secrets apart.
@@ -134,7 +140,8 @@ pub const KEYS: &[Key] = &[
         .doc("Its password."),
     Key::new("smtp_relay_provider", "the name of a preset", "mailgun")
         .default("told by the server's name")
-        .doc("A preset: host, port, TLS, known limits; any key set beside it wins."),
+        .doc("A preset: host, port, TLS, known limits; any key set beside it wins.")
+        .see("providers.md#presets"),
     Key::new("smtp_relay_tls", "one of starttls, implicit, opportunistic, none", "starttls")
         .local("smtp_tls").default("implicit on port 465, else starttls")
         .doc("How the connection is protected."),
@@ -158,7 +165,8 @@ pub const KEYS: &[Key] = &[
         .doc("Send credentials even where nobody verified who reads them."),
     Key::new("smtp_relay_oauth", "a map of token_url, client_id, client_secret, refresh_token, scope",
              "{token_url: …, client_id: …, refresh_token: …}")
-        .doc("Access tokens instead of a password."),
+        .doc("Access tokens instead of a password.")
+        .see("#access-tokens"),
     Key::new("smtp_relay_connections", "a number from 1 to 1000", "10")
         .default("the preset's, else 10")
         .doc("Most connections at once."),
@@ -170,13 +178,15 @@ pub const KEYS: &[Key] = &[
         .doc("Most messages over one connection."),
     Key::new("smtp_relay_proxy", "a URL: socks5:// or http://, user:password@ if need be, host and port", "socks5://proxy:1080")
         .secret()
-        .doc("A proxy to connect through: SOCKS5, or HTTP's CONNECT. It resolves the upstream's name."),
+        .doc("A proxy to connect through: SOCKS5, or HTTP's CONNECT. It resolves the upstream's name.")
+        .see("upstream.md#the-way-there"),
     Key::new("smtp_relay_source_address", "an IP address, or one of each family", "192.0.2.7")
         .default("the system's choice")
         .doc("The address to connect from."),
     Key::new("smtp_relay_pipelining", "true or false", "false")
         .default("true")
-        .doc("Send several commands at once (RFC 2920), where the upstream says that it can take them."),
+        .doc("Send several commands at once (RFC 2920), where the upstream says that it can take them.")
+        .see("upstream.md#one-round-trip-a-message"),
     Key::new("smtp_relay_chunking", "true or false", "false")
         .default("true")
         .doc("Send content by BDAT (RFC 3030), where the upstream says that it can take it."),
@@ -188,22 +198,25 @@ pub const KEYS: &[Key] = &[
         .doc("The waits after the upstream refused the login."),
     Key::new("smtp_relay_replies", "a list of rules, each a map", "[{text: slow down, scope: account, means: …}]")
         .default("the table that is shipped")
-        .doc("What replies of the upstream mean; asked before the shipped table."),
+        .doc("What replies of the upstream mean; asked before the shipped table.")
+        .see("providers.md#rules-of-your-own"),
     Key::new("smtp_relays", "a list of upstreams, each a map", "[{name: first, server: smtp.mailgun.org}]")
         .doc("Several upstreams, instead of `smtp_relay_…`; which mail each is for."),
     Key::new("smtp_rate_limit", "a limit, or a list of them", "500 recipients/day")
         .default("the preset's, else none")
         .doc("Most messages or recipients in any stretch of a time."),
     Key::new("smtp_sender_rewrite", "a mail address, or a map of senders to mail addresses", "relay@example.com")
-        .doc("Other sender addresses than the apps use, in envelope and From field."),
+        .doc("Other sender addresses than the apps use, in envelope and From field.")
+        .see("#senders"),
     Key::new("smtp_dkim", "a map of domain, selector, key and algorithm, or a list of them", "{domain: example.com}")
-        .doc("The keys that sign mail (DKIM)."),
+        .doc("The keys that sign mail (DKIM).")
+        .see("#signatures"),
     Key::new("smtp_breaker_bounces", "a number from 1 to 1000", "10")
         .default("10")
         .doc("Permanent refusals of distinct messages in a row, without a success, after which the rest is held."),
 
     // The listener.
-    Key::new("smtp_listen", "an address with its port, or `unix:` and a path, or a list of them", "0.0.0.0:587")
+    Key::new("smtp_listen", "an address with its port, `unix:` and a path, or `fd:` and a name, or a list of them", "0.0.0.0:587")
         .default("0.0.0.0:587; 127.0.0.1:25 for a local MTA")
         .doc("Where apps hand in mail."),
     Key::new("smtp_hostname", "a domain name", "mailer.example.com")
@@ -215,7 +228,10 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_password", "a password, in one line", "'…'")
         .relay_only().secret().default("generated once and kept")
         .doc("Its password."),
-    Key::later("smtp_password_grace", "How long a changed password's predecessor still works."),
+    Key::new("smtp_password_grace", "a duration", "1d")
+        .default("none: the old one ends at once")
+        .doc("How long a login's old password still works beside its new one.")
+        .see("operations.md#running-it"),
     Key::new("smtp_users", "a map of names, each with its password", "{shop: {password: '…'}}")
         .doc("Further logins for apps."),
     Key::new("smtp_networks", "a network, or a list of them", "10.0.0.0/8")
@@ -289,7 +305,7 @@ pub const KEYS: &[Key] = &[
 
     // The queue.
     Key::new("smtp_queue", "the path of a directory", "/var/lib/outpost/queue")
-        .default("`queue` in the data directory")
+        .restart().default("`queue` in the data directory")
         .doc("Where mail waits."),
     Key::new("smtp_queue_lifetime", "a duration", "5d")
         .default("5d")
@@ -329,7 +345,7 @@ pub const KEYS: &[Key] = &[
         .default("false")
         .doc("Publish the upstream's password too."),
     Key::new("smtp_admin_listen", "an IP address with its port", "127.0.0.1:8025")
-        .default("127.0.0.1:8025")
+        .restart().default("127.0.0.1:8025")
         .doc("Web page, API and metrics."),
     Key::new("smtp_admin_password", "a password, in one line", "'…'")
         .secret()
@@ -341,7 +357,7 @@ pub const KEYS: &[Key] = &[
 
 /// What a listener holds when it is written as a map.
 pub(super) const LISTENER: &[Key] = &[
-    Key::new("address", "an address with its port, or `unix:` and a path", "0.0.0.0:465"),
+    Key::new("address", "an address with its port, `unix:` and a path, or `fd:` and a name", "0.0.0.0:465"),
     Key::new("tls", "one of none, starttls, implicit", "implicit"),
     Key::new("auth", "optional or required", "required"),
     Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5"),

@@ -52,6 +52,23 @@ pub struct Loaded {
 /// # Errors
 /// Every problem that was found, in the file's order.
 pub fn load(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Problems> {
+    load_with_files(source, env).1
+}
+
+/// The same, with the files that the settings come from, also where they are not there or wrong: a change in one of
+/// them is a reason to load again.
+pub fn load_with_files(
+    source: &Source,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> (Vec<PathBuf>, Result<Loaded, Problems>) {
+    let mut files = Vec::new();
+    let loaded = load_noting(source, env, &mut files);
+    files.sort();
+    files.dedup();
+    (files, loaded)
+}
+
+fn load_noting(source: &Source, env: Env<'_>, files: &mut Vec<PathBuf>) -> Result<Loaded, Problems> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
     let named = source.file.clone().or_else(|| set("OUTPOST_CONFIG").map(PathBuf::from));
     let usual = || FILES.iter().map(PathBuf::from).find(|path| path.exists());
@@ -60,15 +77,16 @@ pub fn load(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Result<Loa
             let name = source.service.as_deref().unwrap_or("mailer");
             // A JSON string is a YAML string.
             let text = format!("{}: {{type: smtp}}", serde_json::Value::from(name));
-            return parse(&text, "environment", source, env);
+            return judge(&text, "environment", source, env, files).map(|(loaded, _)| loaded);
         }
         let message = format!("no file here, nor {}", FILES[1]);
         let help = "name one by -f or OUTPOST_CONFIG, or set SMTP_RELAY_SERVER in the environment";
         return Err(Problems::of_file(FILES[0], message, Some(help)));
     };
+    files.push(path.clone());
     let name = path.display().to_string();
     let (text, mode) = read(&path).map_err(|(message, help)| Problems::of_file(&name, message, help))?;
-    let (mut loaded, inline_secret) = judge(&text, &name, source, env)?;
+    let (mut loaded, inline_secret) = judge(&text, &name, source, env, files)?;
     if inline_secret && mode & 0o044 != 0 {
         let message = "the file holds a password, and other users of this system can read it";
         let help =
@@ -88,10 +106,16 @@ pub fn parse(
     source: &Source,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Problems> {
-    judge(text, file_name, source, env).map(|(loaded, _)| loaded)
+    judge(text, file_name, source, env, &mut Vec::new()).map(|(loaded, _)| loaded)
 }
 
-fn judge(text: &str, file: &str, source: &Source, env: Env<'_>) -> Result<(Loaded, bool), Problems> {
+fn judge(
+    text: &str,
+    file: &str,
+    source: &Source,
+    env: Env<'_>,
+    files: &mut Vec<PathBuf>,
+) -> Result<(Loaded, bool), Problems> {
     refuse_strange(text, file)?;
     let document = Document::parse(text).map_err(|error| {
         let (line, column) = (Some(error.at.line), Some(error.at.column));
@@ -108,6 +132,7 @@ fn judge(text: &str, file: &str, source: &Source, env: Env<'_>) -> Result<(Loade
     };
     let mut reader = Reader::new(around, KEYS, (chosen.at, chosen.config), what, ours);
     let settings = settings::settings(&mut reader, &chosen, &data_directory(source, base, env));
+    files.append(&mut reader.files);
     match reader.problems.is_empty() {
         true => Ok((Loaded { settings, warnings: reader.warnings, file: None }, reader.inline_secret)),
         false => Err(Problems::sorted(reader.problems)),

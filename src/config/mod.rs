@@ -16,6 +16,7 @@ pub mod presets;
 mod problem;
 mod reader;
 mod replies;
+mod schema;
 mod secret;
 mod services;
 mod settings;
@@ -43,9 +44,10 @@ pub use self::path::{Proxy, ProxyProtocol};
 pub use self::{
     keys::{KEYS, Key, secret_keys},
     limit::{Counts, Limit, parse_limit},
-    load::{Loaded, Source, load, parse},
+    load::{Loaded, Source, load, load_with_files, parse},
     problem::{Problem, Problems},
     replies::{Replies, ReplyRule, ReplyWait},
+    schema::schema,
 };
 
 /// Everything one relay needs to run, resolved: defaults applied, overrides merged, secrets read.
@@ -98,7 +100,8 @@ pub enum Role {
 /// One address that takes mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Host and port as written, resolved when it is bound; or `unix:` and a path.
+    /// Host and port as written, resolved when it is bound; or `unix:` and a path; or `fd:` and the name of a socket
+    /// that whoever starts us passes.
     pub address: String,
     /// Whether the connection starts in TLS, may change to it, or neither.
     pub tls: ListenTls,
@@ -145,6 +148,8 @@ pub struct ListenerTls {
 pub struct Access {
     /// The logins for apps. The first is the one that is published.
     pub users: Vec<User>,
+    /// How long a login's old password still works beside its new one; `None`: not at all.
+    pub password_grace: Option<Duration>,
     /// Networks that may relay without AUTH.
     pub networks: Vec<IpNet>,
     /// The senders that may be used at all; `None`: any.

@@ -72,6 +72,8 @@ pub(super) struct Reader<'a> {
     pub(super) warnings: Vec<Problem>,
     /// Whether a secret stands in the configuration file itself.
     pub(super) inline_secret: bool,
+    /// The files that were named, there or not: a change in one of them is a change of the settings.
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl<'a> Reader<'a> {
@@ -92,6 +94,7 @@ impl<'a> Reader<'a> {
             problems: Vec::new(),
             warnings: Vec::new(),
             inline_secret: false,
+            files: Vec::new(),
         };
         let (entries, again) = map.and_then(|id| around.document.entries(id)).unwrap_or_default();
         for entry in again.iter().filter(|entry| ours(entry.key)) {
@@ -100,7 +103,6 @@ impl<'a> Reader<'a> {
         }
         reader.entries = entries.into_iter().filter(|e| ours(e.key)).map(|e| (e.key, e)).collect();
         reader.refuse_unknown(what);
-        reader.refuse_unsupported();
         reader
     }
 
@@ -117,6 +119,7 @@ impl<'a> Reader<'a> {
         self.problems.truncate(MAX_PROBLEMS);
         self.warnings.extend(inner.warnings);
         self.inline_secret |= inner.inline_secret;
+        self.files.extend(inner.files);
     }
 
     /// Adds a problem.
@@ -194,7 +197,9 @@ impl<'a> Reader<'a> {
     /// A path; in the file, relative to the file's directory.
     pub(super) fn path(&mut self, key: &Key) -> Option<PathBuf> {
         let place = self.place(key);
-        self.one(key, value::text).map(|path| self.resolve(&place, path))
+        let path = self.one(key, value::text).map(|path| self.resolve(&place, path));
+        self.files.extend(path.clone());
+        path
     }
 
     /// Makes a path absolute as far as the place where it stands tells.

@@ -24,7 +24,9 @@ impl Reader<'_> {
         let found = self.find(key)?;
         if found.in_file {
             let path = self.read(key, &found, &value::text)?;
-            return self.secret_file(found.place.clone(), &found.name, &self.resolve(&found.place, path));
+            let path = self.resolve(&found.place, path);
+            self.files.push(path.clone());
+            return self.secret_file(found.place.clone(), &found.name, &path);
         }
         self.inline_secret |= matches!(found.place, Place::File(_));
         let text = self.text(key, &found)?;

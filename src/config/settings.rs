@@ -51,7 +51,12 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         data: data.to_owned(),
         listen: listener::listen(reader, &networks),
         tls: listener::listener_tls(reader),
-        access: Access { users: listener::users(reader), networks, senders: listener::senders(reader) },
+        access: Access {
+            users: listener::users(reader),
+            password_grace: reader.one(key!("smtp_password_grace"), value::duration),
+            networks,
+            senders: listener::senders(reader),
+        },
         bounds,
         upstreams,
         queue: queue(reader, data),

@@ -188,6 +188,14 @@ pub(super) fn listen_address(text: &str) -> Read<String> {
             _ => help("a socket's path begins with / and has at most 100 characters"),
         };
     }
+    if let Some(name) = text.strip_prefix("fd:") {
+        // As FileDescriptorName= of systemd.socket(5) takes it.
+        return match name.chars().all(|c| c.is_ascii_graphic() && c != ':') && (1..=255).contains(&name.len())
+        {
+            true => Ok(text.to_owned()),
+            false => help("the name of a socket that the service manager passes, such as `fd:smtp`"),
+        };
+    }
     let Some((name, port)) = text.rsplit_once(':') else {
         return help("it takes a host and a port, such as `0.0.0.0:587`");
     };

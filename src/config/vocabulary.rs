@@ -1,4 +1,4 @@
-//! Keys that aren't known, or not yet: named where they stand, with the nearest one that is.
+//! Keys that aren't known: named where they stand, with the nearest one that is.
 
 use super::reader::{MAX_PROBLEMS, Place, Reader};
 
@@ -6,21 +6,7 @@ use super::reader::{MAX_PROBLEMS, Place, Reader};
 const MAX_NAME: usize = 64;
 
 impl Reader<'_> {
-    /// Keys that would be ignored are refused: whoever sets one counts on it.
-    pub(super) fn refuse_unsupported(&mut self) {
-        for key in self.keys.iter().filter(|key| !key.supported) {
-            if let Some(found) = self.find(key) {
-                let message = format!("{} is not available in this version yet", found.name);
-                self.report(
-                    found.place,
-                    message,
-                    Some("remove it; docs/configuration.md says what there is"),
-                );
-            }
-        }
-    }
-
-    /// Mistyped keys, which would be ignored as well. `what` is whose keys they are.
+    /// Mistyped keys, which would be ignored: whoever sets one counts on it. `what` is whose keys they are.
     pub(super) fn refuse_unknown(&mut self, what: &str) {
         let role = self.around.role;
         let known = self.keys.iter().flat_map(|key| {

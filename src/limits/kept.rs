@@ -26,7 +26,7 @@ impl Kept {
     }
 
     /// What was kept; the default if nothing was.
-    pub(super) fn read<T: DeserializeOwned + Default>(&self) -> T {
+    pub fn read<T: DeserializeOwned + Default>(&self) -> T {
         let Some(path) = &self.0 else { return T::default() };
         let read = || -> io::Result<T> {
             if fs::symlink_metadata(path)?.len() > OCTETS_MAX {
@@ -43,7 +43,7 @@ impl Kept {
     }
 
     /// Keeps it. That it fails is told, and is no reason to stop.
-    pub(super) fn write(&self, state: &impl Serialize) {
+    pub fn write(&self, state: &impl Serialize) {
         let Some(path) = &self.0 else { return };
         let written = serde_json::to_vec(state).map_err(Into::into).and_then(|octets| replace(path, &octets));
         if let Err(error) = written {

@@ -13,29 +13,53 @@ use crate::smtp::{
 
 /// Who may log in.
 #[derive(Debug, Default)]
-pub struct Credentials(Vec<(String, SecretString)>);
+pub struct Credentials {
+    /// Each login with the passwords that are right: its own, and old ones that still are.
+    logins: Vec<(String, Vec<SecretString>)>,
+    /// The most that any of them has. As many are tried for each, so that the time tells nothing.
+    tries: usize,
+}
 
 impl Credentials {
     /// From user names and passwords.
     pub fn new(users: Vec<(String, SecretString)>) -> Self {
-        Self(users)
+        let logins = users.into_iter().map(|(name, password)| (name, vec![password])).collect();
+        Self { logins, tries: 1 }
+    }
+
+    /// The same, with further passwords of some of them.
+    #[must_use]
+    pub fn or(mut self, others: Vec<(String, SecretString)>) -> Self {
+        for (name, password) in others {
+            if let Some((_, passwords)) = self.logins.iter_mut().find(|(login, _)| *login == name) {
+                passwords.push(password);
+                self.tries = self.tries.max(passwords.len());
+            }
+        }
+        self
     }
 
     /// Whether anybody can log in at all.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.logins.is_empty()
     }
 
-    /// Tries `check` on the password of `username`, or on one nobody has, so that it takes as long.
+    /// Tries `check` on the passwords of `username`, or on some nobody has, so that it takes as long.
     fn verify(&self, username: &str, check: impl Fn(&str) -> bool) -> Option<Authenticated> {
         self.prove(username, |password| check(password).then_some(())).map(|(user, ())| user)
     }
 
     /// The same where a right password also leads to something.
     fn prove<T>(&self, username: &str, check: impl Fn(&str) -> Option<T>) -> Option<(Authenticated, T)> {
-        let password = self.0.iter().find(|(name, _)| name == username).map(|(_, password)| password);
-        let right = check(password.map_or("", |password| password.expose_secret()));
-        right.filter(|_| password.is_some()).map(|proof| (Authenticated { user: username.to_owned() }, proof))
+        let login = self.logins.iter().find(|(name, _)| name == username);
+        let passwords = login.map_or(&[][..], |(_, passwords)| passwords);
+        let mut right = None;
+        for turn in 0..self.tries {
+            let password = passwords.get(turn);
+            let proof = check(password.map_or("", |password| password.expose_secret()));
+            right = right.or(proof.filter(|_| password.is_some()));
+        }
+        right.map(|proof| (Authenticated { user: username.to_owned() }, proof))
     }
 }
 

@@ -162,8 +162,9 @@ impl Listener {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// Accepts on one address until the process is about to end.
-    pub async fn accept(&self, socket: Socket, entrance: impl Into<Entrance>) {
+    /// Accepts on one address until the process is about to end. Dropped between two clients, it leaves the socket
+    /// as it was.
+    pub async fn accept(&self, socket: Arc<Socket>, entrance: impl Into<Entrance>) {
         let entrance = Arc::new(entrance.into());
         let mut shutdown = self.0.shutdown.clone();
         let mut failing = false;

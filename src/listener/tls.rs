@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     io::Write as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -65,30 +65,8 @@ pub fn load(own: Option<&ListenerTls>, directory: &Path, hostname: &str) -> Resu
     identity(files)
 }
 
-/// What the files of a certificate looked like; another value means that they were changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp([Option<[i64; 6]>; 2]);
-
-impl Stamp {
-    /// Whether both files were there.
-    pub fn is_complete(&self) -> bool {
-        self.0.iter().all(Option::is_some)
-    }
-}
-
-/// Looks at the files that [`load`] reads, without reading them.
-pub fn stamp(own: Option<&ListenerTls>, directory: &Path) -> Stamp {
-    let files = own.cloned().unwrap_or_else(|| made_in(directory));
-    let look = |path: &PathBuf| {
-        // Renamed over, written to, or given back to us by other rights: each shows in one of these.
-        let found = fs::metadata(path).ok()?;
-        let (size, place) = (found.len() as i64, found.ino() as i64);
-        Some([place, size, found.ctime(), found.ctime_nsec(), found.mtime(), found.mtime_nsec()])
-    };
-    Stamp([&files.cert, &files.key].map(look))
-}
-
-fn made_in(directory: &Path) -> ListenerTls {
+/// Where our own certificate is, in `directory`.
+pub fn made_in(directory: &Path) -> ListenerTls {
     ListenerTls { cert: directory.join("cert.pem"), key: directory.join("key.pem") }
 }
 

@@ -251,6 +251,6 @@ impl Queue {
 impl Shared {
     /// No wait that we choose ends later than this.
     fn latest_due(&self, now: Timestamp) -> Timestamp {
-        now.after(retry::longest(self.settings.retry))
+        now.after(retry::longest(self.settings.load().retry))
     }
 }

@@ -23,12 +23,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::{Fault, id::QueueId};
 use crate::{
     clock::{Clock, Timestamp},
-    config::HistorySettings,
+    config::{HistorySettings, QueueSettings},
 };
 
 const NAME: &str = "history.sqlite";
@@ -131,13 +132,26 @@ struct Desk {
     unsynced: usize,
 }
 
+/// How much is kept; may change while it runs.
+#[derive(Debug)]
+struct Bounds {
+    settings: HistorySettings,
+    /// Free octets on the disk below which nothing is written: what is left is for mail.
+    min_free: u64,
+}
+
+impl Bounds {
+    fn of(settings: &QueueSettings) -> Self {
+        // The last half of what must stay free is for what must not be lost.
+        Self { settings: settings.history, min_free: settings.min_free / 2 }
+    }
+}
+
 /// The history of one queue.
 #[derive(Debug)]
 pub(super) struct History {
     directory: PathBuf,
-    settings: HistorySettings,
-    /// Free octets on the disk below which nothing is written: what is left is for mail.
-    min_free: u64,
+    bounds: ArcSwap<Bounds>,
     clock: Clock,
     pending: Mutex<Pending>,
     wake: Condvar,
@@ -147,11 +161,10 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(directory: &Path, settings: HistorySettings, min_free: u64, clock: Clock) -> Arc<Self> {
+    pub(super) fn new(directory: &Path, settings: &QueueSettings, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             directory: directory.to_owned(),
-            settings,
-            min_free,
+            bounds: ArcSwap::from_pointee(Bounds::of(settings)),
             clock,
             pending: Mutex::new(Pending { events: Vec::new(), of_none: 0, stop: false }),
             wake: Condvar::new(),
@@ -159,6 +172,11 @@ impl History {
             lost: AtomicU64::new(0),
             set_aside: AtomicU64::new(0),
         })
+    }
+
+    /// Goes by other bounds from now on.
+    pub(super) fn change(&self, settings: &QueueSettings) {
+        self.bounds.store(Arc::new(Bounds::of(settings)));
     }
 
     /// Takes an event, to be written soon. Never waits for the disk.
@@ -227,7 +245,11 @@ impl History {
         let disk =
             rustix::fs::statvfs(&self.directory).map_err(|error| io::Error::from(error).to_string())?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < self.min_free { Err("what is left of the disk is for mail".to_owned()) } else { Ok(()) }
+        if free < self.bounds.load().min_free {
+            Err("what is left of the disk is for mail".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     fn write_to(&self, desk: &mut Desk, events: &[Event]) -> rusqlite::Result<()> {
@@ -311,11 +333,12 @@ impl History {
     /// Deletes what is too old or too much, in slices between which others write, and keeps the
     /// database's log short.
     fn tidy(&self) {
-        let oldest = place_of(self.clock.now().before(self.settings.age));
+        let settings = self.bounds.load().settings;
+        let oldest = place_of(self.clock.now().before(settings.age));
         loop {
             let mut desk = self.desk();
             let Some(writer) = &mut desk.open else { return };
-            let deleted = writer.trim(oldest, self.settings.events as i64).unwrap_or_else(|error| {
+            let deleted = writer.trim(oldest, settings.events as i64).unwrap_or_else(|error| {
                 tracing::warn!(%error, "old events could not be deleted from the history");
                 0
             });
@@ -563,8 +586,22 @@ mod tests {
 
     const ALL: Span = Span { id: None, after: 0, before: i64::MAX, newest: false, limit: 10_000 };
 
+    fn of(history: HistorySettings, min_free: u64) -> QueueSettings {
+        let wait = Duration::from_secs(1);
+        QueueSettings {
+            directory: PathBuf::new(),
+            lifetime: wait,
+            delay_warning: None,
+            retry: crate::config::Waits { first: wait, longest: wait },
+            max_messages: None,
+            max_bytes: None,
+            min_free,
+            history,
+        }
+    }
+
     fn history(directory: &Path, settings: HistorySettings) -> Arc<History> {
-        History::new(directory, settings, 0, Clock::System)
+        History::new(directory, &of(settings, 0), Clock::System)
     }
 
     fn told(history: &History, span: &Span) -> Vec<String> {
@@ -727,7 +764,8 @@ mod tests {
     #[test]
     fn what_is_left_of_a_full_disk_is_for_mail() {
         let directory = tempfile::tempdir().unwrap();
-        let history = History::new(directory.path(), HistorySettings::default(), u64::MAX, Clock::System);
+        let history =
+            History::new(directory.path(), &of(HistorySettings::default(), u64::MAX), Clock::System);
         history.record(None, b"one".to_vec());
         history.write();
         assert!(!directory.path().join(NAME).exists());

@@ -56,7 +56,7 @@ impl Place {
     /// There is no room for it.
     pub fn receive(self, archived: Archived, dry: bool) -> Result<Import, Fault> {
         let (queue, entry) = (&self.queue, archived.message);
-        let (settings, tally) = (&queue.shared.settings, queue.tally());
+        let (settings, tally) = (queue.shared.settings.load(), queue.tally());
         let incoming = queue.begin()?;
         // Those that are being brought are as good as here, this one among them.
         let messages = tally.messages + queue.shared.importing().len() as u64;

@@ -65,6 +65,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
 
@@ -209,7 +210,7 @@ impl Health {
 #[derive(Debug)]
 struct Shared {
     directory: PathBuf,
-    settings: QueueSettings,
+    settings: ArcSwap<QueueSettings>,
     clock: Clock,
     spool: Spool,
     ids: QueueIds,
@@ -337,11 +338,10 @@ impl Queue {
         if !wal::aside(&path).exists() {
             sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
         }
-        // The last half of what must stay free is for what must not be lost.
-        let history = History::new(&directory, settings.history, settings.min_free / 2, clock.clone());
+        let history = History::new(&directory, settings, clock.clone());
         let shared = Arc::new(Shared {
             directory,
-            settings: settings.clone(),
+            settings: ArcSwap::from_pointee(settings.clone()),
             clock,
             spool,
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
@@ -376,12 +376,18 @@ impl Queue {
         Ok((Self { shared, requests }, WriterThread([start("queue-writer", writing)?, keeping])))
     }
 
+    /// Goes by other bounds from now on. Where it lies can't be changed.
+    pub fn change(&self, settings: &QueueSettings) {
+        self.shared.settings.store(Arc::new(settings.clone()));
+        self.shared.history.change(settings);
+    }
+
     /// Begins to receive a message.
     ///
     /// # Errors
     /// There is no room for another.
     pub fn begin(&self) -> Result<Incoming, Fault> {
-        let (settings, tally) = (&self.shared.settings, self.tally());
+        let (settings, tally) = (self.shared.settings.load(), self.tally());
         if settings.max_messages.is_some_and(|max| tally.messages >= max)
             || settings.max_bytes.is_some_and(|max| tally.octets >= max)
             || self.free_space()? < settings.min_free
@@ -505,7 +511,7 @@ impl Queue {
     }
 
     fn free_space(&self) -> Result<u64, Fault> {
-        if self.shared.settings.min_free == 0 {
+        if self.shared.settings.load().min_free == 0 {
             return Ok(u64::MAX);
         }
         let disk = rustix::fs::statvfs(&self.shared.directory).map_err(io::Error::from)?;

@@ -12,7 +12,7 @@ use crate::{
     limits::breaker::{Breaker, HELD, Refused},
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Event, EventKind},
-    queue::{Action, Claim, Listed, QueueId, Settled, entry::Entry},
+    queue::{Action, Claim, Listed, QueueId, Search, Settled, Standing, entry::Entry},
 };
 
 /// Between two looks for a probe, however soon one is wanted, and however late.
@@ -158,7 +158,8 @@ impl Runner {
         wants: impl Fn(&Entry) -> bool,
     ) -> Option<Listed> {
         loop {
-            let page = self.queue().list(after, PAGE).await.ok()?;
+            let search = Search { standing: Standing::Held, ..Search::default() };
+            let page = self.queue().search(search, after, PAGE).await.ok()?;
             after = page.last().map(|listed| listed.id);
             after?;
             let is_held = |entry: &Entry| entry.held.as_ref().is_some_and(|reason| reason.starts_with(held));

@@ -17,7 +17,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use secrecy::SecretString;
 use tokio::sync::watch;
 
-use super::{Embedded, StartError, parts, run};
+use super::{Embedded, MadeOf, Passed, StartError, parts, run};
 use crate::{
     clock::Clock,
     config::{
@@ -61,7 +61,7 @@ pub fn default_data() -> PathBuf {
 /// It can't start.
 pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
     let observer = Observer::default();
-    let _log = parts::start_log("warn,outpost=info", &observer);
+    let log = parts::start_log("warn,outpost=info", &observer);
     let data = match &options.data {
         Some(data) => data.clone(),
         None => {
@@ -73,7 +73,8 @@ pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
     let (embedded, upstream) = embedded(&data)?;
     let settings = settings(options, data, upstream);
     let file = settings.environment.files[0].display().to_string();
-    run(settings, None, Some(embedded), observer, || {
+    let made_of = MadeOf { settings, source: None, passed: Passed::default(), embedded: Some(embedded) };
+    run(made_of, observer, &log, || {
         say(&format!("Send mail to  {}   no login and no TLS needed; both work", options.smtp));
         say(&format!(
             "Look at it    http://{}   every message arrives here and goes no further",
@@ -115,6 +116,7 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
                 senders: None,
                 limits: Vec::new(),
             }],
+            password_grace: None,
             senders: None,
             networks: ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect(),
         },

@@ -2,6 +2,10 @@
 //!
 //! - here: one relay, from settings to goodbye
 //! - [`parts`]: what is made of settings, at start and at each reload
+//! - `doors`: the sockets that take mail
+//! - `passwords`: old passwords of apps, which work for a while
+//! - `files`: whether one of the files that settings come from has changed
+//! - `manager`: what a service manager is told
 //! - [`dev`]: local mode: the same relay with an upstream built in
 //!
 //! Order of the start: everything that can be wrong is found before the first socket answers; the
@@ -9,9 +13,13 @@
 //! final replies waited for, the writer last.
 
 pub mod dev;
+mod doors;
+mod files;
+mod manager;
 pub mod parts;
+mod passwords;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::SecretString;
@@ -22,6 +30,13 @@ use tokio::{
     time::{Instant, MissedTickBehavior, timeout_at},
 };
 
+pub(crate) use self::doors::Passed;
+use self::{
+    doors::{Doors, Plan},
+    files::Watch,
+    parts::Log,
+    passwords::Passwords,
+};
 use crate::{
     admin::{self, Admin},
     clock::Clock,
@@ -32,15 +47,16 @@ use crate::{
         Listener,
         allowance::Allowances,
         socket::Socket,
-        tls::{self, Identity, IdentityError},
+        tls::{Identity, IdentityError},
     },
     observe::Observer,
     queue::{OpenError, Queue, WriterThread, disk},
     runner::Runner,
 };
 
-/// How often the listener's certificate is looked at: soon enough for whoever waits, cheap enough to forget.
-const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
+/// How often the files of the settings are looked at: soon enough for whoever waits, cheap enough to forget. A change
+/// counts when a file has stayed as it is for as long.
+const LOOK: Duration = Duration::from_millis(1500);
 /// SIGTERM to exit: container runtimes wait ten seconds before they kill.
 const DRAIN: Duration = Duration::from_secs(8);
 /// How long the end waits for tasks to let go, and for the writers behind them, on a disk that hangs.
@@ -105,15 +121,27 @@ impl StartError {
 /// # Errors
 /// It can't start; nothing was half-started.
 pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
+    // Before there are threads.
+    let passed = Passed::take();
     let observer = Observer::default();
-    let _log = parts::start_log(&loaded.settings.log_level, &observer);
+    let log = parts::start_log(&loaded.settings.log_level, &observer);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     if let Some(warning) = disk::thrown_away(&loaded.settings) {
         tracing::warn!("{warning}");
     }
-    run(loaded.settings, Some(source), None, observer, || ())
+    let made_of = MadeOf { settings: loaded.settings, source: Some(source), passed, embedded: None };
+    run(made_of, observer, &log, || ())
+}
+
+/// What a relay is made of.
+pub(crate) struct MadeOf {
+    pub(crate) settings: Settings,
+    /// Where to read them again; local mode has no such place.
+    pub(crate) source: Option<Source>,
+    pub(crate) passed: Passed,
+    pub(crate) embedded: Option<Embedded>,
 }
 
 /// What local mode adds: where the embedded upstream keeps what it gets, and its own writer.
@@ -127,12 +155,12 @@ pub(crate) struct Embedded {
 
 /// Builds and runs one relay, and waits for its writers when all else has ended.
 pub(crate) fn run(
-    settings: Settings,
-    source: Option<Source>,
-    embedded: Option<Embedded>,
+    made_of: MadeOf,
     observer: Observer,
+    log: &Log,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
+    let settings = &made_of.settings;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -142,9 +170,9 @@ pub(crate) fn run(
     let writers = runtime.block_on(async {
         // Before anything else, so that an early signal doesn't end us the hard way.
         let signals = Signals::new().map_err(|error| StartError::Data { path: data, error })?;
-        let service = Service::start(settings, source, embedded, observer).await?;
+        let service = Service::start(made_of, observer).await?;
         ready();
-        Ok::<_, StartError>(service.until_stopped(signals).await)
+        Ok::<_, StartError>(service.until_stopped(signals, log).await)
     })?;
     // Drops what is still under way, and with it the last handles of the queue.
     runtime.shutdown_timeout(LET_GO);
@@ -192,7 +220,10 @@ struct Service {
     settings: Arc<ArcSwap<Settings>>,
     source: Option<Source>,
     published: Arc<ArcSwap<Published>>,
-    bound: SocketAddr,
+    doors: Doors,
+    passwords: Passwords,
+    watched: Watch,
+    queue: Queue,
     listener: Listener,
     allowances: Arc<ArcSwap<Allowances>>,
     runner: Runner,
@@ -201,17 +232,12 @@ struct Service {
     reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
     writers: Vec<WriterThread>,
     capture_shutdown: Option<watch::Sender<bool>>,
-    certificate: tls::Stamp,
     clock: Clock,
 }
 
 impl Service {
-    async fn start(
-        settings: Settings,
-        source: Option<Source>,
-        embedded: Option<Embedded>,
-        observer: Observer,
-    ) -> Result<Self, StartError> {
+    async fn start(made_of: MadeOf, observer: Observer) -> Result<Self, StartError> {
+        let MadeOf { mut settings, source, passed, embedded } = made_of;
         let clock = Clock::System;
         let (shutdown, told) = watch::channel(false);
 
@@ -221,39 +247,27 @@ impl Service {
         observer.keep_by(Box::new(move |event| {
             keeper.record(event.id.parse().ok(), event.octets());
         }));
-        // Looked at before it is read, so that no change falls in between.
-        let mut certificate = parts::certificate_stamp(&settings);
+        let mut watched = Watch::default();
+        if let Some(source) = &source {
+            let (files, _) = config::load_with_files(source, &|name| std::env::var(name).ok());
+            watched.follow(parts::files(files, &settings));
+        }
         let identity = parts::identity(&settings)?;
-        if !certificate.is_complete() {
-            certificate = parts::certificate_stamp(&settings);
-        }
+        // What was made just now is no change.
+        watched.take_as_they_are();
         let access = parts::access(&settings)?;
+        let mut passwords = Passwords::kept_at(settings.data.join("passwords.json"));
+        passwords.change(settings.access.password_grace, &access, clock.now());
         let orders = parts::orders(&settings, &[], &clock)?;
-        let mut sockets = Vec::new();
-        for listen in &settings.listen {
-            let socket = Socket::bind(&listen.address).await;
-            let socket =
-                socket.map_err(|error| StartError::Bind { address: listen.address.clone(), error })?;
-            sockets.push((socket, listen));
-        }
+        let mut doors = Doors::with(passed);
+        let plan = doors.plan(&settings.listen).await?;
+        settings.listen = plan.addresses();
         let admin_socket = bind(&settings.admin.listen.to_string()).await?;
-        let bound = sockets
-            .iter()
-            .find_map(|(socket, _)| socket.tcp_address())
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-
-        let entrances: Vec<_> = sockets
-            .into_iter()
-            .map(|(socket, listen)| {
-                let address = socket.tcp_address().map_or(listen.address.clone(), |bound| bound.to_string());
-                tracing::info!(address, tls = ?listen.tls, "taking mail");
-                (socket, parts::entrance(listen))
-            })
-            .collect();
-        let published = parts::published(&settings, bound, identity.as_ref(), &access);
+        let published = parts::published(&settings, plan.first(), identity.as_ref(), &access);
         publish(&settings, &published).await;
         let allowances = parts::allowances(&settings, &Allowances::default(), &clock);
-        let terms = parts::terms(&settings, access, identity.as_ref(), Arc::clone(&allowances));
+        let logins = parts::logins(access, &passwords);
+        let terms = parts::terms(&settings, logins, identity.as_ref(), Arc::clone(&allowances));
         let listener =
             Listener::new(terms, queue.clone(), Some(observer.clone()), clock.clone(), told.clone());
         let runner = Runner::new(orders, queue.clone(), observer.clone(), clock.clone());
@@ -263,7 +277,7 @@ impl Service {
         let allowances = Arc::new(ArcSwap::new(allowances));
         let admin = Admin {
             settings: Arc::clone(&settings),
-            queue,
+            queue: queue.clone(),
             runner: runner.clone(),
             observer,
             allowances: Arc::clone(&allowances),
@@ -281,16 +295,13 @@ impl Service {
         if let Some(embedded) = embedded {
             let socket = TcpListener::from_std(embedded.socket)
                 .map_err(|error| StartError::Bind { address: "the embedded upstream".to_owned(), error })?;
-            let socket = Socket::Tcp(socket);
+            let socket = Arc::new(Socket::Tcp(socket));
             tokio::spawn(async move { embedded.listener.accept(socket, ListenTls::StartTls).await });
             tokio::spawn(dev::bound_captured(embedded.captured));
             writers.push(embedded.writer);
             capture_shutdown = Some(embedded.shutdown);
         }
-        for (socket, entrance) in entrances {
-            let listener = listener.clone();
-            tokio::spawn(async move { listener.accept(socket, entrance).await });
-        }
+        doors.change(plan, &listener);
         let (running, until) = (runner.clone(), told);
         let running = tokio::spawn(async move { running.run(until).await });
         for upstream in &settings.load().upstreams {
@@ -300,7 +311,10 @@ impl Service {
             settings,
             source,
             published,
-            bound,
+            doors,
+            passwords,
+            watched,
+            queue,
             listener,
             allowances,
             runner,
@@ -309,32 +323,35 @@ impl Service {
             reloads,
             writers,
             capture_shutdown,
-            certificate,
             clock,
         })
     }
 
     /// Serves signals and reloads; then drains.
-    async fn until_stopped(mut self, signals: Signals) -> Vec<WriterThread> {
+    async fn until_stopped(mut self, signals: Signals, log: &Log) -> Vec<WriterThread> {
         let Signals { mut terminate, mut interrupt, mut hangup } = signals;
-        let mut look = tokio::time::interval(CERTIFICATE_LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ticks = |every: Duration| {
+            let mut ticks = tokio::time::interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut look, alive_every) = (ticks(LOOK), manager::alive_every());
+        let mut alive = ticks(alive_every.unwrap_or(Duration::from_secs(3600)));
+        manager::ready("taking mail");
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => {
-                    if let Err(problem) = self.reload().await {
-                        tracing::error!("not reloaded, the settings in force stay: {problem}");
-                    }
-                }
-                _ = look.tick() => self.look_at_certificate().await,
+                _ = hangup.recv() => drop(self.reload(log, "").await),
+                _ = look.tick() => self.look(log).await,
+                _ = alive.tick(), if alive_every.is_some() => manager::alive(),
                 Some(answer) = self.reloads.recv() => {
-                    let result = self.reload().await;
+                    let result = self.reload(log, "").await;
                     let _ = answer.send(result);
                 }
             }
         }
+        manager::stopping("final replies are waited for");
         let told_again = "told to stop a second time: final replies are not waited for";
         tokio::select! {
             () = self.drain() => {}
@@ -348,6 +365,8 @@ impl Service {
         tracing::info!("stopping: final replies are waited for");
         let deadline = Instant::now() + DRAIN;
         let _ = self.shutdown.send(true);
+        // Whoever knocks now is refused by the system, or waits for the next process at a socket that was passed.
+        self.doors = Doors::default();
         let runner = timeout_at(deadline, &mut self.running).await;
         while self.listener.connections() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -361,76 +380,107 @@ impl Service {
         }
     }
 
-    /// Takes the certificate up again if its files have changed. One that can't be used changes nothing.
-    async fn look_at_certificate(&mut self) {
-        let settings = self.settings.load_full();
-        let looked = {
-            let settings = Arc::clone(&settings);
-            tokio::task::spawn_blocking(move || parts::certificate_stamp(&settings)).await
-        };
-        let Ok(stamp) = looked else { return };
-        if stamp == self.certificate {
-            return;
-        }
-        self.certificate = stamp;
-        match (parts::identity(&settings), parts::access(&settings)) {
-            (Ok(identity), Ok(access)) => {
-                self.change_listener(&settings, identity.as_ref(), access).await;
-                let fingerprint = identity.map(|identity| identity.fingerprint);
-                tracing::info!(fingerprint, "the listener's certificate has changed and was taken up");
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!("the listener's certificate has changed, but the one in use stays: {error}");
+    /// Reads the configuration again if a file of it has changed and come to rest; ends old passwords.
+    async fn look(&mut self, log: &Log) {
+        let mut watched = std::mem::take(&mut self.watched);
+        let looked = tokio::task::spawn_blocking(move || (watched.changed(), watched)).await;
+        let Ok((changed, watched)) = looked else { return };
+        self.watched = watched;
+        if !changed.is_empty() {
+            let names: Vec<String> = changed.iter().map(|path| path.display().to_string()).collect();
+            let _ = self.reload(log, &format!("{}: changed; ", names.join(", "))).await;
+        } else if self.passwords.next_end().is_some_and(|end| end <= self.clock.now()) {
+            let settings = self.settings.load_full();
+            match prepare(&settings, self.doors.as_they_are()) {
+                Ok(prepared) => {
+                    self.change_listener(&settings, prepared).await;
+                    tracing::info!("an old password of an app has ended");
+                }
+                // It is tried again at the next look.
+                Err(error) => tracing::error!("an old password of an app can't be ended yet: {error}"),
             }
         }
     }
 
     /// Holds clients to these settings, and tells apps.
-    async fn change_listener(
-        &self,
-        settings: &Settings,
-        identity: Option<&Identity>,
-        access: Vec<(String, SecretString)>,
-    ) {
-        let published = parts::published(settings, self.bound, identity, &access);
-        publish(settings, &published).await;
+    async fn change_listener(&mut self, settings: &Settings, prepared: Prepared) {
+        let Prepared { identity, access, plan } = prepared;
+        self.passwords.change(settings.access.password_grace, &access, self.clock.now());
+        let published = parts::published(settings, plan.first(), identity.as_ref(), &access);
         let allowances = parts::allowances(settings, &self.allowances.load(), &self.clock);
-        self.listener.change(parts::terms(settings, access, identity, Arc::clone(&allowances)));
+        let logins = parts::logins(access, &self.passwords);
+        self.listener.change(parts::terms(settings, logins, identity.as_ref(), Arc::clone(&allowances)));
+        self.doors.change(plan, &self.listener);
+        // Behind the listener's change: whoever reads it may log in at once.
+        publish(settings, &published).await;
         self.allowances.store(allowances);
         self.published.store(Arc::new(published));
     }
 
-    /// Reads the configuration again and goes by it. Queue, connections and counters stay.
-    async fn reload(&self) -> Result<String, String> {
-        let old = self.settings.load_full();
-        let (settings, identity) = match &self.source {
-            Some(source) => {
-                let source = source.clone();
-                let read = move || config::load(&source, &|name| std::env::var(name).ok());
-                let loaded = tokio::task::spawn_blocking(read)
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|problems| problems.to_string())?;
-                let identity = parts::identity(&loaded.settings).map_err(|error| error.to_string())?;
-                (loaded.settings, identity)
+    /// Reads the configuration again and goes by it. Queue, connections and counters stay. `why` begins the line in
+    /// the log.
+    async fn reload(&mut self, log: &Log, why: &str) -> Result<String, String> {
+        manager::reloading();
+        let result = self.read_again(log).await;
+        match &result {
+            Ok(said) => {
+                tracing::info!("{why}{said}");
+                manager::ready(said);
             }
-            None => return Err("local mode has no configuration to read again".to_owned()),
+            Err(problem) => {
+                tracing::error!("{why}not reloaded, the settings in force stay: {problem}");
+                manager::ready("not reloaded, the settings in force stay");
+            }
+        }
+        result
+    }
+
+    async fn read_again(&mut self, log: &Log) -> Result<String, String> {
+        let Some(source) = self.source.clone() else {
+            return Err("local mode has no configuration to read again".to_owned());
         };
-        let access = parts::access(&settings).map_err(|error| error.to_string())?;
+        let old = self.settings.load_full();
+        let mut watched = std::mem::take(&mut self.watched);
+        let read = move || {
+            // Looked at before they are read, so that no change falls in between.
+            watched.take_as_they_are();
+            let (files, loaded) = config::load_with_files(&source, &|name| std::env::var(name).ok());
+            let settings = loaded.as_ref().map_or(&*old, |loaded| &loaded.settings);
+            watched.follow(parts::files(files, settings));
+            (watched, loaded, old)
+        };
+        let (watched, loaded, old) =
+            tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+        self.watched = watched;
+        let mut settings = loaded.map_err(|problems| problems.to_string())?.settings;
+        let waiting = parts::leave_until_restart(&old, &mut settings);
+        let plan = self.doors.plan(&settings.listen).await.map_err(|error| error.to_string())?;
+        settings.listen = plan.addresses();
+        let prepared = prepare(&settings, plan).map_err(|error| error.to_string())?;
         let kept = self.runner.agents();
         let orders = parts::orders(&settings, &kept, &self.clock).map_err(|error| error.to_string())?;
-        self.change_listener(&settings, identity.as_ref(), access).await;
+        self.change_listener(&settings, prepared).await;
+        self.queue.change(&settings.queue);
         self.runner.change(orders);
-        let unchanged = parts::needs_restart(&old, &settings);
+        log.change(&settings.log_level);
         self.settings.store(Arc::new(settings));
-        let said = if unchanged.is_empty() {
+        Ok(if waiting.is_empty() {
             "configuration read again".to_owned()
         } else {
-            format!("configuration read again; these need a restart: {}", unchanged.join(", "))
-        };
-        tracing::info!("{said}");
-        Ok(said)
+            format!("configuration read again; these need a restart: {}", waiting.join(", "))
+        })
     }
+}
+
+/// Makes what the listener needs of new settings, before anything changes.
+fn prepare(settings: &Settings, plan: Plan) -> Result<Prepared, StartError> {
+    Ok(Prepared { identity: parts::identity(settings)?, access: parts::access(settings)?, plan })
+}
+
+struct Prepared {
+    identity: Option<Identity>,
+    access: Vec<(String, SecretString)>,
+    plan: Plan,
 }
 
 async fn bind(address: &str) -> Result<TcpListener, StartError> {

@@ -10,9 +10,9 @@ use std::{
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
-use super::StartError;
+use super::{StartError, passwords::Passwords};
 use crate::{
     clock::Clock,
     config::{Access, Listen, ListenTls, Settings},
@@ -31,35 +31,57 @@ use crate::{
 };
 
 /// The log, as long as this is kept.
-pub(crate) struct Log(Option<Output>);
+pub(crate) struct Log {
+    output: Option<Output>,
+    change: Option<Box<dyn Fn(EnvFilter) + Send + Sync>>,
+}
+
+impl Log {
+    /// Says more or less from now on.
+    pub(super) fn change(&self, level: &str) {
+        if let Some(change) = &self.change {
+            change(filter(level));
+        }
+    }
+}
 
 /// What was said last is still written.
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Some(output) = &self.0 {
+        if let Some(output) = &self.output {
             output.flush();
         }
     }
 }
 
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
 /// Lines on standard error: people read them, and journald or a container runtime keeps them. Written by
 /// a thread of its own, so that whoever stops reading them stops no mail.
 pub(crate) fn start_log(level: &str, observer: &Observer) -> Log {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::IsTerminal::is_terminal(&io::stderr());
-    let Ok(output) = Output::start(observer, io::stderr()) else { return Log(None) };
+    let Ok(output) = Output::start(observer, io::stderr()) else { return Log { output: None, change: None } };
     let lines = output.clone();
-    // A second start in one process (tests) keeps the first.
     // Complaints about a standard error that is closed would go to standard error, and panic there.
-    let _ = tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .log_internal_errors(false)
-        .with_env_filter(filter)
+        .with_env_filter(filter(level))
         .with_ansi(colour)
         .with_writer(move || lines.clone())
-        .try_init();
+        .with_filter_reloading();
+    let handle: reload::Handle<_, _> = log.reload_handle();
+    // A second start in one process (tests) keeps the first.
+    let _ = log.try_init();
     // A panic's own words would wait for standard error where it happens.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-    Log(Some(output))
+    let change = move |filter: EnvFilter| {
+        if let Err(error) = handle.reload(filter) {
+            tracing::warn!(%error, "smtp_log_level can't be changed");
+        }
+    };
+    Log { output: Some(output), change: Some(Box::new(change)) }
 }
 
 /// The directory for everything that must survive a restart; only ours to look into.
@@ -80,9 +102,12 @@ pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, StartErr
     Ok(Some(tls::load(settings.tls.as_ref(), &settings.data.join("tls"), &settings.hostname)?))
 }
 
-/// What our certificate's files look like now.
-pub(crate) fn certificate_stamp(settings: &Settings) -> tls::Stamp {
-    tls::stamp(settings.tls.as_ref(), &settings.data.join("tls"))
+/// All files whose change is a change of these settings: those that were named, and those that go by custom.
+pub(super) fn files(mut named: Vec<PathBuf>, settings: &Settings) -> Vec<PathBuf> {
+    let tls = settings.tls.clone().unwrap_or_else(|| tls::made_in(&settings.data.join("tls")));
+    named.extend([tls.cert, tls.key]);
+    named.extend(settings.dkim.iter().map(|dkim| dkim.key.clone()));
+    named
 }
 
 /// Logins of apps, each with its password; the first is the one that is published.
@@ -98,6 +123,11 @@ pub(crate) fn access(settings: &Settings) -> Result<Vec<(String, SecretString)>,
     Ok(logins)
 }
 
+/// The same with the old passwords that still work.
+pub(super) fn logins(access: Vec<(String, SecretString)>, passwords: &Passwords) -> Credentials {
+    Credentials::new(access).or(passwords.old())
+}
+
 /// How much logins may hand in.
 pub(crate) fn allowances(settings: &Settings, old: &Allowances, clock: &Clock) -> Arc<Allowances> {
     Arc::new(Allowances::of(&settings.access.users, &limits(settings), old, clock))
@@ -111,7 +141,7 @@ fn limits(settings: &Settings) -> PathBuf {
 /// What the listener holds its clients to.
 pub(crate) fn terms(
     settings: &Settings,
-    access: Vec<(String, SecretString)>,
+    credentials: Credentials,
     identity: Option<&Identity>,
     allowances: Arc<Allowances>,
 ) -> Terms {
@@ -119,7 +149,7 @@ pub(crate) fn terms(
     let upstreams = settings.upstreams.iter().map(|upstream| upstream.connections).sum();
     let rules = Rules {
         hostname: settings.hostname.clone(),
-        credentials: Credentials::new(access),
+        credentials,
         networks: settings.access.networks.clone(),
         senders: senders(&settings.access),
         message_size: bounds.message_size,
@@ -222,22 +252,20 @@ pub(crate) fn published(
     }
 }
 
-/// Keys whose change is not taken up while running.
-pub(crate) fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
-    let queue =
-        |s: &Settings| (s.queue.directory.clone(), s.queue.max_messages, s.queue.max_bytes, s.queue.min_free);
-    [
-        ("smtp_listen", old.listen != new.listen),
-        (
-            "smtp_queue, smtp_queue_max_messages, smtp_queue_max_bytes, smtp_queue_min_free, smtp_history_age, smtp_history_events",
-            queue(old) != queue(new),
-        ),
-        ("smtp_admin_listen", old.admin.listen != new.admin.listen),
-        ("smtp_log_level", old.log_level != new.log_level),
-    ]
-    .into_iter()
-    .filter_map(|(key, changed)| changed.then_some(key))
-    .collect()
+/// Leaves in force what waits for the next start, and gives the keys that were changed: those of which
+/// [`crate::config::KEYS`] says so.
+pub(crate) fn leave_until_restart(old: &Settings, new: &mut Settings) -> Vec<&'static str> {
+    let mut waiting = Vec::new();
+    let mut leave = |key, changed| {
+        if changed {
+            waiting.push(key)
+        }
+    };
+    leave("smtp_queue", old.queue.directory != new.queue.directory);
+    leave("smtp_admin_listen", old.admin.listen != new.admin.listen);
+    new.queue.directory.clone_from(&old.queue.directory);
+    new.admin.listen = old.admin.listen;
+    waiting
 }
 
 /// An address that another container can reach: the one that was bound, or our name.

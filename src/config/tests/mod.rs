@@ -2,6 +2,7 @@
 //! from, what attackers write, and units.
 
 mod hostile;
+mod manual;
 mod problems;
 mod sources;
 mod units;

@@ -23,7 +23,7 @@ fn the_environment_wins_over_the_file_and_is_named_when_it_is_wrong() {
     );
     assert!(
         wrong(&[("SMTP_PASSWORD_GRACE", "x")])
-            .starts_with("$SMTP_PASSWORD_GRACE: smtp_password_grace is not available")
+            .starts_with("$SMTP_PASSWORD_GRACE: smtp_password_grace wants a duration")
     );
     let both = wrong(&[("SMTP_RELAY_PASSWORD", "s3cret"), ("SMTP_RELAY_PASSWORD_FILE", "/x")]);
     assert!(
