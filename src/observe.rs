@@ -4,6 +4,7 @@
 //! keeps the history. Labels of metrics come from fixed sets, never from what a client sent.
 
 pub mod output;
+pub mod trend;
 
 use std::{
     fmt::{Display, Write as _},
@@ -18,6 +19,7 @@ use prometheus_client::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use self::trend::Counts;
 use crate::clock::Timestamp;
 
 /// What happened.
@@ -347,6 +349,8 @@ pub struct Metrics {
     pub log_lines_dropped: Counter,
     pub history_events_lost: Gauge,
     pub history_set_aside: Gauge,
+    /// The same as some of these, for the plots.
+    pub counts: Counts,
 }
 
 impl Metrics {
@@ -359,10 +363,7 @@ impl Metrics {
             rejections: Family::default(),
             deliveries: Family::default(),
             deliveries_uncertain: Family::default(),
-            delivery_seconds: Histogram::new([
-                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0,
-                21_600.0, 86_400.0,
-            ]),
+            delivery_seconds: Histogram::new(trend::LATENCIES),
             upstream_up: Family::default(),
             upstream_connections: Family::default(),
             rate_limit_used: Family::default(),
@@ -375,6 +376,7 @@ impl Metrics {
             log_lines_dropped: Counter::default(),
             history_events_lost: Gauge::default(),
             history_set_aside: Gauge::default(),
+            counts: Counts::default(),
         };
         let mut registry = Registry::with_prefix("outpost");
         let r = &mut registry;
@@ -446,6 +448,11 @@ impl Metrics {
     /// Counts the outcome of an attempt for one recipient.
     pub fn delivery(&self, upstream: &str, result: Delivery) {
         self.deliveries.get_or_create(&DeliveryLabels { upstream: upstream.to_owned(), result }).inc();
+        Counts::one_more(match result {
+            Delivery::delivered => &self.counts.delivered,
+            Delivery::deferred => &self.counts.deferred,
+            Delivery::bounced => &self.counts.bounced,
+        });
     }
 
     /// Counts an attempt whose final reply was lost, for one recipient.
@@ -464,6 +471,10 @@ impl Metrics {
     /// Counts what became of an offered message.
     pub fn received(&self, result: Received) {
         self.received.get_or_create(&ReceivedLabels { result }).inc();
+        Counts::one_more(match result {
+            Received::accepted => &self.counts.accepted,
+            Received::rejected => &self.counts.rejected,
+        });
     }
 
     /// Counts a client that was turned away.
@@ -474,6 +485,7 @@ impl Metrics {
     /// Notes how long a recipient waited from acceptance to delivery.
     pub fn delivered_after(&self, delay: Duration) {
         self.delivery_seconds.observe(delay.as_secs_f64());
+        self.counts.delivered_after(delay);
     }
 }
 

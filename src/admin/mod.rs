@@ -7,7 +7,7 @@
 //! - [`access`]: who may ask: names, passwords, foreign pages
 //! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
-//! - `queue`, `bulk`, `export`, `import`, `status`, `events`, `relay`, `dev`: the routes of the API
+//! - `queue`, `bulk`, `export`, `import`, `status`, `events`, `relay`, `trend`, `dev`: the routes of the API
 //! - `page`: the same for the eyes
 
 pub mod access;
@@ -26,6 +26,7 @@ pub mod serve;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trend;
 pub mod view;
 
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub use self::{
     queue::Filter,
     relay::{Info, ListenInfo},
     serve::{SOCKET, connect_socket, serve},
+    trend::{Moment, Trend},
 };
 use crate::{
     clock::Clock,
@@ -81,6 +83,8 @@ pub struct Admin {
     pub reload: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
     /// In local mode, what the embedded upstream has received: a queue of its own that nobody empties.
     pub captured: Option<Queue>,
+    /// The numbers behind the plots.
+    pub trend: crate::observe::trend::Trend,
     /// The time.
     pub clock: Clock,
 }
@@ -152,6 +156,7 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/api/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::status))
+        .route("/api/v1/trend", get(trend::show))
         .route("/api/v1/events", get(events::list))
         .route("/api/v1/info", get(relay::info))
         .route("/api/v1/reload", post(relay::reload));

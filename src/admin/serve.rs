@@ -26,7 +26,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::{Access, Admin, router};
+use super::{Access, Admin, router, trend};
 
 /// The socket's name in the data directory.
 pub const SOCKET: &str = "admin.sock";
@@ -42,7 +42,8 @@ const BUFFER_MAX: usize = 32 * 1024;
 /// At the end, for answers that are under way.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Answers on TCP and on the Unix socket at `path` until `shutdown` turns true.
+/// Answers on TCP and on the Unix socket at `path`, and keeps the numbers behind the plots, until
+/// `shutdown` turns true.
 ///
 /// # Errors
 /// The socket can't be made.
@@ -51,7 +52,8 @@ pub fn serve(admin: Admin, tcp: TcpListener, path: &Path, shutdown: watch::Recei
     // An answer in several writes must not wait for the client's acknowledgement.
     let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
     tokio::spawn(answer(tcp, router(admin.clone(), Access::Tcp), shutdown.clone()));
-    tokio::spawn(answer(unix, router(admin, Access::Socket), shutdown));
+    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), shutdown.clone()));
+    tokio::spawn(trend::keep(admin, shutdown));
     Ok(())
 }
 

@@ -115,6 +115,7 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
         published: Arc::new(ArcSwap::from_pointee(published)),
         reload,
         captured: Some(captured),
+        trend: crate::observe::trend::Trend::at(data.join("trend")),
         clock: Clock::System,
     };
     (admin, [writer, second])

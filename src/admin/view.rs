@@ -452,6 +452,15 @@ fn damaged_log(path: std::path::PathBuf) -> String {
 }
 
 impl Admin {
+    /// How much is queued now.
+    ///
+    /// # Errors
+    /// The queue can't be read.
+    pub(super) async fn queue_status(&self) -> Result<QueueStatus, Fault> {
+        let depth = self.queue.depth().await?;
+        Ok(Outlook::of(&Desk::from_ref(self)).queue_status(depth, self.queue.claimed() as u64))
+    }
+
     /// How the relay is now.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ use crate::{
         socket::Socket,
         tls::{Identity, IdentityError},
     },
-    observe::Observer,
+    observe::{Observer, trend::Trend},
     queue::{OpenError, Queue, WriterThread, disk},
     runner::Runner,
 };
@@ -284,6 +284,7 @@ impl Service {
             published: Arc::clone(&published),
             reload,
             captured: embedded.as_ref().map(|embedded| embedded.captured.clone()),
+            trend: Trend::at(settings.load().data.join("trend")),
             clock: clock.clone(),
         };
         let socket_path = settings.load().data.join("admin.sock");
