@@ -154,6 +154,9 @@ impl Reader {
         let is_meant =
             |row: &Row| !search.has_address() || row.entry.as_ref().is_some_and(|entry| search.means(entry));
         let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
         let mut start = after.map_or(0, |after| after.to_i64() + 1);
         loop {
             let parameters =

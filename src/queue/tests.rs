@@ -431,6 +431,7 @@ async fn a_queue_of_format_1_is_taken_over_whole_and_works() {
     let directory = format_1();
     let (queue, thread) = Queue::open(&settings(directory.path()), Clock::System).unwrap();
     // Nothing runs yet that would claim or move any.
+    assert!(queue.list(None, 0).await.unwrap().is_empty(), "none were asked for");
     let listed = queue.list(None, 100).await.unwrap();
     assert_eq!(listed.len(), expected.len());
     for (listed, expected) in listed.iter().zip(&expected) {
