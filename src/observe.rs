@@ -243,6 +243,7 @@ impl Observer {
     /// Tells what happened.
     pub fn emit(&self, event: Event) {
         self.say(&event);
+        Counts::one_more(&self.0.metrics.counts.events);
         if let Some(keep) = self.0.keeper.get() {
             keep(&event);
         }

@@ -11,19 +11,22 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse as _, Redirect, Response},
 };
 use secrecy::ExposeSecret as _;
 
-use super::Refusal;
+use super::{
+    Refusal, page,
+    session::{Door, LoggedIn, Sessions},
+};
 use crate::{config::Settings, smtp::sasl};
 
 /// The longest that one request may take.
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// The same where a message of any size may come with it, from wherever an archive is read.
 const IMPORT_MAX: Duration = Duration::from_secs(270);
-/// What a wrong password costs, so that guessing takes its time.
-const WRONG_PASSWORD_WAIT: Duration = Duration::from_millis(500);
+/// A wrong password's answer waits no longer, so that it comes within its request's time.
+const WRONG_PASSWORD_MAX: Duration = Duration::from_secs(16);
 
 /// The way a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,33 +37,53 @@ pub enum Access {
     Tcp,
 }
 
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
+
 #[derive(Clone)]
 pub(super) struct Guard {
     pub(super) access: Access,
     pub(super) settings: Arc<ArcSwap<Settings>>,
+    pub(super) door: Door,
 }
 
-pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    let refused = match guard.access {
-        Access::Socket => None,
-        Access::Tcp => check(&guard.settings.load(), &request).err(),
+impl Door {
+    /// Waits as a wrong password has to: longer with each one, by the address that it comes from.
+    pub(super) async fn wrong(&self, peer: Option<Peer>) {
+        let client = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
+        tokio::time::sleep(self.penalties.miss(client).min(WRONG_PASSWORD_MAX)).await;
+    }
+}
+
+/// Why a request is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It knows the password, or needs none.
+    Free,
+    /// By the session that it comes with.
+    Session,
+}
+
+pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let way = match guard.access {
+        Access::Socket => Ok(Way::Free),
+        Access::Tcp => check(&guard.settings.load(), &guard.door.sessions, &request),
     };
+    if way.as_ref().is_ok_and(|way| *way == Way::Session) {
+        request.extensions_mut().insert(LoggedIn);
+    }
     let most = if request.uri().path() == "/api/v1/queue/import" { IMPORT_MAX } else { REQUEST_MAX };
-    let mut response = match refused {
-        Some(refusal) => {
-            if refusal.0 == StatusCode::UNAUTHORIZED && request.headers().contains_key(header::AUTHORIZATION)
-            {
-                tokio::time::sleep(WRONG_PASSWORD_WAIT).await;
+    let mut response = match way {
+        Err(refusal) if refusal.0 == StatusCode::UNAUTHORIZED => {
+            let peer = request.extensions().get::<Peer>().copied();
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                guard.door.wrong(peer).await;
             }
-            let unauthorized = refusal.0 == StatusCode::UNAUTHORIZED;
-            let mut response = refusal.into_response();
-            if unauthorized {
-                let ask = HeaderValue::from_static("Basic realm=\"outpost\", charset=\"UTF-8\"");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
-            }
-            response
+            ask_for_password(&request, refusal)
         }
-        None => tokio::time::timeout(most, next.run(request)).await.unwrap_or_else(|_| {
+        Err(refusal) => refusal.into_response(),
+        Ok(_) => tokio::time::timeout(most, next.run(request)).await.unwrap_or_else(|_| {
             Refusal::new(StatusCode::GATEWAY_TIMEOUT, "this took too long; try again").into_response()
         }),
     };
@@ -68,7 +91,26 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
     response
 }
 
-/// Nothing here is to be run, framed, guessed at or kept by a browser.
+/// People get a form; programs get what HTTP has for them.
+fn ask_for_password(request: &Request, refusal: Refusal) -> Response {
+    let headers = request.headers();
+    let is_read = request.method() == Method::GET;
+    let is_page = text(headers, header::ACCEPT).is_some_and(|kinds| kinds.contains("text/html"));
+    if is_read && is_page && !headers.contains_key(header::AUTHORIZATION) {
+        let wanted = request.uri().path_and_query().map_or("/", |wanted| wanted.as_str());
+        let next = percent_encoding::utf8_percent_encode(wanted, percent_encoding::NON_ALPHANUMERIC);
+        return Redirect::to(&format!("{}?next={next}", page::LOGIN)).into_response();
+    }
+    let mut response = refusal.into_response();
+    // A browser would ask people for a name and password on behalf of a script.
+    if text(headers, HeaderName::from_static("sec-fetch-mode")).is_none_or(|mode| mode == "navigate") {
+        let ask = HeaderValue::from_static("Basic realm=\"outpost\", charset=\"UTF-8\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+    }
+    response
+}
+
+/// Nothing here is to be run, framed, guessed at or kept by a browser, unless its own route says so.
 fn protect(headers: &mut HeaderMap) {
     const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; \
                           frame-ancestors 'none'";
@@ -81,22 +123,26 @@ fn protect(headers: &mut HeaderMap) {
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     for (name, value) in fixed {
-        headers.insert(name, HeaderValue::from_static(value));
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }
 
-fn check(settings: &Settings, request: &Request) -> Result<(), Refusal> {
+fn check(settings: &Settings, sessions: &Sessions, request: &Request) -> Result<Way, Refusal> {
+    let path = request.uri().path();
     // Health says nothing that a stranger could use, and its askers know no password.
-    if matches!(request.uri().path(), "/healthz" | "/readyz") {
-        return Ok(());
+    if matches!(path, "/healthz" | "/readyz") {
+        return Ok(Way::Free);
     }
     let headers = request.headers();
-    match &settings.admin.password {
-        Some(password) if !knows(headers, password.expose_secret()) => {
+    let mut way = Way::Free;
+    match settings.admin.password.as_ref().map(|password| password.expose_secret()) {
+        // A page that a browser got under a foreign name is never sent the password, nor the session.
+        Some(password) if knows(headers, password) => {}
+        Some(password) if sessions.has(headers, password) => way = Way::Session,
+        Some(_) if page::is_public(path) => {}
+        Some(_) => {
             return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a password is needed: smtp_admin_password"));
         }
-        // A page that a browser got under a foreign name is never sent the password.
-        Some(_) => {}
         None if !is_our_name(settings, headers) => {
             let words = "this name is not the relay's: ask for an address, localhost or smtp_hostname";
             return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, words));
@@ -104,7 +150,7 @@ fn check(settings: &Settings, request: &Request) -> Result<(), Refusal> {
         None => {}
     }
     if matches!(*request.method(), Method::GET | Method::HEAD) || is_of_our_page(headers) {
-        return Ok(());
+        return Ok(way);
     }
     Err(Refusal::new(StatusCode::FORBIDDEN, "another site's page can't change anything here"))
 }
@@ -174,7 +220,8 @@ mod tests {
     #[track_caller]
     fn status(password: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
         let settings = settings(&format!("smtp_hostname: relay.example\n    {password}"));
-        check(&settings, &asked(method, path, headers)).map_or_else(|refusal| refusal.0.as_u16(), |()| 200)
+        let way = check(&settings, &Sessions::default(), &asked(method, path, headers));
+        way.map_or_else(|refusal| refusal.0.as_u16(), |_| 200)
     }
 
     #[test]
@@ -203,6 +250,29 @@ mod tests {
         assert_eq!(with("Basic %%%"), 401);
         assert_eq!(status(password, "GET", "/metrics", &[host]), 401);
         assert_eq!(status(password, "GET", "/healthz", &[host]), 200);
+    }
+
+    #[test]
+    fn a_session_opens_as_the_password_does_and_forms_of_other_sites_get_nothing_by_it() {
+        let settings = settings("smtp_admin_password: open");
+        let sessions = Sessions::default();
+        let cookie = format!("outpost_session={}", sessions.begin("open").expect("a session"));
+        let way = |method: &str, path: &str, more: &[(&str, &str)]| {
+            let headers = [&[("host", "mailer:8025"), ("cookie", cookie.as_str())], more].concat();
+            check(&settings, &sessions, &asked(method, path, &headers)).map_err(|refusal| refusal.0.as_u16())
+        };
+        let form = ("content-type", "application/x-www-form-urlencoded");
+        assert_eq!(way("GET", "/", &[]), Ok(Way::Session));
+        assert_eq!(way("POST", "/queue/act", &[form, ("origin", "http://mailer:8025")]), Ok(Way::Session));
+        for strange in
+            [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")]
+        {
+            assert_eq!(way("POST", "/queue/act", &[form, strange]), Err(403), "{strange:?}");
+        }
+        assert_eq!(way("POST", "/queue/act", &[form]), Err(403), "a browser that says nothing");
+        assert_eq!(status("smtp_admin_password: open", "POST", "/queue/act", &[form]), 401);
+        assert_eq!(status("smtp_admin_password: open", "GET", "/login", &[]), 200);
+        assert_eq!(status("smtp_admin_password: open", "POST", "/login", &[form]), 403, "nor a login");
     }
 
     #[test]

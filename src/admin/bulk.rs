@@ -121,8 +121,8 @@ pub(super) async fn act(State(desk): State<Desk>, Query(order): Query<Order>) ->
     Ok(Json(outcome))
 }
 
-/// Whether it makes sense to go on.
-async fn act_on(desk: &Desk, verb: &Verb, ids: &[QueueId], outcome: &mut Outcome) -> bool {
+/// Does it with these, at once. Whether it makes sense to go on.
+pub(super) async fn act_on(desk: &Desk, verb: &Verb, ids: &[QueueId], outcome: &mut Outcome) -> bool {
     let mut acting = JoinSet::new();
     for id in ids.iter().copied() {
         let (desk, verb) = (desk.clone(), verb.clone());

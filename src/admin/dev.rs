@@ -74,6 +74,14 @@ pub(super) async fn captured(queue: &Queue, after: usize, limit: usize) -> Answe
     }
 }
 
+/// The latest of what was captured, the last first, and how many there are in all.
+pub(super) async fn latest(queue: &Queue, most: usize) -> Answer<(Vec<Captured>, usize)> {
+    let mut all = captured(queue, 0, usize::MAX).await?;
+    let number = all.len();
+    let latest = all.split_off(number.saturating_sub(most));
+    Ok((latest.into_iter().rev().collect(), number))
+}
+
 /// The message of this number, and its id.
 pub(super) async fn numbered(queue: &Queue, n: &str) -> Answer<(QueueId, Captured)> {
     let none = || Refusal::not_found("no message of this number was captured");

@@ -4,11 +4,11 @@
 //! on TCP and on a Unix socket in the data directory, which is how the commands reach a running
 //! relay.
 //!
-//! - [`access`]: who may ask: names, passwords, foreign pages
+//! - [`access`]: who may ask: names, passwords, foreign pages; `session`: who has logged in
 //! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
 //! - `queue`, `bulk`, `export`, `import`, `status`, `events`, `relay`, `trend`, `dev`: the routes of the API
-//! - `page`: the same for the eyes
+//! - `page`: the same for the eyes and the hand
 
 pub mod access;
 pub mod archive;
@@ -23,6 +23,7 @@ pub mod people;
 mod queue;
 mod relay;
 pub mod serve;
+mod session;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -149,8 +150,7 @@ where
 /// All routes, behind the checks that this way in needs.
 pub fn router(admin: Admin, access: Access) -> Router {
     let mut router = queue_routes()
-        .route("/", get(page::dashboard))
-        .route("/style.css", get(page::style))
+        .merge(page::routes(admin.captured.is_some()))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
@@ -162,15 +162,17 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/api/v1/reload", post(relay::reload));
     if admin.captured.is_some() {
         router = router
-            .route("/dev/{n}", get(page::captured))
             .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
             .route("/api/v1/dev/messages/{n}", get(dev::raw));
     }
-    let guard = access::Guard { access, settings: Arc::clone(&admin.settings) };
+    let door = session::Door::default();
+    let guard = access::Guard { access, settings: Arc::clone(&admin.settings), door: door.clone() };
     router
         .fallback(|| async { Refusal::not_found("there is nothing here; see /api/openapi.json") })
         .layer(middleware::from_fn_with_state(guard, access::guard))
         .layer(axum::Extension(access))
+        .layer(axum::Extension(door))
+        .layer(axum::Extension(page::Places::default()))
         .with_state(admin)
 }
 

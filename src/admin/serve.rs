@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::fs::PermissionsExt as _,
@@ -15,7 +16,7 @@ use axum::{
     Router,
     serve::{Listener, ListenerExt as _},
 };
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -25,8 +26,9 @@ use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     sync::{Semaphore, watch},
 };
+use tower::ServiceExt as _;
 
-use super::{Access, Admin, router, trend};
+use super::{Access, Admin, access::Peer, router, trend};
 
 /// The socket's name in the data directory.
 pub const SOCKET: &str = "admin.sock";
@@ -51,29 +53,41 @@ pub fn serve(admin: Admin, tcp: TcpListener, path: &Path, shutdown: watch::Recei
     let unix = bind_socket(path)?;
     // An answer in several writes must not wait for the client's acknowledgement.
     let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
-    tokio::spawn(answer(tcp, router(admin.clone(), Access::Tcp), shutdown.clone()));
-    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), shutdown.clone()));
+    let tcp_router = router(admin.clone(), Access::Tcp);
+    tokio::spawn(answer(tcp, tcp_router, |peer: &SocketAddr| peer.ip(), shutdown.clone()));
+    let here = |_: &_| IpAddr::V4(Ipv4Addr::LOCALHOST);
+    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), here, shutdown.clone()));
     tokio::spawn(trend::keep(admin, shutdown));
     Ok(())
 }
 
 /// What `axum::serve` does, with bounds: on connections, their number, header and time.
-async fn answer(mut listener: impl Listener, router: Router, mut shutdown: watch::Receiver<bool>) {
+async fn answer<L: Listener>(
+    mut listener: L,
+    router: Router,
+    peer: fn(&L::Addr) -> IpAddr,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).max_buf_size(BUFFER_MAX);
-    let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = async {
             let place = Arc::clone(&places).acquire_owned().await;
-            (listener.accept().await.0, place)
+            (listener.accept().await, place)
         };
-        let (stream, place) = tokio::select! {
+        let ((stream, address), place) = tokio::select! {
             accepted = accepted => accepted,
             _ = shutdown.wait_for(|shutdown| *shutdown) => break,
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let peer = Peer(peer(&address));
+        let service = router.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            request
+        });
+        let service = TowerToHyperService::new(service);
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // What goes wrong with a connection is its client's trouble alone.
             let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;

@@ -46,6 +46,8 @@ pub struct Counts {
     pub deferred: AtomicU64,
     /// The same: refused for good.
     pub bounced: AtomicU64,
+    /// Events of any kind.
+    pub events: AtomicU64,
     latencies: [AtomicU64; CLASSES],
 }
 
@@ -62,7 +64,12 @@ impl Counts {
         self.latencies[class].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All of it at this moment.
+    /// A number that grows whenever anything has happened to a message.
+    pub fn changes(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// What was counted up to this moment.
     pub fn read(&self) -> Flow {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Flow {

@@ -12,6 +12,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The value of a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
     /// The body as JSON; panics with the body where it isn't.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
@@ -26,11 +32,24 @@ impl Answer {
 
 /// Asks once on a connection of its own.
 pub fn request(method: &str, port: u16, path: &str) -> io::Result<Answer> {
+    request_with(method, port, path, &[], "")
+}
+
+/// The same with more header fields and a body.
+pub fn request_with(
+    method: &str,
+    port: u16,
+    path: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Answer> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {}\r\nConnection: close\r\n{fields}\r\n{body}",
+        body.len()
     )?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;

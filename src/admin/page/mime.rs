@@ -1,0 +1,204 @@
+//! A message taken apart for looking at. All of it is its sender's: nothing that comes from here may be run,
+//! loaded from elsewhere, or named in a way that plays tricks.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use mail_parser::{Message, MessageParser, MessagePart, MimeHeaders as _, PartType};
+
+use crate::admin::people;
+
+/// Types that a download may have; anything else is octets.
+const KINDS: [&str; 9] = [
+    "application/pdf",
+    "image/gif",
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "text/calendar",
+    "text/csv",
+    "text/plain",
+    "message/rfc822",
+];
+/// Longest name of a download, in characters.
+const NAME_MAX: usize = 100;
+/// Elements that ask for something before any policy is heard: `<link rel=preconnect>` does, and Chromium
+/// connects for a frame that it then forbids; or that change what addresses mean.
+const DEFUSED: [&str; 7] = ["link", "meta", "base", "iframe", "frame", "object", "embed"];
+
+/// What there is to see.
+pub(super) struct Sight {
+    /// Name and value of each header field, unfolded and decoded.
+    pub(super) fields: Vec<(String, String)>,
+    pub(super) text: Option<String>,
+    pub(super) has_html: bool,
+    pub(super) attachments: Vec<Attachment>,
+}
+
+/// What came with it.
+pub(super) struct Attachment {
+    pub(super) name: String,
+    pub(super) kind: String,
+    pub(super) size: u64,
+}
+
+/// Takes a message apart, or as much of it as there is.
+pub(super) fn sight(octets: &[u8]) -> Sight {
+    let Some(message) = MessageParser::new().parse(octets) else {
+        let text = String::from_utf8_lossy(octets).into_owned();
+        return Sight { fields: Vec::new(), text: Some(text), has_html: false, attachments: Vec::new() };
+    };
+    let field = |(name, value): (&str, &str)| {
+        let unfolded = value.split(['\r', '\n']).map(str::trim).filter(|line| !line.is_empty());
+        (people::printable(name), people::decoded(&unfolded.collect::<Vec<_>>().join(" ")))
+    };
+    Sight {
+        fields: message.headers_raw().map(field).collect(),
+        text: message.body_text(0).map(std::borrow::Cow::into_owned),
+        has_html: html_part(&message).is_some(),
+        attachments: message
+            .attachments()
+            .enumerate()
+            .map(|(i, part)| Attachment {
+                name: name(part, i),
+                kind: people::printable(&declared(part)),
+                size: part.contents().len() as u64,
+            })
+            .collect(),
+    }
+}
+
+fn html_part<'a>(message: &'a Message<'_>) -> Option<&'a str> {
+    match &message.html_part(0)?.body {
+        PartType::Html(html) => Some(html),
+        _ => None,
+    }
+}
+
+/// The HTML of a message: without what a policy would come too late for, with the pictures that came with it.
+pub(super) fn html(octets: &[u8]) -> Option<String> {
+    let message = MessageParser::new().parse(octets)?;
+    let mut html = defused(html_part(&message)?);
+    for part in &message.parts {
+        let Some(id) = part.content_id().filter(|id| !id.is_empty()) else { continue };
+        let reference = format!("cid:{}", id.trim_matches(['<', '>']));
+        let kind = kind(part);
+        if kind.starts_with("image/") && html.contains(&reference) {
+            html =
+                html.replace(&reference, &format!("data:{kind};base64,{}", STANDARD.encode(part.contents())));
+        }
+    }
+    Some(html)
+}
+
+/// A tag begins with `<` and its name, and nothing can stand in between (HTML §13.2.5.6): renamed, it is an
+/// element that does nothing.
+fn defused(html: &str) -> String {
+    let mut safe = String::with_capacity(html.len());
+    let mut rest = html;
+    while let Some(at) = rest.find('<') {
+        let (before, tag) = rest.split_at(at + 1);
+        safe.push_str(before);
+        let is_meant = |name: &&str| {
+            tag.as_bytes().get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes()))
+        };
+        if DEFUSED.iter().any(|name| is_meant(&name)) {
+            safe.push_str("x-");
+        }
+        rest = tag;
+    }
+    safe + rest
+}
+
+/// A download: its name, type and octets.
+pub(super) fn attachment(octets: &[u8], k: usize) -> Option<(String, &'static str, Vec<u8>)> {
+    let message = MessageParser::new().parse(octets)?;
+    let part = message.attachments().nth(k)?;
+    Some((name(part, k), kind(part), part.contents().to_vec()))
+}
+
+fn declared(part: &MessagePart<'_>) -> String {
+    match part.content_type() {
+        Some(kind) => format!("{}/{}", kind.ctype(), kind.subtype().unwrap_or("*")).to_ascii_lowercase(),
+        None if matches!(part.body, PartType::Message(_)) => "message/rfc822".to_owned(),
+        None => "of no type".to_owned(),
+    }
+}
+
+fn kind(part: &MessagePart<'_>) -> &'static str {
+    let declared = declared(part);
+    KINDS.into_iter().find(|kind| *kind == declared).unwrap_or("application/octet-stream")
+}
+
+/// A file's name without a way, and without what hides its ending.
+fn name(part: &MessagePart<'_>, i: usize) -> String {
+    let given = part.attachment_name().unwrap_or_default();
+    let last = given.rsplit(['/', '\\']).next().unwrap_or_default();
+    let strange = |c: char| matches!(c, '"' | '<' | '>' | ':' | '|' | '?' | '*' | ';' | '%' | '\u{FFFD}');
+    let safe: String = people::printable(last).chars().map(|c| if strange(c) { '_' } else { c }).collect();
+    let safe = safe.trim_matches(['.', ' ']);
+    // From the end, where its kind is told.
+    let skipped = safe.chars().count().saturating_sub(NAME_MAX);
+    match safe.chars().skip(skipped).collect::<String>() {
+        empty if empty.is_empty() => format!("attachment-{}", i + 1),
+        name => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_attachment(name: &str, kind: &str) -> (String, &'static str, Vec<u8>) {
+        let message = format!(
+            "Subject: x\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n\
+             Content-Type: {kind}\r\nContent-Disposition: attachment; filename=\"{name}\"\r\n\r\nabc\r\n--b--\r\n"
+        );
+        attachment(message.as_bytes(), 0).expect("an attachment")
+    }
+
+    #[test]
+    fn a_download_has_a_harmless_name_and_type() {
+        for (given, name) in [
+            ("report.pdf", "report.pdf"),
+            ("../../etc/passwd", "passwd"),
+            ("C:\\\\windows\\\\x.exe", "x.exe"),
+            ("..", "attachment-1"),
+            ("=?utf-8?q?a=E2=80=AEfdp.exe?=", "a_fdp.exe"),
+            ("a<b>.txt", "a_b_.txt"),
+        ] {
+            assert_eq!(with_attachment(given, "text/plain").0, name, "{given}");
+        }
+        assert_eq!(with_attachment(&"x".repeat(300), "text/plain").0.len(), NAME_MAX);
+        for (given, kind) in [
+            ("text/html", "application/octet-stream"),
+            ("image/svg+xml", "application/octet-stream"),
+            ("IMAGE/PNG", "image/png"),
+        ] {
+            assert_eq!(with_attachment("a", given).1, kind, "{given}");
+        }
+    }
+
+    #[test]
+    fn html_asks_for_nothing_and_has_its_own_pictures() {
+        let message = "Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n\
+            <LINK rel=preconnect href=//evil.example><meta http-equiv=refresh><iframe src=//evil.example></iframe><img src=\"cid:p@x\"><p>a < b\r\n--b\r\n\
+            Content-Type: image/png\r\nContent-ID: <p@x>\r\nContent-Transfer-Encoding: base64\r\n\r\nQUJD\r\n--b--\r\n";
+        let html = html(message.as_bytes()).expect("it has HTML");
+        assert!(html.contains("<x-LINK") && html.contains("<x-meta") && html.contains("<x-iframe"), "{html}");
+        assert!(html.contains("src=\"data:image/png;base64,QUJD\"") && html.contains("a < b"), "{html}");
+        assert!(sight(message.as_bytes()).has_html);
+        assert!(super::html(b"Subject: x\r\n\r\nonly text").is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_shown_without_a_fault() {
+        for octets in
+            [&b""[..], b"\xff\xfe\0", b"Subject", b"Content-Type: multipart/mixed; boundary=\r\n\r\n--"]
+        {
+            let sight = sight(octets);
+            assert!(sight.attachments.is_empty() && !sight.has_html, "{octets:?}");
+        }
+        let sight = sight(b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n an alle\r\n\r\nHallo");
+        assert_eq!(sight.fields, [("Subject".to_owned(), "Grüße an alle".to_owned())]);
+        assert_eq!(sight.text.as_deref(), Some("Hallo"));
+    }
+}
