@@ -8,7 +8,10 @@
 //! cargo bench --bench queue -- deferred          # 50,000 deferred: disk; and given back after a drain
 //! ```
 //!
-//! `--profile dist` measures what is packaged. `OUTPOST_BENCH_MESSAGES` makes the last two shorter.
+//! `--profile dist` measures what is packaged. The first two take turns with bare SQLite ([`bare`]), for as
+//! many rounds as `OUTPOST_BENCH_ROUNDS` says; `OUTPOST_BENCH_MESSAGES` makes the last two shorter.
+
+mod bare;
 
 use std::{
     io::Write as _,
@@ -123,14 +126,24 @@ async fn accept(queue: &Queue, content: &[u8], envelope: Envelope) {
 }
 
 async fn throughput(rows: &[(usize, usize)]) {
+    let rounds = std::env::var("OUTPOST_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     say(
         "durable, accepted and settled (wanted, 10 KiB: 15,000/s by 20, 24,000/s by 100; with 3 ms a sync 2,500 and 10,000)",
     );
     for (producers, size) in rows {
-        let (rate, p50, p99) = measure(*producers, *size).await;
-        say(&format!(
-            "{producers:>4} producers  {size:>6} octets  {rate:>8.0} messages/s  accepted in p50 {p50:.1} ms, p99 {p99:.1} ms"
-        ));
+        let mut ratios = Vec::new();
+        for _ in 0..rounds {
+            let directory = scratch();
+            let floor = bare::measure(directory.path(), *producers, *size, RUN).await;
+            let (rate, p50, p99) = measure(*producers, *size).await;
+            ratios.push(floor / rate);
+            say(&format!(
+                "{producers:>4} producers  {size:>6} octets  {rate:>8.0} messages/s  accepted in p50 {p50:.1} ms, p99 {p99:.1} ms; bare SQLite {floor:>8.0}/s, {:.2} times that",
+                floor / rate
+            ));
+        }
+        ratios.sort_by(f64::total_cmp);
+        say(&format!("{:>42} median of the ratios: {:.2} (wanted: 1.2)", "", ratios[ratios.len() / 2]));
     }
 }
 
