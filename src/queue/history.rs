@@ -517,6 +517,14 @@ fn keep_count(connection: &Connection, number: i64) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE meta SET value = ? WHERE key = 'events'")?.execute([number]).map(|_| ())
 }
 
+/// Whether whoever made the file died before there was a table in it: only a writer can go on with that.
+fn is_unborn(connection: &Connection) -> bool {
+    match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)) {
+        Ok(format) => format == 0,
+        Err(error) => error.sqlite_error_code() == Some(ErrorCode::ReadOnly),
+    }
+}
+
 /// Reads the history of a queue, whether its relay runs or not.
 #[derive(Debug)]
 pub struct Reader {
@@ -541,7 +549,8 @@ impl Reader {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let connection = Connection::open_with_flags(&path, flags)?;
                 connection.busy_timeout(PAUSE)?;
-                Ok(Self { connection: Some(connection), damage })
+                let connection = Some(connection).filter(|connection| !is_unborn(connection));
+                Ok(Self { connection, damage })
             }
         }
     }
@@ -769,5 +778,27 @@ mod tests {
         history.record(None, b"one".to_vec());
         history.write();
         assert!(!directory.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn a_file_whose_maker_was_killed_over_it_is_as_good_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        let looks_empty = || Reader::open(directory.path()).unwrap().events(&ALL).unwrap().is_empty();
+        fs::write(&path, "").unwrap();
+        assert!(looks_empty());
+        // In the midst of its first transaction, which its journal takes back.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = elsewhere.path().join(NAME);
+        let connection = Connection::open(&other).unwrap();
+        connection.execute_batch("CREATE TABLE one(octets BLOB); PRAGMA cache_size = 2;").unwrap();
+        connection.execute_batch("BEGIN; INSERT INTO one VALUES(zeroblob(200000));").unwrap();
+        let journal = |path: &Path| PathBuf::from(format!("{}-journal", path.display()));
+        fs::copy(journal(&other), journal(&path)).unwrap();
+        fs::copy(&other, &path).unwrap();
+        assert!(looks_empty());
+        let history = history(directory.path(), HistorySettings::default());
+        history.record(None, b"one".to_vec());
+        assert_eq!(told(&history, &ALL).len(), 1);
     }
 }
