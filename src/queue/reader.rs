@@ -3,7 +3,7 @@
 //! A page of the file that can't be read costs the entries on it and no others: an entry whose record
 //! or content lies there is damaged, one whose row lies there is unreadable, and the rest goes on.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, named_params, params, types::Value};
@@ -17,6 +17,11 @@ use super::{
     store::{State, unless_damaged},
 };
 use crate::clock::Timestamp;
+
+/// The first id behind that one; without one, the first of all.
+pub(super) fn behind(after: Option<QueueId>) -> i64 {
+    after.map_or(0, |after| after.to_i64() + 1)
+}
 
 /// A row as it was read: the entry, or the id of one that is damaged.
 #[derive(Debug)]
@@ -134,10 +139,20 @@ impl Reader {
 
     /// Entries behind `after`, in the order of their arrival.
     pub(super) fn list(&self, after: Option<QueueId>, limit: usize) -> rusqlite::Result<Vec<Row>> {
-        self.search(&Search::default(), &[], after, limit)
+        self.search(&Search::default(), &[], behind(after)..i64::MAX, limit)
     }
 
-    /// Entries behind `after` that are looked for, in the order of their arrival.
+    /// The id in the middle of those from `start` on, by the times of their arrival.
+    pub(super) fn middle(&self, start: i64) -> rusqlite::Result<i64> {
+        let end = |which: &str| {
+            self.0
+                .prepare_cached(&format!("SELECT {which}(id) FROM message WHERE id >= ?"))?
+                .query_row([start], |row| row.get::<_, Option<i64>>(0))
+        };
+        Ok(end("min")?.unwrap_or(start).midpoint(end("max")?.unwrap_or(start)))
+    }
+
+    /// Entries of a range of ids that are looked for, in the order of their arrival.
     ///
     /// The rows alone are looked through, and an entry is read only where its row says that it may be
     /// meant. Around a page that can't be read the way goes by the records.
@@ -145,22 +160,22 @@ impl Reader {
         &self,
         search: &Search,
         claims: &[QueueId],
-        after: Option<QueueId>,
+        Range { mut start, end }: Range<i64>,
         limit: usize,
     ) -> rusqlite::Result<Vec<Row>> {
         let (conditions, values) = search.conditions(claims);
-        let query =
-            format!("SELECT id, due, size, state FROM message WHERE {conditions} id >= ? ORDER BY id");
+        let query = format!(
+            "SELECT id, due, size, state FROM message WHERE {conditions} id >= ? AND id < ? ORDER BY id"
+        );
         let is_meant =
             |row: &Row| !search.has_address() || row.entry.as_ref().is_some_and(|entry| search.means(entry));
         let mut found = Vec::new();
         if limit == 0 {
             return Ok(found);
         }
-        let mut start = after.map_or(0, |after| after.to_i64() + 1);
         loop {
-            let parameters =
-                rusqlite::params_from_iter(values.iter().cloned().chain([Value::Integer(start)]));
+            let bounds = [Value::Integer(start), Value::Integer(end)];
+            let parameters = rusqlite::params_from_iter(values.iter().cloned().chain(bounds));
             let looked = self.each(&query, parameters, |row| {
                 start = row.id.to_i64() + 1;
                 if is_meant(&row) {
@@ -171,7 +186,7 @@ impl Reader {
             if unless_damaged(looked)?.is_some() {
                 return Ok(found);
             }
-            let next = self.beyond_damage(start, |row| {
+            let next = self.beyond_damage(start..end, |row| {
                 if search.asks_for_all() && found.len() < limit {
                     found.push(row);
                 }
@@ -183,11 +198,15 @@ impl Reader {
         }
     }
 
-    /// A search from `start` on has met a page that can't be read. Tells of the rows on it, and returns
+    /// A search through these ids has met a page that can't be read. Tells of the rows on it, and returns
     /// the entry to go on with, if there is one.
-    fn beyond_damage(&self, start: i64, mut tell: impl FnMut(Row)) -> rusqlite::Result<Option<QueueId>> {
-        let mut ids = self.0.prepare_cached("SELECT id FROM record WHERE id >= ? ORDER BY id")?;
-        let mut ids = ids.query([start])?;
+    fn beyond_damage(
+        &self,
+        Range { start, end }: Range<i64>,
+        mut tell: impl FnMut(Row),
+    ) -> rusqlite::Result<Option<QueueId>> {
+        let mut ids = self.0.prepare_cached("SELECT id FROM record WHERE id >= ? AND id < ? ORDER BY id")?;
+        let mut ids = ids.query([start, end])?;
         let (mut is_first, mut is_behind) = (true, false);
         while let Some(row) = ids.next()? {
             let id = QueueId::from_i64(row.get(0)?);
