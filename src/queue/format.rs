@@ -215,4 +215,25 @@ mod tests {
         assert!(matches!(error, StoreError::Newer(version) if version == FORMAT + 1), "{error}");
         assert!((fs::read(&left).unwrap(), fs::read(wal(&left)).unwrap()) == before);
     }
+
+    #[test]
+    fn one_that_was_killed_before_it_had_a_log_is_made_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = store::path(directory.path());
+        let connection = Connection::open(&path).unwrap();
+        // As SQLite begins each database: with a journal that takes back what was written of it. What is too
+        // much for its memory is written before the end of the transaction.
+        connection.execute_batch("CREATE TABLE one(octets BLOB); PRAGMA cache_size = 2;").unwrap();
+        connection.execute_batch("BEGIN; INSERT INTO one VALUES(zeroblob(200000));").unwrap();
+        let killed = tempfile::tempdir().unwrap();
+        let left = store::path(killed.path());
+        let journal = |path: &Path| path.with_file_name("queue.sqlite-journal");
+        fs::copy(&path, &left).unwrap();
+        fs::copy(journal(&path), journal(&left)).unwrap();
+        let read_only = look_by(&left, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap_err();
+        assert!(read_only.to_string().contains("readonly"), "{read_only}");
+        assert_eq!(look(&left).unwrap(), None);
+        drop(store::Store::open(&left).unwrap());
+        assert_eq!(look(&left).unwrap(), Some(FORMAT));
+    }
 }
