@@ -225,8 +225,14 @@ fn send_both(port: u16, name: &str) -> Told {
 #[allow(clippy::print_stderr)]
 fn a_relay_killed_at_any_call_that_writes_loses_nothing_that_was_acknowledged() {
     /// Calls, and up to which of each thread's the relay is killed.
-    const CALLS: &[(&str, usize)] =
-        &[("pwrite64", 60), ("write", 20), ("fsync", 12), ("openat", 4), ("unlink", 2), ("sendto", 24)];
+    const CALLS: &[(&str, usize)] = &[
+        ("pwrite64", 60),
+        ("write", 20),
+        ("fsync,fdatasync", 12),
+        ("openat", 4),
+        ("unlink", 2),
+        ("sendto", 24),
+    ];
     /// Rounds without a kill, after which there is no such call any more.
     const SPARED_MAX: usize = 3;
     let upstream = Upstream::start(PASSWORD);
@@ -272,8 +278,13 @@ fn a_relay_killed_at_any_call_that_writes_loses_nothing_that_was_acknowledged() 
 #[test]
 #[allow(clippy::print_stderr)]
 fn a_relay_killed_at_any_call_of_its_first_start_starts_again() {
-    const CALLS: &[(&str, usize, usize)] =
-        &[("pwrite64", 40, 3), ("fsync", 20, 2), ("mkdir", 4, 1), ("ftruncate", 3, 1), ("rename", 3, 1)];
+    const CALLS: &[(&str, usize, usize)] = &[
+        ("pwrite64", 40, 3),
+        ("fsync,fdatasync", 20, 2),
+        ("mkdir", 4, 1),
+        ("ftruncate", 3, 1),
+        ("rename", 3, 1),
+    ];
     let upstream = Upstream::start(PASSWORD);
     let mut all = 0;
     for (call, last, step) in CALLS {

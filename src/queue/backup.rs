@@ -21,7 +21,7 @@ use rusqlite::{
 use serde::Serialize;
 
 use super::{
-    Fault, QueueId, format, history,
+    Fault, format, history,
     reader::Reader,
     spool::Spool,
     store::{self, Change, Store},
@@ -156,7 +156,7 @@ fn copy_database(source: &Connection, path: &Path, mut progress: impl FnMut(u64,
 fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Fault> {
     let (copy, source) = (Reader::open(path)?, Reader::open(source)?);
     let (mut messages, mut octets) = (0, 0);
-    let mut gone: Vec<QueueId> = Vec::new();
+    let mut gone = Vec::new();
     let mut after = None;
     loop {
         let rows = copy.list(after, PAGE)?;
@@ -166,7 +166,7 @@ fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Faul
             let spooled = row.entry.as_ref().is_some_and(|entry| entry.content.spooled);
             // One that is still queued there has lost its file, and the copy is to tell as much.
             if spooled && !ours.path(row.id).exists() && source.get(row.id)?.is_none() {
-                gone.push(row.id);
+                gone.push(Change::Remove { id: row.id, size: row.size });
             } else {
                 messages += 1;
                 octets += row.size;
@@ -179,7 +179,7 @@ fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Faul
     drop(copy);
     if !gone.is_empty() {
         let mut store = Store::open(path).map_err(|error| Fault::Broken(error.to_string()))?;
-        store.apply(gone.into_iter().map(|id| Change::Remove { id }), false)?;
+        store.apply(gone.into_iter(), false)?;
         store.tidy()?;
         drop(store);
         // Whoever opens the copy makes one where it then lies.

@@ -9,10 +9,11 @@ use std::{
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, named_params, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, named_params, params};
 
 use super::{
     Fault,
@@ -23,6 +24,15 @@ use super::{
     reserve::Reserve,
 };
 use crate::clock::Timestamp;
+
+/// Pages of the WAL behind which it is brought into the database: 4 MiB. What leaves soon is never written a
+/// second time, since its pages are used again before; but damage in a WAL loses what follows, so there
+/// should never be much of it.
+const LOG_PAGES: i64 = 1_000;
+/// It is also done that often, as long as anything is written.
+const OFTEN: Duration = Duration::from_secs(1);
+/// How long a lock is waited for.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// A row of `message`.
 pub(super) const INSERT_MESSAGE: &str =
@@ -78,8 +88,8 @@ pub(super) enum Change<'a> {
     Insert { entry: &'a Entry, octets: Option<&'a Bytes> },
     /// An entry's new state, and when it is due.
     Update { entry: &'a Entry, due: Timestamp },
-    /// It has left.
-    Remove { id: QueueId },
+    /// It has left, with so many octets of content.
+    Remove { id: QueueId, size: u64 },
     /// It can't be read.
     SetAside { id: QueueId },
     /// Due behind `latest`, where no wait of ours ends, or in the future though it never waited: it is
@@ -110,6 +120,7 @@ pub(super) struct Store {
     has_met_damage: bool,
     tally: Tally,
     reserve: Reserve,
+    checkpointed: Instant,
 }
 
 /// How much is queued, kept with every transaction so that nobody has to count a million rows.
@@ -178,7 +189,7 @@ impl Store {
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY)?;
         // auto_vacuum must be chosen before the first table, so that space can be given back later.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         let mode: String =
@@ -188,16 +199,15 @@ impl Store {
         if mode != "wal" || synchronous != 2 {
             return Err(StoreError::NotDurable(format!("{mode}, {synchronous}")));
         }
-        // 4 MiB: damage in a WAL loses what follows, so there should never be much of it; and a
-        // checkpoint in the writer's way stays short.
-        connection.pragma_update(None, "wal_autocheckpoint", 1000)?;
-        connection.pragma_update(None, "journal_size_limit", 8 * 1024 * 1024)?;
+        // Not in a commit, for which somebody waits: see `checkpoint`.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        connection.pragma_update(None, "journal_size_limit", 2 * LOG_PAGES * 4_096)?;
         connection.pragma_update(None, "cache_size", -16 * 1024)?;
         connection.set_prepared_statement_cache_capacity(32);
         format::bring_up_to_date(&mut connection, found)?;
         let tally = read_tally(&connection)?;
         let reserve = Reserve::new(path.parent().unwrap_or(path));
-        Ok(Self { connection, has_met_damage: false, tally, reserve })
+        Ok(Self { connection, has_met_damage: false, tally, reserve, checkpointed: Instant::now() })
     }
 
     /// Whether the room that is left is for outcomes alone.
@@ -317,24 +327,21 @@ impl Store {
                     .prepare_cached("UPDATE record SET octets = ? WHERE id = ?")?
                     .execute(params![entry.encode(), id])?;
             }
-            Change::Remove { id } if removal == Removal::None => {
+            Change::Remove { id, .. } if removal == Removal::None => {
                 return self.change(Change::SetAside { id }, removal);
             }
-            Change::Remove { id } => {
+            Change::Remove { id, size } => {
                 let id = id.to_i64();
-                let size: Option<i64> = connection
-                    .prepare_cached("DELETE FROM message WHERE id = ? RETURNING size")?
-                    .query_row([id], |row| row.get(0))
-                    .optional()?;
+                let gone = connection.prepare_cached("DELETE FROM message WHERE id = ?")?.execute([id])?;
                 if removal != Removal::Row {
                     connection.prepare_cached("DELETE FROM record WHERE id = ?")?.execute([id])?;
                 }
                 if removal == Removal::Whole {
                     connection.prepare_cached("DELETE FROM content WHERE id = ?")?.execute([id])?;
                 }
-                if let Some(size) = size {
+                if gone > 0 {
                     self.tally.messages = self.tally.messages.saturating_sub(1);
-                    self.tally.octets = self.tally.octets.saturating_sub(size as u64);
+                    self.tally.octets = self.tally.octets.saturating_sub(size);
                 }
             }
             Change::SetAside { id } => {
@@ -361,14 +368,35 @@ impl Store {
         self.apply(std::iter::empty(), false)
     }
 
+    /// Brings the WAL's pages into the database: once there are many, or when it was not done for a second,
+    /// so that what is free can be given back also while mail trickles on.
+    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        let pages: i64 =
+            self.connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
+        if pages < LOG_PAGES && self.checkpointed.elapsed() < OFTEN {
+            return Ok(());
+        }
+        self.checkpointed = Instant::now();
+        if pages < LOG_PAGES / 4 {
+            return self.empty_log();
+        }
+        // The file keeps its size: to write over it needs no word of it in the file system's journal.
+        self.connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
+    }
+
+    /// Brings all of the WAL into the database and gives its room back.
+    fn empty_log(&mut self) -> rusqlite::Result<()> {
+        // A reader that takes long, as a backup does, is not waited for: new mail would wait with it.
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let emptied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        self.connection.busy_timeout(BUSY)?;
+        emptied
+    }
+
     /// Housekeeping while nothing else is to do: empties the WAL and gives free pages back to the
     /// file system. True if there is more.
     pub(super) fn tidy(&mut self) -> rusqlite::Result<bool> {
-        // A reader that takes long, as a backup does, is not waited for: new mail would wait with it.
-        self.connection.busy_timeout(std::time::Duration::ZERO)?;
-        let emptied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        self.connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        emptied?;
+        self.empty_log()?;
         // A few pages are kept, so that a quiet relay doesn't grow and shrink its file all day.
         self.give_back_some(256)
     }

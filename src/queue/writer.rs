@@ -116,6 +116,8 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
             }
         }
         commit(&mut store, shared, batch, &mut late);
+        // Behind the answers, for which clients wait. What fails here stays in the WAL, durable as it was.
+        let _ = store.checkpoint();
         // Where mail trickles on, there is never an idle second.
         if tidied.elapsed() > BETWEEN_SLICES {
             let _ = store.give_back_some(FREE_WHILE_BUSY);
@@ -349,7 +351,7 @@ impl Request {
             Self::Change(change, _) => {
                 let EntryChange { entry, next, reports, .. } = &**change;
                 let first = match next {
-                    Next::Done => Change::Remove { id: entry.id },
+                    Next::Done => Change::Remove { id: entry.id, size: entry.content.size },
                     Next::Retry(due) => Change::Update { entry, due: *due },
                     Next::Hold => Change::Update { entry, due: Timestamp::default() },
                 };
