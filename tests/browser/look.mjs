@@ -19,7 +19,7 @@ const browser = await chromium.launch({ executablePath: order.chromium, args: ["
 async function visitor(name, base, options) {
   const context = await browser.newContext({ baseURL: base, ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(15000);
+  page.setDefaultTimeout(60000);
   let expected = () => false;
   const complain = (what) => { if (!expected(what)) wrong.push(`${name} ${page.url()}: ${what}`); };
   page.on("console", (message) => { if (["error", "warning"].includes(message.type())) complain(message.text()); });
