@@ -27,7 +27,7 @@ use super::{
     Message,
     auth::{Exchange, Mechanism},
     lost::{Lost, Why},
-    needs::{self, Lack},
+    needs::Lack,
     phase::Phase,
     source::{Source, SourceError},
     transaction::Transaction,

@@ -103,6 +103,8 @@ fn content(path: &Path) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     fn watch(paths: &[&Path]) -> Watch {
@@ -122,13 +124,13 @@ mod tests {
         assert!(watch.changed().is_empty(), "it may be half of something");
         fs::write(&file, "another").unwrap();
         assert!(watch.changed().is_empty(), "it moves still");
-        assert_eq!(watch.changed(), [file.clone()]);
+        assert_eq!(watch.changed(), slice::from_ref(&file));
         assert!(watch.changed().is_empty());
         fs::write(&file, "another").unwrap();
         assert!(watch.changed().is_empty() && watch.changed().is_empty(), "written again, and the same");
         fs::remove_file(&file).unwrap();
         assert!(watch.changed().is_empty());
-        assert_eq!(watch.changed(), [file.clone()], "gone");
+        assert_eq!(watch.changed(), slice::from_ref(&file), "gone");
         fs::write(&file, "another").unwrap();
         assert!(watch.changed().is_empty());
         assert_eq!(watch.changed(), [file], "back");
