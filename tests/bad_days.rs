@@ -374,6 +374,43 @@ fn a_refused_sender_is_held_alone_and_goes_once_released() {
 }
 
 #[test]
+fn a_sender_whose_own_limit_is_used_up_waits_alone_and_is_not_named_again() {
+    let upstream = Upstream::start(PASSWORD);
+    let reply = "550 5.4.5 Daily SMTP relay limit exceeded for user.";
+    upstream.set(|it| drop(it.senders.insert("busy@example.test".into(), reply.into())));
+    let mut relay = Relay::start(&mailer(&upstream));
+    let deferred = |relay: &Relay, count: usize| {
+        wait::until_true("all of it waits", || {
+            states(relay) == HashMap::from([("deferred".to_owned(), count)])
+        });
+    };
+    send(&relay, "busy@example.test", tokens("first", 1));
+    deferred(&relay, 1);
+    send(&relay, "busy@example.test", tokens("more", 5));
+    send(&relay, "good@example.test", tokens("good", 5));
+    wait::until_true("others go on", || upstream.arrived() == 5);
+    deferred(&relay, 6);
+    relay.kill9();
+    relay.up();
+    send(&relay, "busy@example.test", tokens("later", 3));
+    deferred(&relay, 9);
+    let named = || -> usize {
+        let asked = |inside: &[u8]| memchr::memmem::find_iter(inside, b"MAIL FROM:<busy@").count();
+        upstream.heard().iter().map(|heard| asked(&heard.inside)).sum()
+    };
+    assert_eq!((named(), bounces(&relay)), (1, 0));
+    let item = relay.queue().remove(0);
+    let next: jiff::Timestamp =
+        item["recipients"][0]["next_attempt"].as_str().expect("a time").parse().expect("a time");
+    assert!((3_400..3_700).contains(&(next.as_second() - jiff::Timestamp::now().as_second())), "{item}");
+
+    upstream.set(|it| it.senders.clear());
+    relay.told(&["queue", "retry", "--all", "--yes"]);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 14 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
 fn a_rule_of_the_operator_s_own_wins() {
     let upstream = Upstream::start(PASSWORD);
     upstream.set(|it| it.refusal = behind_the_dot("550 no more today, says the test"));

@@ -341,6 +341,26 @@ fn restarts_in_a_loop_try_a_wrong_password_three_times_and_the_right_one_at_once
     assert_arrives_once(&upstream, &relay, "one");
 }
 
+#[test]
+fn opportunistic_tls_is_taken_where_it_is_whoever_shows_what_and_its_lack_is_no_trouble() {
+    for (starttls, shows, in_clear) in
+        [(StartTls::Offered, Shows::UnknownAuthority, false), (StartTls::Stripped, Shows::Good, true)]
+    {
+        let upstream = Upstream::start(PASSWORD);
+        upstream.set(|it| (it.starttls, it.shows) = (starttls, shows));
+        let service = mailer(&upstream, PASSWORD)
+            .without("smtp_relay_tls_ca")
+            .set("smtp_relay_tls", "opportunistic")
+            // Without it no login may be set here at all.
+            .set("smtp_relay_allow_insecure_auth", true);
+        let relay = Relay::start(&service);
+        relay.client().send_token("one").expect("it is taken");
+        relay.wait_for_empty_queue();
+        assert_eq!(upstream.ledger().get("one"), Some(&1), "{starttls:?}");
+        assert_eq!(contains_word(&upstream.heard()[0].wire, "MAIL FROM"), in_clear, "{starttls:?}");
+    }
+}
+
 /// OpenSSL's server that speaks one old version of TLS alone; it ends when dropped.
 struct OldServer(std::process::Child);
 

@@ -58,6 +58,9 @@ struct State {
     /// Why a sender's mail doesn't, by reverse-path.
     #[serde(default)]
     senders: BTreeMap<String, Open>,
+    /// Whose own limit at the upstream is used up, by reverse-path, until the time that it gave.
+    #[serde(default)]
+    paused: BTreeMap<String, Evidence>,
 }
 
 /// Why mail is stopped, and when one is let through again.
@@ -192,6 +195,25 @@ impl Breaker {
         self.reason(evidence)
     }
 
+    /// The upstream takes no mail from this sender before a time that it gave. Nothing is held for that.
+    pub fn sender_paused(&self, sender: &str, evidence: &Evidence) {
+        let now = self.0.clock.now();
+        let mut state = self.state();
+        state.paused.retain(|_, evidence| is_paused(evidence, now));
+        if state.paused.len() < SENDERS_MAX {
+            state.paused.insert(sender.to_owned(), evidence.clone());
+            self.changed(state);
+        }
+    }
+
+    /// Why this sender's mail waits, as it would be said now; `None`: it need not.
+    pub fn pause_of(&self, sender: &str) -> Option<Evidence> {
+        let now = self.0.clock.now();
+        let state = self.state();
+        let evidence = state.paused.get(sender).filter(|evidence| is_paused(evidence, now))?;
+        Some(Evidence { at: now, ..evidence.clone() })
+    }
+
     fn open_all(&self, mut state: MutexGuard<'_, State>, waits: Waits, evidence: &Evidence, now: Timestamp) {
         match &mut state.all {
             Some(open) => open.refused(waits, now),
@@ -211,7 +233,7 @@ impl Breaker {
     pub fn succeeded(&self, sender: &str) -> bool {
         let mut state = self.state();
         let was_open = state.all.take().is_some() | state.senders.remove(sender).is_some();
-        if was_open || !state.refused.is_empty() {
+        if state.paused.remove(sender).is_some() | was_open || !state.refused.is_empty() {
             state.refused.clear();
             self.changed(state);
         }
@@ -261,10 +283,17 @@ impl Breaker {
     }
 }
 
+/// Whether that time is still to come. A clock that was set back makes it no longer than it was meant.
+fn is_paused(evidence: &Evidence, now: Timestamp) -> bool {
+    let left = evidence.not_before().map_or(Duration::ZERO, |until| until.since(now));
+    let meant = evidence.not_before().map_or(Duration::ZERO, |until| until.since(evidence.at));
+    left > Duration::ZERO && left <= meant
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::outcome::Scope;
+    use crate::mail::outcome::{Advice, Scope, Who};
 
     const WAITS: Waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) };
 
@@ -341,6 +370,27 @@ mod tests {
         assert!(breaker.stops("1", "bad@x").is_some());
         assert!(breaker.succeeded("bad@x"));
         assert!(breaker.stops("1", "bad@x").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_whose_limit_is_used_up_waits_until_its_time_also_over_a_restart() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000));
+        let breaker = || Breaker::new("up", Kept::at(home.path().join("breaker.json")), clock.clone());
+        let until = clock.now().after(Duration::from_secs(60));
+        let advice =
+            Advice { who: Who::Nobody, help: None, not_before: Some(until), tries: None, slower: None };
+        let evidence = Evidence { at: clock.now(), advice: Some(Box::new(advice)), ..evidence() };
+        breaker().sender_paused("busy@x", &evidence);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let told = breaker().pause_of("busy@x").expect("it waits");
+        assert_eq!((told.not_before(), told.at), (Some(until), clock.now()));
+        assert!(breaker().pause_of("other@x").is_none() && breaker().stops("1", "busy@x").is_none());
+        tokio::time::sleep(Duration::from_secs(41)).await;
+        assert!(breaker().pause_of("busy@x").is_none());
+        breaker().sender_paused("busy@x", &Evidence { at: Timestamp(0), ..evidence.clone() });
+        breaker().reset();
+        assert!(breaker().pause_of("busy@x").is_none());
     }
 
     #[tokio::test(start_paused = true)]

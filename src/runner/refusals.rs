@@ -40,9 +40,14 @@ impl Runner {
         }
     }
 
-    /// Holds a message that may not be tried; gives back one that may.
+    /// Holds a message that may not be tried, or has it wait; gives back one that may.
     pub(super) fn admit(&self, lane: &Lane, job: Job) -> Result<Job, Settled> {
         let entry = job.claim.entry();
+        if let Some(evidence) = lane.breaker.pause_of(entry.reverse_path.as_str()) {
+            let Job { claim, places } = job;
+            let outcomes = vec![Outcome::Deferred(evidence); places.len()];
+            return Err(self.settle(&self.orders(), claim, &places, outcomes, None, None));
+        }
         match lane.breaker.stops(&entry.id.to_string(), entry.reverse_path.as_str()) {
             None => Ok(job),
             Some(reason) => Err(self.hold(job.claim, &reason)),
@@ -68,6 +73,9 @@ impl Runner {
         }
         if let Some(evidence) = outcomes.iter().find_map(refused_sender) {
             return Some(breaker.sender_refused(waits, sender, evidence));
+        }
+        if let Some(evidence) = outcomes.iter().find_map(paused_sender) {
+            breaker.sender_paused(sender, evidence);
         }
         let Some(evidence) = outcomes.iter().find_map(refused) else {
             breaker.undecided(&id);
@@ -183,6 +191,16 @@ impl Runner {
 fn refused_sender(outcome: &Outcome) -> Option<&Evidence> {
     match outcome {
         Outcome::Deferred(evidence) if evidence.scope == Scope::Sender && evidence.not_before().is_none() => {
+            Some(evidence)
+        }
+        _ => None,
+    }
+}
+
+/// What the upstream said of a sender, where it will take its mail again by itself.
+fn paused_sender(outcome: &Outcome) -> Option<&Evidence> {
+    match outcome {
+        Outcome::Deferred(evidence) if evidence.scope == Scope::Sender && evidence.not_before().is_some() => {
             Some(evidence)
         }
         _ => None,
