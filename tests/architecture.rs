@@ -43,6 +43,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("maud", &["admin/"]),
     ("tar", &["admin/archive.rs"]),
     ("indicatif", &["cli/output.rs"]),
+    ("ratatui", &["cli/top/", "cli/top.rs", "cli/style.rs", "cli/init/ask.rs"]),
     ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),
     ("serde_saphyr", &["config/", "environment/"]),
     ("sd_notify", &["service/manager.rs", "service/doors.rs"]),

@@ -150,7 +150,8 @@ pub struct Learned {
 }
 
 impl Learned {
-    pub(super) fn sentence(&self) -> String {
+    /// The same in a sentence.
+    pub fn sentence(&self) -> String {
         let rate = self.messages_per_second.map(|rate| match rate {
             0.5.. => format!("{rate:.1} messages a second"),
             _ => format!("{:.1} messages a minute", rate * 60.0),

@@ -63,6 +63,19 @@ impl Client {
         }
     }
 
+    /// Whether a relay runs, though it may not be for this user to ask.
+    pub(super) fn is_served(&self) -> bool {
+        let Way::Socket(data) = &self.way else { return false };
+        match self.runtime.block_on(connect_socket(data)) {
+            Ok(_) => true,
+            // A directory that is closed to us tells nothing.
+            Err(error) => {
+                error.kind() == io::ErrorKind::PermissionDenied
+                    && data.join(SOCKET).symlink_metadata().is_ok()
+            }
+        }
+    }
+
     /// Runs what asks it more than once.
     pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)

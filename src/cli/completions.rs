@@ -18,3 +18,35 @@ impl Completions {
         output::pass_on(&script);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    /// Every command and every long option below `command`.
+    fn words(command: &clap::Command, found: &mut Vec<String>) {
+        for inner in command.get_subcommands() {
+            found.push(inner.get_name().to_owned());
+            words(inner, found);
+        }
+        let options = command.get_arguments().filter(|option| !option.is_hide_set());
+        found.extend(options.filter_map(|option| option.get_long().map(str::to_owned)));
+    }
+
+    #[test]
+    fn every_command_and_option_is_completed_in_every_shell() {
+        let mut all = Vec::new();
+        words(&Cli::command(), &mut all);
+        assert!(all.len() > 60 && all.contains(&"init".to_owned()), "{all:?}");
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            generate(*shell, &mut Cli::command(), "outpost", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for word in &all {
+                assert!(script.contains(word.as_str()), "{shell}: {word}");
+            }
+        }
+    }
+}

@@ -13,6 +13,7 @@ mod exit;
 mod handover;
 mod health;
 mod info;
+mod init;
 mod login;
 mod logs;
 mod man;
@@ -26,6 +27,8 @@ mod send;
 mod sendmail;
 mod status;
 mod stopped;
+mod style;
+mod top;
 
 use std::{
     ffi::OsString,
@@ -74,6 +77,8 @@ enum Command {
     Serve,
     /// Try it without any configuration: a relay with an upstream built in that keeps what it gets
     Dev(Dev),
+    /// Write a dotcloud.yml from four answers
+    Init(init::Init),
     /// Say what is wrong with the configuration
     Check(check::Check),
     /// Show what is known of providers
@@ -90,6 +95,8 @@ enum Command {
     Status(status::Status),
     /// Say whether new mail is taken; fails with the reason if not, for health checks of containers
     Health,
+    /// Watch the relay work, on a terminal
+    Top(top::Top),
     /// Look at and act on queued mail
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -154,14 +161,16 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             let options = dev::Options { smtp: wanted.smtp, admin: wanted.admin, data: place.named_data() };
             dev::dev(&options, |line| output::say(line))?;
         }
+        Command::Init(init) => return init.run(&place),
         Command::Check(check) => return check.run(&place),
         Command::Presets(presets) => presets.run()?,
         Command::Info(info) => info.run(&place)?,
         Command::Dkim(dkim) => dkim.run(&place)?,
         Command::Login(login) => login.run(&place)?,
         Command::Env(env) => env.run(&place)?,
-        Command::Status(status) => status.run(&place)?,
+        Command::Status(status) => return status.run(&place),
         Command::Health => health::run(&place)?,
+        Command::Top(top) => top.run(&place)?,
         Command::Logs(logs) => logs.run(&place)?,
         Command::Queue(queue) => queue.run(&place)?,
         Command::Send(send) => return send.run(&place),
@@ -181,7 +190,19 @@ impl Place {
 
     /// The configuration.
     fn load(&self) -> Result<Loaded, Failure> {
-        Ok(config::load(&self.source(), &|name| std::env::var(name).ok())?)
+        Ok(self.read()?)
+    }
+
+    /// The file that was named.
+    fn named_file(&self) -> Option<PathBuf> {
+        let variable =
+            || std::env::var_os("OUTPOST_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.config.clone().or_else(variable)
+    }
+
+    /// The configuration, or all that is wrong with it.
+    fn read(&self) -> Result<Loaded, config::Problems> {
+        config::load(&self.source(), &|name| std::env::var(name).ok())
     }
 
     /// The data directory, where it was named.

@@ -40,6 +40,7 @@ struct Shown<'p> {
     messages_per_connection: Option<u64>,
     rate_limits: &'p [String],
     replies: Vec<&'p str>,
+    sender: Option<&'p str>,
     gone: Option<&'p str>,
     note: Option<&'p str>,
     source: &'p str,
@@ -95,6 +96,7 @@ impl<'p> Shown<'p> {
             messages_per_connection: preset.messages,
             rate_limits: &preset.limits,
             replies: replies.rules().filter(is_its).map(|rule| rule.name.as_str()).collect(),
+            sender: preset.sender.as_deref(),
             gone: preset.gone.as_deref(),
             note: preset.note.as_deref(),
             source: &preset.source,
@@ -127,6 +129,7 @@ impl<'p> Shown<'p> {
         fact("messages per connection", self.messages_per_connection.map(|most| most.to_string()));
         fact("rate limits", (!self.rate_limits.is_empty()).then(|| self.rate_limits.join(", ")));
         fact("replies", (!self.replies.is_empty()).then(|| self.replies.join(", ")));
+        fact("senders", self.sender.map(str::to_owned));
         fact("note", self.note.map(str::to_owned));
         fact("source", Some(format!("{} ({})", self.source, self.date)));
         lines.join("\n")

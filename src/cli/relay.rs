@@ -202,6 +202,8 @@ impl Known {
             "smtp_relay_port": self.port,
             "smtp_relay_tls": tls,
             "smtp_relay_timeout": WITHIN,
+            // Nobody hands mail to somebody who only hands it in: the relay would seem to be its own upstream.
+            "smtp_listen": "unix:/nowhere",
         });
         if let Some(fingerprint) = &self.fingerprint
             && tls != "none"
@@ -316,4 +318,17 @@ fn published(
         return Err(Failure::new(Exit::CONFIG, words));
     }
     Ok(found.pop().map(|(_, known)| known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_on_the_usual_ports_can_be_handed_mail_on_its_own_machine() {
+        for port in ["25", "587", "465"] {
+            let settings = Known::local("127.0.0.1", port).settings("a test").expect("it is right");
+            assert_eq!(settings.upstreams[0].port.to_string(), port);
+        }
+    }
 }

@@ -1,26 +1,36 @@
-//! `outpost status`: how the relay is, in sentences.
+//! `outpost status`: how the relay is, on a screen.
+
+mod screen;
 
 use clap::Args;
 
-use super::{Place, client::Client, exit::Failure, output};
-use crate::admin::{people, view};
+use self::screen::screen;
+use super::{
+    Place,
+    client::Client,
+    exit::{Exit, Failure},
+    output,
+    style::{Colours, Style},
+};
+use crate::{admin::view, clock::Clock};
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
     /// For programs
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    colours: Colours,
 }
 
 impl Status {
-    pub(super) fn run(self, place: &Place) -> Result<(), Failure> {
+    pub(super) fn run(self, place: &Place) -> Result<Exit, Failure> {
         let status: view::Status = Client::find(place)?.get("/api/v1/status")?;
         if self.json {
             output::json(&status);
         } else {
-            let lines: Vec<String> = status.sentences().iter().map(|line| people::printable(line)).collect();
-            output::say(lines.join("\n"));
+            output::say(screen(&status, Clock::System.now(), &Style::of_output(&self.colours)));
         }
-        Ok(())
+        Ok(Exit::OK)
     }
 }

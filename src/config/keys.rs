@@ -454,6 +454,7 @@ pub(super) const PRESET: &[Key] = &[
     Key::new("limits", "limits as smtp_rate_limit takes them", "500 recipients/day"),
     Key::new("replaces", "the name of a header field, or a list of them", "date"),
     Key::new("mistakes", "a list of mistakes", "[]"),
+    Key::new("sender", "words", "it takes its account's address only"),
     Key::new("gone", "words", "it has ended"),
     Key::new("note", "words", "it is slow"),
     Key::new("source", "words", "its manual"),

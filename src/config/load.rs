@@ -1,6 +1,7 @@
 //! The way in: finds the file, reads it once, and has the whole of it judged.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Role, Settings,
+    Role, Settings, hints,
     keys::KEYS,
     node::Document,
     problem::{Problem, Problems},
@@ -42,6 +43,21 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// The file that was read; `None`: everything came from environment variables.
     pub file: Option<PathBuf>,
+    /// Where each key stands.
+    pub places: Places,
+}
+
+/// Where each key stands, for what only shows once the settings meet the machine.
+#[derive(Clone, Debug)]
+pub struct Places(BTreeMap<&'static str, Problem>);
+
+impl Places {
+    /// Says something about a key, at the place where it was set, or where it is missed.
+    pub fn problem(&self, key: &str, message: impl Into<String>, help: impl Into<String>) -> Problem {
+        let nowhere = || Problem::of_file("dotcloud.yml", "", None);
+        let place = self.0.get(key).cloned().unwrap_or_else(nowhere);
+        Problem { message: message.into(), help: Some(help.into()), ..place }
+    }
 }
 
 /// Reads the file that `source`, `OUTPOST_CONFIG` or custom names, and the environment variables.
@@ -133,10 +149,13 @@ fn judge(
     let mut reader = Reader::new(around, KEYS, (chosen.at, chosen.config), what, ours);
     let settings = settings::settings(&mut reader, &chosen, &data_directory(source, base, env));
     files.append(&mut reader.files);
-    match reader.problems.is_empty() {
-        true => Ok((Loaded { settings, warnings: reader.warnings, file: None }, reader.inline_secret)),
-        false => Err(Problems::sorted(reader.problems)),
+    hints::of_all(&mut reader, &settings);
+    if !reader.problems.is_empty() {
+        return Err(Problems::sorted(reader.problems));
     }
+    let places = Places(KEYS.iter().map(|key| (key.name, reader.point(key))).collect());
+    let warnings = Problems::sorted(std::mem::take(&mut reader.warnings)).0;
+    Ok((Loaded { settings, warnings, file: None, places }, reader.inline_secret))
 }
 
 /// `--data`, `OUTPOST_DATA`, the system's place for it if it is ours, else beside the file.

@@ -6,6 +6,7 @@
 //!
 //! The rest of the program never sees YAML, and never sees an environment variable.
 
+mod hints;
 mod keys;
 mod limit;
 mod listener;
@@ -44,7 +45,7 @@ pub use self::path::{Proxy, ProxyProtocol};
 pub use self::{
     keys::{KEYS, Key, secret_keys},
     limit::{Counts, Limit, parse_limit},
-    load::{Loaded, Source, load, load_with_files, parse},
+    load::{Loaded, Places, Source, load, load_with_files, parse},
     problem::{Problem, Problems},
     replies::{Replies, ReplyRule, ReplyWait},
     schema::schema,

@@ -8,6 +8,7 @@ use regex::Regex;
 use super::{
     Role,
     keys::{self, Key, key},
+    limit::{Limit, limit},
     node::{At, Document, Kind},
     reader::{Reader, Surroundings, Value},
     replies::pattern,
@@ -37,6 +38,7 @@ pub struct Preset {
     pub limits: Vec<String>,
     pub replaces: Vec<String>,
     pub mistakes: Vec<Mistake>,
+    pub sender: Option<String>,
     pub gone: Option<String>,
     pub note: Option<String>,
     pub source: String,
@@ -94,6 +96,11 @@ impl Preset {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let has_region = self.hosts.first().is_some_and(|host| host.contains(REGION));
         (has_region && !region.is_empty() && region.chars().all(legal)).then_some(region)
+    }
+
+    /// Its documented limits.
+    pub(super) fn limits(&self) -> impl Iterator<Item = Limit> {
+        self.limits.iter().filter_map(|text| limit(text).ok())
     }
 
     /// What is known to be wrong with a login.
@@ -195,6 +202,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Preset> {
         limits: reader.many(the!("limits"), value::text).unwrap_or_default(),
         replaces: reader.many(the!("replaces"), value::text).unwrap_or_default(),
         mistakes: maps(reader, the!("mistakes"), keys::MISTAKE, mistake),
+        sender: reader.one(the!("sender"), value::text),
         gone: reader.one(the!("gone"), value::text),
         note: reader.one(the!("note"), value::text),
         source: reader.one(the!("source"), value::text)?,

@@ -20,6 +20,19 @@ pub struct Problem {
     pub help: Option<String>,
 }
 
+impl Problem {
+    /// A problem of a file as a whole.
+    pub fn of_file(file: &str, message: impl Into<String>, help: Option<&str>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            message: message.into(),
+            help: help.map(str::to_owned),
+        }
+    }
+}
+
 /// As compilers write it, so that editors can jump there: `dotcloud.yml:7:11: message`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,13 +61,7 @@ impl Problems {
 
     /// A problem of a file as a whole.
     pub(super) fn of_file(file: &str, message: impl Into<String>, help: Option<&str>) -> Self {
-        Self(vec![Problem {
-            file: file.to_owned(),
-            line: None,
-            column: None,
-            message: message.into(),
-            help: help.map(str::to_owned),
-        }])
+        Self(vec![Problem::of_file(file, message, help)])
     }
 }
 

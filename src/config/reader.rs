@@ -136,6 +136,11 @@ impl<'a> Reader<'a> {
         self.warnings.push(problem);
     }
 
+    /// The place of a key, as an empty problem.
+    pub(super) fn point(&self, key: &Key) -> Problem {
+        self.problem(self.place(key), String::new(), None)
+    }
+
     fn problem(&self, place: Place, message: String, help: Option<&str>) -> Problem {
         let (file, at) = match place {
             Place::File(at) => (self.around.file.to_owned(), Some(at)),

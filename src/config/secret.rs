@@ -50,7 +50,8 @@ impl Reader<'_> {
             Err(error) => {
                 // The path is not repeated: some write the password itself there.
                 let message = format!("{name} can't be read: {error}");
-                self.report(place, message, None);
+                let help = "name a file that this user can read; a relative name starts at the dotcloud.yml's directory";
+                self.report(place, message, Some(help));
                 return None;
             }
         };

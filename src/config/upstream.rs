@@ -2,17 +2,16 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 
 use crate::smtp::pattern::AddressMap;
 
 use super::{
-    AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, TlsVersion, Upstream, UpstreamTls, Waits,
+    AuthMechanism, ListenerTls, Login, OAuth, Role, Serves, TlsVersion, Upstream, UpstreamTls, Waits, hints,
     keys::{self, Key, key},
-    limit::{Limit, limit},
+    limit::limit,
     node::Kind,
-    path,
-    presets::{self, Preset},
+    path, presets,
     reader::{Found, MAX_ITEMS, Place, Reader, Value},
     replies::replies,
     settings::MINUTE,
@@ -142,14 +141,16 @@ fn upstream(reader: &mut Reader<'_>, published: &[PathBuf]) -> Upstream {
         message_size: preset.and_then(|preset| preset.size),
         provider: preset.map(|preset| preset.name.clone()),
         replies: replies(reader),
-        limits: reader.many(key!("smtp_rate_limit"), limit).unwrap_or_else(|| known_limits(preset)),
+        limits: reader
+            .many(key!("smtp_rate_limit"), limit)
+            .unwrap_or_else(|| preset.map_or_else(Vec::new, |preset| preset.limits().collect())),
         sender_rewrite: sender_rewrite(reader),
         replaces: preset.map(|preset| preset.replaces.clone()).unwrap_or_default(),
         serves: Serves::default(),
     };
-    judge_tls(reader, &upstream);
+    hints::of_tls(reader, &upstream);
     if let Some(preset) = preset {
-        judge_login(reader, &upstream, preset);
+        hints::of_provider(reader, &upstream, preset);
     }
     upstream
 }
@@ -164,37 +165,6 @@ fn source(reader: &mut Reader<'_>) -> Vec<IpAddr> {
         reader.report(reader.place(key), "two addresses of the same family", Some(help));
     }
     addresses
-}
-
-/// Known mistakes are named before the first mail. Hints, for a provider may have changed its mind.
-fn judge_login(reader: &mut Reader<'_>, upstream: &Upstream, preset: &Preset) {
-    let title = &preset.title;
-    if let Some(gone) = &preset.gone {
-        let place = reader.place(key!("smtp_relay_server"));
-        let help =
-            "mail will wait until it is given up: choose another provider (`outpost presets` lists them)";
-        reader.warn(place, gone.clone(), Some(help));
-    }
-    let port = reader.place(key!("smtp_relay_port"));
-    let ports = preset.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if !preset.ports.contains(&upstream.port) {
-        let help = format!("its ports are {ports}");
-        reader.warn(port, format!("{title} does not document port {}", upstream.port), Some(&help));
-    } else if upstream.port == 25 {
-        let help = format!("{title} also has {ports}");
-        reader.warn(port, "many networks block outgoing connections to port 25", Some(&help));
-    }
-    let Some(login) = &upstream.login else { return };
-    let password = login.oauth.is_none().then(|| login.password.expose_secret());
-    for (mistake, about_password) in preset.mistakes(&login.username, password) {
-        let key = if about_password { key!("smtp_relay_password") } else { key!("smtp_relay_username") };
-        reader.warn(reader.place(key), mistake.says.clone(), Some(&mistake.help));
-    }
-}
-
-/// What the provider documents.
-fn known_limits(preset: Option<&Preset>) -> Vec<Limit> {
-    preset.into_iter().flat_map(|preset| &preset.limits).filter_map(|text| limit(text).ok()).collect()
 }
 
 /// One address for all senders, or a map of patterns to addresses, in the file's order.
@@ -332,43 +302,4 @@ fn oauth(reader: &mut Reader<'_>) -> Option<OAuth> {
         scope,
         kept: PathBuf::new(),
     })
-}
-
-/// What can't work or can't be safe is said now, not when the first mail fails.
-fn judge_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
-    let tls = key!("smtp_relay_tls");
-    let name = reader.name(tls);
-    let port = reader.place(key!("smtp_relay_port"));
-    match (upstream.port, upstream.tls) {
-        (465, UpstreamTls::StartTls | UpstreamTls::Opportunistic) => {
-            let help = format!("write `{name}: implicit`, or port 587 for STARTTLS");
-            reader.report(
-                reader.place(tls),
-                "port 465 speaks TLS from the first byte, not STARTTLS",
-                Some(&help),
-            );
-        }
-        (587, UpstreamTls::Implicit) => {
-            let help = "implicit TLS is usually on port 465";
-            reader.warn(port, "port 587 usually speaks STARTTLS, not TLS from the first byte", Some(help));
-        }
-        _ => {}
-    }
-    if matches!(upstream.tls, UpstreamTls::StartTls | UpstreamTls::Implicit) {
-        return;
-    }
-    if reader.is_set(key!("smtp_relay_password")) && !upstream.allow_insecure_auth {
-        let help = format!(
-            "write `{name}: starttls` or implicit; a server with a certificate of its own can be named by \
-             smtp_relay_tls_ca or smtp_relay_tls_fingerprint. \
-             To send the password in spite of it: `smtp_relay_allow_insecure_auth: true`"
-        );
-        reader.report(reader.place(tls), "credentials never travel without verified TLS", Some(&help));
-    }
-    for key in [key!("smtp_relay_tls_ca"), key!("smtp_relay_tls_fingerprint")] {
-        if reader.is_set(key) {
-            let message = format!("{} has no effect, as this {name} verifies nothing", reader.name(key));
-            reader.report(reader.place(key), message, Some("write starttls or implicit, or remove it"));
-        }
-    }
 }

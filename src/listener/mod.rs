@@ -16,6 +16,7 @@
 pub mod allowance;
 pub mod auth;
 pub mod budget;
+pub mod certificate;
 pub mod connection;
 pub mod pace;
 pub mod penalty;
