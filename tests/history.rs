@@ -214,3 +214,38 @@ fn a_follower_sees_each_delivery_once_over_a_restart() {
     assert!(follower.next().contains(&third));
     relay.terminate();
 }
+
+#[test]
+fn a_follower_whose_reader_has_gone_ends_quietly_although_nothing_happens() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    deliver(&relay, &upstream, "one");
+    let mut command = outpost();
+    command.args(["logs", "-f"]).args(relay.whereabouts()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let mut line = String::new();
+    // As `| head -1` does.
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    out.read_line(&mut line).expect("a line");
+    assert!(line.contains("received"), "{line}");
+    drop(out);
+    assert!(wait::ended(&mut child), "it still follows");
+    let output = child.wait_with_output().expect("it has ended");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    relay.terminate();
+}
+
+#[test]
+fn what_one_upstream_was_tried_with_is_picked_by_its_name() {
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    let id = deliver(&relay, &upstream, "one");
+    let name = relay.status()["upstreams"][0]["name"].as_str().expect("a name").to_owned();
+    let lines = |upstream: &str| {
+        relay.told(&["logs", "--upstream", upstream]).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let told = lines(&name);
+    assert!(told.len() == 1 && told[0].contains("delivered") && told[0].contains(&id), "{told:?}");
+    assert_eq!(lines("another"), Vec::<String>::new());
+    relay.terminate();
+}

@@ -47,6 +47,10 @@ pub struct Wanted {
     #[arg(long, value_name = "ADDRESS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipient: Option<String>,
+    /// Of what this upstream was tried with
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
     /// Not longer ago than this (30s, 5d), or not before this time (2012-06-18T06:13:20Z)
     #[arg(long, value_name = "TIME")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,6 +125,7 @@ impl Ready<'_> {
         self.kind.is_none_or(|kind| kind == event.event)
             && self.since.is_none_or(|since| event.time >= since)
             && self.until.is_none_or(|until| event.time <= until)
+            && self.wanted.upstream.as_ref().is_none_or(|wanted| event.upstream.as_ref() == Some(wanted))
             && self
                 .wanted
                 .sender
@@ -307,6 +312,10 @@ mod tests {
             Wanted { sender: some("@b.example"), event: some("received"), ..Wanted::default() },
             &received
         ));
+        let tried = Event { upstream: some("first"), ..event(EventKind::Deferred, "x@d.example", 1) };
+        assert!(wants(Wanted { upstream: some("first"), ..Wanted::default() }, &tried));
+        assert!(!wants(Wanted { upstream: some("second"), ..Wanted::default() }, &tried));
+        assert!(!wants(Wanted { upstream: some("first"), ..Wanted::default() }, &received));
         assert!(!wants(Wanted { event: some("held"), ..Wanted::default() }, &received));
         assert!(wants(Wanted { since: some("100s"), ..Wanted::default() }, &received));
         assert!(!wants(Wanted { since: some("99s"), ..Wanted::default() }, &received));

@@ -5,6 +5,7 @@
 use std::{io::Write as _, time::Duration};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Place,
@@ -84,9 +85,7 @@ impl Logs {
         of_all: bool,
     ) -> Result<Vec<Event>, Failure> {
         // Without conditions the relay finds the latest at once.
-        let plain =
-            self.wanted.event.is_none() && self.wanted.sender.is_none() && self.wanted.recipient.is_none();
-        if of_all && plain && self.wanted.until.is_none() && most <= 1_000 {
+        if of_all && self.is_plain() && most <= 1_000 {
             let latest = Wanted { limit: Some(most.max(1)), cursor: None, ..wanted };
             return Ok(page(client, place, &latest)?.items);
         }
@@ -103,6 +102,12 @@ impl Logs {
                 None => return Ok(events),
             }
         }
+    }
+
+    /// Whether there are no conditions.
+    fn is_plain(&self) -> bool {
+        let Wanted { event, sender, recipient, upstream, until, .. } = &self.wanted;
+        [event, sender, recipient, upstream, until].into_iter().all(Option::is_none)
     }
 
     /// False once nobody reads any more.
@@ -153,9 +158,21 @@ impl Logs {
                 }
                 Err(failure) => return Err(failure),
             }
-            std::thread::sleep(LOOK);
+            if nobody_reads(LOOK) {
+                return Ok(());
+            }
         }
     }
+}
+
+/// Waits so long, or until the reader of standard output has gone: nothing may happen for hours that would
+/// tell by a write that fails.
+fn nobody_reads(within: Duration) -> bool {
+    let output = std::io::stdout();
+    // Nothing is asked for: what is told unasked is that the other end was closed.
+    let mut ends = [PollFd::new(&output, PollFlags::empty())];
+    let within = Timespec::try_from(within).ok();
+    matches!(poll(&mut ends, within.as_ref()), Ok(1..)) && ends[0].revents().intersects(PollFlags::ERR)
 }
 
 /// One page, from the relay or from its file.
