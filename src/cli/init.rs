@@ -156,8 +156,8 @@ impl Init {
                 None => variable,
             };
             answers.password = match given {
-                Some(given) => asker.given(given, &right)?,
-                None => asker.secret("--password-file", &format!("Password{rule}: "), &right)?,
+                Some(given) => asker.given(given, right)?,
+                None => asker.secret("--password-file", &format!("Password{rule}: "), right)?,
             };
             answers.password_file = self.password_file.take().filter(|path| path != Path::new("-"));
         }
