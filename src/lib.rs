@@ -31,3 +31,4 @@ pub mod queue;
 pub mod runner;
 pub mod service;
 pub mod smtp;
+pub mod webhook;

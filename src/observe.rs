@@ -3,6 +3,8 @@
 //! An event is one thing that happened to one message. It becomes a line of the log, and goes to whoever
 //! keeps the history. Labels of metrics come from fixed sets, never from what a client sent.
 
+pub mod json;
+pub mod mask;
 pub mod output;
 pub mod trend;
 
@@ -19,8 +21,11 @@ use prometheus_client::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use self::trend::Counts;
+use self::{mask::Mask, trend::Counts};
 use crate::clock::Timestamp;
+
+/// Under which target the log tells what happened to messages.
+const MAIL: &str = "outpost::mail";
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -134,6 +139,20 @@ impl Event {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
+    /// The same with people's addresses as the log may show them.
+    #[must_use]
+    pub fn masked(&self, mask: &Mask) -> Self {
+        let masked = |text: &Option<String>| text.as_deref().map(|text| mask.apply(text).into_owned());
+        Self {
+            sender: masked(&self.sender),
+            recipient: masked(&self.recipient),
+            reply: masked(&self.reply),
+            user: masked(&self.user),
+            message_id: masked(&self.message_id),
+            ..self.clone()
+        }
+    }
+
     /// In one line: `name=value` in a fixed order. A value that is not one plain word is quoted and
     /// escaped, so none can forge another field or another line.
     pub fn line(&self) -> String {
@@ -197,6 +216,8 @@ pub struct Observer(Arc<Inner>);
 
 struct Inner {
     keeper: OnceLock<Keeper>,
+    /// Set where the log is JSON: how it shows addresses.
+    json: OnceLock<Mask>,
     metrics: Metrics,
     registry: Registry,
 }
@@ -210,7 +231,7 @@ impl std::fmt::Debug for Inner {
 impl Default for Observer {
     fn default() -> Self {
         let (metrics, registry) = Metrics::registered();
-        let inner = Inner { keeper: OnceLock::new(), metrics, registry };
+        let inner = Inner { keeper: OnceLock::new(), json: OnceLock::new(), metrics, registry };
         Self(Arc::new(inner))
     }
 }
@@ -221,10 +242,32 @@ impl Observer {
         &self.0.metrics
     }
 
-    /// All metrics in Prometheus' text form.
+    /// All metrics as OpenMetrics has them.
     pub fn render_metrics(&self) -> String {
         let mut out = String::new();
         let _ = text::encode(&mut out, &self.0.registry);
+        out
+    }
+
+    /// The same in Prometheus' own text form (0.0.4): counters are declared by the name that they have,
+    /// and nothing marks the end.
+    pub fn render_prometheus(&self) -> String {
+        let metrics = self.render_metrics();
+        let (mut out, mut help) = (String::with_capacity(metrics.len()), None);
+        for line in metrics.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                help = rest.split_once(' ');
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let end = if rest.ends_with(" counter") { "_total" } else { "" };
+                let (name, kind) = rest.split_once(' ').unwrap_or((rest, "untyped"));
+                if let Some((_, words)) = help.take() {
+                    let _ = writeln!(out, "# HELP {name}{end} {words}");
+                }
+                let _ = writeln!(out, "# TYPE {name}{end} {kind}");
+            } else if !line.starts_with('#') {
+                let _ = writeln!(out, "{line}");
+            }
+        }
         out
     }
 
@@ -233,10 +276,22 @@ impl Observer {
         let _ = self.0.keeper.set(keeper);
     }
 
+    /// Has events told as JSON, with their addresses masked. The first mask stays.
+    pub fn say_json(&self, mask: Mask) {
+        let _ = self.0.json.set(mask);
+    }
+
     /// Puts it in the log alone.
     pub fn say(&self, event: &Event) {
-        if tracing::enabled!(target: "outpost::mail", tracing::Level::INFO) {
-            tracing::info!(target: "outpost::mail", "{}", event.line());
+        if !tracing::enabled!(target: MAIL, tracing::Level::INFO) {
+            return;
+        }
+        match self.0.json.get() {
+            Some(mask) => {
+                let object = event.masked(mask).octets();
+                tracing::info!(target: MAIL, "{}", String::from_utf8_lossy(&object));
+            }
+            None => tracing::info!(target: MAIL, "{}", event.line()),
         }
     }
 
@@ -281,6 +336,23 @@ pub enum Delivery {
     delivered,
     deferred,
     bounced,
+}
+
+/// Whether a webhook took what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum Told {
+    delivered,
+    failed,
+}
+
+/// Labels of `outpost_webhook_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct WebhookLabels {
+    /// `alert` or `event`.
+    pub webhook: &'static str,
+    pub result: Told,
 }
 
 /// Labels of `outpost_received_total`.
@@ -352,6 +424,8 @@ pub struct Metrics {
     pub history_set_aside: Gauge,
     /// The same as some of these, for the plots.
     pub counts: Counts,
+    pub webhook: Family<WebhookLabels, Counter>,
+    pub ready: Gauge,
 }
 
 impl Metrics {
@@ -378,6 +452,8 @@ impl Metrics {
             history_events_lost: Gauge::default(),
             history_set_aside: Gauge::default(),
             counts: Counts::default(),
+            webhook: Family::default(),
+            ready: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("outpost");
         let r = &mut registry;
@@ -443,7 +519,44 @@ impl Metrics {
             "Damaged files of the history set aside since the start",
             metrics.history_set_aside.clone(),
         );
+        r.register("webhook", "POSTs to webhooks, by whether they were taken", metrics.webhook.clone());
+        r.register("ready", "1 while new mail can be made durable", metrics.ready.clone());
+        metrics.begin();
         (metrics, registry)
+    }
+
+    /// What can be counted is there from the start, at nothing: a rate needs a value before the first.
+    fn begin(&self) {
+        for result in [Received::accepted, Received::rejected] {
+            drop(self.received.get_or_create(&ReceivedLabels { result }));
+        }
+        for reason in [
+            Rejection::connections,
+            Rejection::command,
+            Rejection::message,
+            Rejection::slow,
+            Rejection::abuse,
+        ] {
+            drop(self.rejections.get_or_create(&RejectionLabels { reason }));
+        }
+        for webhook in ["alert", "event"] {
+            for result in [Told::delivered, Told::failed] {
+                drop(self.webhook.get_or_create(&WebhookLabels { webhook, result }));
+            }
+        }
+    }
+
+    /// The same for an upstream.
+    pub fn begin_upstream(&self, upstream: &str) {
+        for result in [Delivery::delivered, Delivery::deferred, Delivery::bounced] {
+            drop(self.deliveries.get_or_create(&DeliveryLabels { upstream: upstream.to_owned(), result }));
+        }
+        drop(self.deliveries_uncertain.get_or_create(&UpstreamLabels { upstream: upstream.to_owned() }));
+    }
+
+    /// Counts a POST to a webhook, `alert` or `event`.
+    pub fn webhook(&self, webhook: &'static str, result: Told) {
+        self.webhook.get_or_create(&WebhookLabels { webhook, result }).inc();
     }
 
     /// Counts the outcome of an attempt for one recipient.

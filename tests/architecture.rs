@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("delivery", &["smtp", "mail", "config", "clock", "net", "environment"]),
     ("dsn", &["smtp", "mail", "clock"]),
     ("observe", &["clock"]),
+    ("webhook", &["clock", "config", "delivery::post", "smtp::sasl"]),
     ("runner", &["queue", "delivery", "dsn", "limits", "mail", "clock", "observe", "config", "smtp"]),
     ("admin", &["*", "-cli", "-service"]),
     ("service", &["*", "-cli"]),
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The only places that may name a foreign crate, or ask for what belongs behind one door.
 const DOORS: &[(&str, &[&str])] = &[
     ("rusqlite", &["queue/"]),
-    ("lettre", &["dsn/", "cli/"]),
+    ("lettre", &["dsn/", "cli/", "admin/compose.rs"]),
     ("rustls", &["net.rs", "listener/", "delivery/"]),
     ("tokio_rustls", &["net.rs", "listener/", "delivery/"]),
     ("rustls_platform_verifier", &["delivery/"]),
@@ -40,16 +41,18 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli/completions.rs"]),
     ("clap_mangen", &["cli/man.rs"]),
     ("axum", &["admin/"]),
+    ("futures_util", &["admin/stream.rs"]),
     ("maud", &["admin/"]),
     ("tar", &["admin/archive.rs"]),
     ("indicatif", &["cli/output.rs"]),
     ("ratatui", &["cli/top/", "cli/top.rs", "cli/style.rs", "cli/init/ask.rs"]),
-    ("hyper", &["admin/", "cli/", "delivery/oauth.rs"]),
+    ("hyper", &["admin/", "cli/", "delivery/oauth.rs", "delivery/post.rs"]),
     ("serde_saphyr", &["config/", "environment/"]),
     ("sd_notify", &["service/manager.rs", "service/doors.rs"]),
     ("listenfd", &["service/doors.rs"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs"]),
+    ("tracing_subscriber", &["observe/json.rs", "service/parts.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];
 

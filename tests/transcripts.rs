@@ -23,6 +23,7 @@ use outpost::{
         auth::Credentials,
         budget::Budget,
         connection::{self, Surroundings},
+        intake::Intake,
         penalty::Penalties,
         policy::{Client, Rules, Senders},
         tls,
@@ -344,13 +345,15 @@ impl Peer {
         };
         let (shutdown, watched) = watch::channel(false);
         let surroundings = Surroundings {
-            allowances: Default::default(),
-            rules: Arc::new(rules),
+            intake: Intake {
+                allowances: Default::default(),
+                rules: Arc::new(rules),
+                queue: queue.clone(),
+                observer: None,
+                // Always the same, so that a dialog can say when.
+                clock: Clock::Test { start: NOW, origin: None },
+            },
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
-            queue: queue.clone(),
-            observer: None,
-            // Always the same, so that a dialog can say when.
-            clock: Clock::Test { start: NOW, origin: None },
             penalties: Penalties::default(),
             budget: Budget::default(),
             buffered: setting.buffered,

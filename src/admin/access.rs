@@ -13,7 +13,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Redirect, Response},
 };
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     Refusal, page,
@@ -27,6 +27,8 @@ const REQUEST_MAX: Duration = Duration::from_secs(30);
 const IMPORT_MAX: Duration = Duration::from_secs(270);
 /// A wrong password's answer waits no longer, so that it comes within its request's time.
 const WRONG_PASSWORD_MAX: Duration = Duration::from_secs(16);
+/// Where mail is handed in: the only place that takes the logins of apps.
+pub(super) const MESSAGES: &str = "/api/v1/messages";
 
 /// The way a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +75,8 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
     if way.as_ref().is_ok_and(|way| *way == Way::Session) {
         request.extensions_mut().insert(LoggedIn);
     }
-    let most = if request.uri().path() == "/api/v1/queue/import" { IMPORT_MAX } else { REQUEST_MAX };
+    let is_large = matches!(request.uri().path(), "/api/v1/queue/import" | MESSAGES);
+    let most = if is_large { IMPORT_MAX } else { REQUEST_MAX };
     let mut response = match way {
         Err(refusal) if refusal.0 == StatusCode::UNAUTHORIZED => {
             let peer = request.extensions().get::<Peer>().copied();
@@ -87,6 +90,11 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
             Refusal::new(StatusCode::GATEWAY_TIMEOUT, "this took too long; try again").into_response()
         }),
     };
+    // The router says so in no words; it adds the field Allow behind us.
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let words = "this can't be done here; the header field Allow names what can";
+        response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, words).into_response();
+    }
     protect(response.headers_mut());
     response
 }
@@ -140,6 +148,8 @@ fn check(settings: &Settings, sessions: &Sessions, request: &Request) -> Result<
         Some(password) if knows(headers, password) => {}
         Some(password) if sessions.has(headers, password) => way = Way::Session,
         Some(_) if page::is_public(path) => {}
+        // Who hands in mail may be an app, which the listener knows.
+        Some(_) if path == MESSAGES && login_of_app(settings, headers).is_some() => {}
         Some(_) => {
             return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a password is needed: smtp_admin_password"));
         }
@@ -173,6 +183,18 @@ fn knows(headers: &HeaderMap, password: &str) -> bool {
             .unwrap_or(false),
         _ => false,
     }
+}
+
+/// User and password of an app: what Basic names, unless it is the operator's password.
+pub(super) fn login_of_app(settings: &Settings, headers: &HeaderMap) -> Option<(String, String)> {
+    let is_operator = |password: &SecretString| knows(headers, password.expose_secret());
+    if settings.admin.password.as_ref().is_some_and(is_operator) {
+        return None;
+    }
+    let (scheme, given) = text(headers, header::AUTHORIZATION)?.split_once(' ')?;
+    let pair = sasl::decode(given.trim()).filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    let (user, password) = std::str::from_utf8(&pair).ok()?.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
 }
 
 /// Against DNS rebinding: a browser always says under which name it came. What says no name is none.

@@ -4,15 +4,13 @@
 //! Meant are messages that were there when the first request came. What arrives later, as the
 //! reports do that `bounce` brings forth, is left alone: the cursor remembers where the end was.
 
-use axum::{
-    Json,
-    extract::{Query, State},
-};
+use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
     Answer, Desk, Refusal,
+    extract::Query,
     queue::{self, Filter, Verb},
 };
 use crate::queue::QueueId;

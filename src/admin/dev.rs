@@ -3,15 +3,15 @@
 //! It keeps mail in a queue of its own that nobody empties but the user, so a message's number is
 //! its place there: the first is 1.
 
-use axum::{
-    Json,
-    extract::{Path, Query, State},
-    http::StatusCode,
-    response::Response,
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Answer, Refusal, content, people, view::List};
+use super::{
+    Admin, Answer, Refusal, content,
+    extract::{self, Path, Query},
+    people,
+    view::List,
+};
 use crate::queue::{Action, ActionError, Entry, Queue, QueueId};
 
 /// The longest page, and what is read from the store at once.
@@ -105,7 +105,7 @@ pub(super) async fn list(
     State(admin): State<Admin>,
     Query(wanted): Query<Wanted>,
 ) -> Answer<Json<List<Captured>>> {
-    let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let limit = extract::limit(wanted.limit, PAGE_MAX, PAGE_MAX)?;
     let mut items = captured(queue(&admin)?, wanted.cursor.unwrap_or(0), limit + 1).await?;
     let more = items.len() > limit;
     items.truncate(limit);

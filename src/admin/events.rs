@@ -1,9 +1,5 @@
 //! What happened: the history over HTTP, and for the commands when no relay runs.
 
-use axum::{
-    Json,
-    extract::{Query, State},
-};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -118,7 +114,12 @@ pub struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    fn wants(&self, event: &Event) -> bool {
+    /// The place behind which these wishes begin; `None`: at what happens from now on.
+    pub(super) fn begins_behind(&self) -> Option<i64> {
+        self.cursor.or_else(|| self.since.map(|since| place_of(since) - 1))
+    }
+
+    pub(super) fn wants(&self, event: &Event) -> bool {
         let sender = event.sender.as_deref();
         // Of a message that was received, all recipients stand there.
         let mut recipients = event.recipient.as_deref().unwrap_or_default().split(',');
@@ -199,14 +200,6 @@ impl Desk {
             self.queue.read_history(move |history| wanted.ready(now).map_err(Fault::Broken)?.page(history));
         Ok(page.await?)
     }
-}
-
-/// Events, oldest first.
-pub(super) async fn list(
-    State(desk): State<Desk>,
-    Query(wanted): Query<Wanted>,
-) -> Answer<Json<List<Event>>> {
-    Ok(Json(desk.events(wanted).await?))
 }
 
 /// A message with all that happened to it.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fmt::Write as _};
 
 use axum::{
     body::Body,
-    extract::{Path, Query, State},
+    extract::State,
     http::header,
     response::{IntoResponse as _, Response},
 };
@@ -16,6 +16,7 @@ use super::{
     Answer, Desk, Refusal,
     archive::{self, Half},
     content::{Part, Parts},
+    extract::{self, Path, Query},
     queue::{self, Filter},
 };
 use crate::queue::{
@@ -34,7 +35,7 @@ const PAGE: usize = 200;
 const OCTETS: u64 = 2 * 1024 * 1024;
 
 pub(super) async fn export(State(desk): State<Desk>, Query(filter): Query<Filter>) -> Answer<Response> {
-    let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let limit = extract::limit(filter.limit, PAGE, PAGE)?;
     let page = queue::page(&desk, &Filter { limit: Some(limit), ..filter }).await?;
     let (mut parts, mut damaged, mut octets) = (VecDeque::new(), String::new(), 0);
     let (mut next, mut last) = (page.next, None);

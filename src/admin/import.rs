@@ -1,11 +1,7 @@
 //! Messages from an archive into the queue. None comes twice: what is queued stays as it is, and for
 //! whom the history knows an end, it is over.
 
-use axum::{
-    Json,
-    body::Body,
-    extract::{Query, State},
-};
+use axum::{Json, body::Body, extract::State};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -13,6 +9,7 @@ use super::{
     Answer, Desk, Failed,
     archive::{ArchiveError, Half, Members},
     events::Wanted,
+    extract::Query,
 };
 use crate::{
     observe::{Event, EventKind},

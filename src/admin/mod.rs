@@ -8,16 +8,24 @@
 //! - [`mod@serve`]: the two ways in, and what bounds a connection
 //! - [`view`]: the queue and the upstream as people see them
 //! - `queue`, `bulk`, `export`, `import`, `status`, `events`, `relay`, `trend`, `dev`: the routes of the API
+//! - `stream`: events as they happen
+//! - `submit`, `compose`, `once`: mail that is handed in over HTTP, each message once
+//! - [`alerts`], [`forward`]: what webhooks are told
 //! - `page`: the same for the eyes and the hand
 
 pub mod access;
+pub mod alerts;
 pub mod archive;
 mod bulk;
+mod compose;
 pub mod content;
 mod dev;
 pub mod events;
 pub mod export;
+mod extract;
+pub mod forward;
 pub mod import;
+mod once;
 mod page;
 pub mod people;
 mod queue;
@@ -25,6 +33,8 @@ mod relay;
 pub mod serve;
 mod session;
 mod status;
+mod stream;
+mod submit;
 #[cfg(test)]
 mod tests;
 mod trend;
@@ -50,16 +60,19 @@ pub use axum::body::Body;
 pub use self::{
     access::Access,
     bulk::{Failed, Order, Outcome},
+    once::Once,
     queue::Filter,
     relay::{Info, ListenInfo},
     serve::{SOCKET, connect_socket, serve},
+    stream::Streams,
+    submit::Places,
     trend::{Moment, Trend},
 };
 use crate::{
     clock::Clock,
     config::Settings,
     environment::Published,
-    listener::allowance::Allowances,
+    listener::{Listener, allowance::Allowances},
     observe::Observer,
     queue::{Fault, Queue},
     runner::Runner,
@@ -76,6 +89,14 @@ pub struct Admin {
     pub runner: Runner,
     /// Events and metrics.
     pub observer: Observer,
+    /// Takes mail that is handed in over HTTP.
+    pub listener: Listener,
+    /// The idempotency keys of the last day.
+    pub once: Once,
+    /// What bounds streams of events.
+    pub streams: Streams,
+    /// What bounds messages in parts.
+    pub places: Places,
     /// What logins may hand in.
     pub allowances: Arc<ArcSwap<Allowances>>,
     /// What apps are told.
@@ -157,13 +178,13 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/api/openapi.json", get(openapi))
         .route("/api/v1/status", get(status::status))
         .route("/api/v1/trend", get(trend::show))
-        .route("/api/v1/events", get(events::list))
+        .route("/api/v1/events", get(stream::events))
+        .route(access::MESSAGES, post(submit::submit))
         .route("/api/v1/info", get(relay::info))
-        .route("/api/v1/reload", post(relay::reload));
+        .route("/api/v1/reload", post(relay::reload))
+        .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
+        .route("/api/v1/dev/messages/{n}", get(dev::raw));
     if admin.captured.is_some() {
-        router = router
-            .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
-            .route("/api/v1/dev/messages/{n}", get(dev::raw));
     }
     let door = session::Door::default();
     let guard = access::Guard { access, settings: Arc::clone(&admin.settings), door: door.clone() };

@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-use axum::{
-    Json,
-    extract::{Path, Query, State},
-    http::StatusCode,
-    response::Response,
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     Answer, Desk, Refusal, content,
     events::{Story, Wanted},
+    extract::{self, Path, Query},
     people,
     view::{self, Item, List, Outlook},
 };
@@ -130,7 +126,7 @@ pub(super) async fn list(State(desk): State<Desk>, Query(filter): Query<Filter>)
 
 /// One page of what the filter wants.
 pub(super) async fn page(desk: &Desk, filter: &Filter) -> Answer<List<Item>> {
-    let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let limit = extract::limit(filter.limit, PAGE, PAGE_MAX)?;
     let ready = filter.ready()?;
     let mut after = match &filter.cursor {
         Some(cursor) => Some(cursor.parse::<QueueId>().map_err(|_| Refusal::bad_request("no such cursor"))?),

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{FromRef as _, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 
@@ -31,7 +31,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Answer<Json<Status>> {
 }
 
 /// Counters move by themselves; what is a state at this moment is looked at now.
-pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
+pub(super) async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Answer<Response> {
     let depth = admin.queue.depth().await?;
     let outlook = Outlook::of(&Desk::from_ref(&admin));
     let queue = outlook.queue_status(depth, admin.queue.claimed() as u64);
@@ -39,6 +39,7 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
     for (state, number) in [("active", queue.active), ("deferred", queue.deferred), ("held", queue.held)] {
         metrics.queue_messages.get_or_create(&StateLabels { state }).set(number as i64);
     }
+    metrics.ready.set(admin.queue.trouble().is_none().into());
     metrics.queue_bytes.set(queue.bytes as i64);
     metrics.queue_oldest_age_seconds.set(queue.oldest_seconds.unwrap_or(0) as f64);
     let history = admin.queue.history_health();
@@ -47,6 +48,7 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
     // An upstream that has left the settings leaves the metrics.
     metrics.forget_upstreams();
     for status in outlook.upstreams() {
+        metrics.begin_upstream(&status.name);
         let upstream = UpstreamLabels { upstream: status.name };
         metrics.upstream_up.get_or_create(&upstream).set((status.state == "up").into());
         metrics.upstream_connections.get_or_create(&upstream).set(status.connections as i64);
@@ -56,6 +58,11 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Answer<Response> {
         metrics.rate_limit_used.get_or_create(&labels).set(used as i64);
         metrics.rate_limit_max.get_or_create(&labels).set(max as i64);
     }
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], admin.observer.render_metrics()).into_response())
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let (kind, text) = if accepts.contains("application/openmetrics-text") {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", admin.observer.render_metrics())
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", admin.observer.render_prometheus())
+    };
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -106,11 +106,18 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
     }));
     let orders = parts::orders(&settings, &[], &Clock::System).expect("orders");
     let runner = Runner::new(orders, queue.clone(), observer.clone(), Clock::System);
+    let terms = parts::terms(&settings, Vec::new(), None, Arc::default());
+    let (_, told) = watch::channel(false);
+    let listener = Listener::new(terms, queue.clone(), Some(observer.clone()), Clock::System, told);
     let admin = Admin {
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         queue,
         runner,
         observer,
+        listener,
+        once: Once::open(data, Clock::System),
+        streams: Streams::default(),
+        places: Places::default(),
         allowances: Arc::default(),
         published: Arc::new(ArcSwap::from_pointee(published)),
         reload,
@@ -230,4 +237,47 @@ async fn a_list_goes_on_where_its_page_ended() {
     }
     let nobody = Filter { sender: Some("@other.example".into()), ..Filter::default() };
     assert!(queue::page(&Desk::from_ref(&admin), &nobody).await.expect("a page").items.is_empty());
+}
+
+/// The paths of a router, as its Debug form names them: axum has no other way to ask.
+fn paths(router: &Router) -> Vec<String> {
+    let text = format!("{router:?}");
+    let quoted = text.split('"').skip(1).step_by(2).map(str::to_owned);
+    let mut paths: Vec<String> = quoted.filter(|text| text.starts_with('/')).collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+#[tokio::test]
+async fn the_document_has_just_the_routes_that_there_are() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let router = router(admin, Access::Socket);
+    let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).expect("JSON");
+    let described = document["paths"].as_object().expect("paths");
+    let of_api =
+        |path: &String| path.starts_with("/api/") || !path.contains(['.', '{']) && path.ends_with('z');
+    let mut routed = std::collections::BTreeMap::new();
+    for path in paths(&router).into_iter().filter(|path| of_api(path) || path == "/metrics") {
+        // A method that no route has is answered with those that it has.
+        let request = Request::builder().method("PROPFIND").uri(path.replace(['{', '}'], "x"));
+        let request = request.body(Body::empty()).expect("a request");
+        let answer = router.clone().oneshot(request).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        let allowed = answer.headers()[header::ALLOW].to_str().expect("words").to_lowercase();
+        // HEAD comes with GET.
+        let mut allowed: Vec<String> =
+            allowed.split(',').filter(|method| *method != "head").map(str::to_owned).collect();
+        allowed.sort();
+        routed.insert(path, allowed);
+    }
+    assert!(routed.contains_key("/api/v1/status"), "{routed:?}");
+    let of_path = |(path, item): (&String, &serde_json::Value)| {
+        let methods = item.as_object().expect("an object").keys().filter(|key| *key != "parameters");
+        (path.clone(), methods.cloned().collect::<Vec<_>>())
+    };
+    let mut described: std::collections::BTreeMap<_, _> = described.iter().map(of_path).collect();
+    described.values_mut().for_each(|methods| methods.sort());
+    assert_eq!(routed, described);
 }

@@ -2,14 +2,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use axum::{
-    Json,
-    extract::{Query, State},
-};
+use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::MissedTickBehavior};
 
-use super::{Admin, Answer, Refusal, view::QueueStatus};
+use super::{Admin, Answer, Refusal, extract::Query, view::QueueStatus};
 use crate::observe::trend::{Depth, Range, Step};
 
 /// How often the queue is looked at. What comes and goes in between is counted all the same.

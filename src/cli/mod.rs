@@ -5,6 +5,7 @@
 //! error, results to standard output.
 
 mod check;
+mod check_status;
 mod client;
 mod completions;
 mod dkim;

@@ -7,6 +7,7 @@ use clap::Args;
 use self::screen::screen;
 use super::{
     Place,
+    check_status::Check,
     client::Client,
     exit::{Exit, Failure},
     output,
@@ -21,10 +22,14 @@ pub(super) struct Status {
     json: bool,
     #[command(flatten)]
     colours: Colours,
+    check: Check,
 }
 
 impl Status {
     pub(super) fn run(self, place: &Place) -> Result<Exit, Failure> {
+        if self.check.check {
+            return Ok(self.check.run(place));
+        }
         let status: view::Status = Client::find(place)?.get("/api/v1/status")?;
         if self.json {
             output::json(&status);

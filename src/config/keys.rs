@@ -353,6 +353,33 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_log_level", "error, warn, info, debug or trace, or target=level pairs", "info")
         .default("info")
         .doc("What is logged, as `tracing` understands it."),
+    Key::new("smtp_log_format", "human or json", "json")
+        .restart().default("human")
+        .doc("Lines for people, or a JSON object a line."),
+    Key::new("smtp_log_addresses", "full, domain or hash", "domain")
+        .restart().default("full")
+        .doc("What the log shows of people's addresses: all, the domain, or a number in their place."),
+    Key::new("smtp_alert_webhook", "an https URL", "https://alerts.example.com/outpost")
+        .secret()
+        .doc("Who hears that an operator must look; in no way that depends on mail."),
+    Key::new("smtp_alert_webhook_secret", "a secret, in one line", "'…'")
+        .secret()
+        .doc("What alerts are signed with."),
+    Key::new("smtp_alert_queue_messages", "a number above 0", "1000")
+        .default("10000")
+        .doc("Messages in the queue that raise an alert."),
+    Key::new("smtp_alert_queue_age", "a duration", "1h")
+        .default("4h")
+        .doc("Age of the oldest message that raises an alert."),
+    Key::new("smtp_alert_certificate", "a duration", "30d")
+        .default("14d")
+        .doc("How long before the listener's certificate expires an alert is raised."),
+    Key::new("smtp_event_webhook", "an https URL", "https://app.example.com/mail-events")
+        .secret()
+        .doc("Who hears what happens to messages."),
+    Key::new("smtp_event_webhook_secret", "a secret, in one line", "'…'")
+        .secret()
+        .doc("What events are signed with."),
 ];
 
 /// What a listener holds when it is written as a map.

@@ -23,6 +23,7 @@ mod services;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod told;
 mod upstream;
 mod value;
 mod vocabulary;
@@ -49,6 +50,7 @@ pub use self::{
     problem::{Problem, Problems},
     replies::{Replies, ReplyRule, ReplyWait},
     schema::schema,
+    told::{LogAddresses, LogFormat, LogSettings, Thresholds, Webhook, Webhooks},
 };
 
 /// Everything one relay needs to run, resolved: defaults applied, overrides merged, secrets read.
@@ -85,8 +87,10 @@ pub struct Settings {
     pub breaker_bounces: usize,
     /// Who gets reports that can't be returned to their sender.
     pub postmaster: Option<String>,
-    /// A filter as `tracing` understands it: `info`, `outpost=debug`.
-    pub log_level: String,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// Who is told what over HTTP.
+    pub webhooks: Webhooks,
 }
 
 /// What kind of service the settings were read from.

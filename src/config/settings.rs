@@ -16,6 +16,7 @@ use super::{
     node::Kind,
     reader::{Reader, Value},
     services::Chosen,
+    told,
     upstream::upstreams,
     value::{self, Wrong},
 };
@@ -65,7 +66,8 @@ pub(super) fn settings(reader: &mut Reader<'_>, service: &Chosen, data: &Path) -
         dkim: dkim(reader, data),
         breaker_bounces: reader.one(key!("smtp_breaker_bounces"), value::number(1..=1000)).unwrap_or(10),
         postmaster: reader.one(key!("smtp_postmaster"), value::mail_address),
-        log_level: reader.one(key!("smtp_log_level"), value::log_filter).unwrap_or_else(|| "info".to_owned()),
+        log: told::log(reader),
+        webhooks: told::webhooks(reader),
     }
 }
 

@@ -13,7 +13,9 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{AuthMechanism, DkimAlgorithm, ListenTls, TlsVersion, UpstreamTls, Waits};
+use super::{
+    AuthMechanism, DkimAlgorithm, ListenTls, LogAddresses, LogFormat, TlsVersion, UpstreamTls, Waits,
+};
 use crate::smtp::{address::Mailbox, pattern::AddressPattern};
 
 /// Why a text isn't what its key wants.
@@ -294,6 +296,35 @@ pub(super) fn fingerprint(text: &str) -> Read<[u8; 32]> {
         *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
     }
     Ok(bytes)
+}
+
+/// `human` or `json`.
+pub(super) fn log_format(text: &str) -> Read<LogFormat> {
+    match text {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Wrong::Plain),
+    }
+}
+
+/// `full`, `domain` or `hash`.
+pub(super) fn log_addresses(text: &str) -> Read<LogAddresses> {
+    match text {
+        "full" => Ok(LogAddresses::Full),
+        "domain" => Ok(LogAddresses::Domain),
+        "hash" => Ok(LogAddresses::Hash),
+        _ => Err(Wrong::Plain),
+    }
+}
+
+/// Whether it is a URL of HTTP, without a login.
+pub(super) fn is_web_address(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    !host.is_empty()
+        && !host.contains('@')
+        && !rest.contains('#')
+        && rest.bytes().all(|octet| octet.is_ascii_graphic())
 }
 
 /// `info`, or `warn,outpost=debug`.

@@ -27,6 +27,7 @@ mod lost;
 mod needs;
 mod oauth;
 pub mod phase;
+pub mod post;
 mod proxy;
 pub mod route;
 mod source;

@@ -14,23 +14,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, Uri, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use hyper::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    net::lookup_host,
     sync::Semaphore,
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsConnector;
 
-use super::{dial::dial, tls};
-use crate::{config::OAuth, mail::outcome::Scope, net::Stream, smtp::sasl};
+use super::post::post;
+use crate::{config::OAuth, mail::outcome::Scope, smtp::sasl};
 
 /// For the whole of a fetch.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
@@ -38,8 +33,6 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 const EARLY: Duration = Duration::from_secs(60);
 /// Where the endpoint does not say (RFC 6749 §5.1 only recommends that it does).
 const USUAL: Duration = Duration::from_secs(3_600);
-/// Octets of an answer.
-const ANSWER_MAX: usize = 64 * 1024;
 /// Characters that are shown of what the endpoint says of an error.
 const WORDS_MAX: usize = 200;
 
@@ -220,42 +213,10 @@ pub(super) fn encoded<'f>(fields: impl IntoIterator<Item = (&'f str, Option<&'f 
     encoded.collect::<Vec<_>>().join("&")
 }
 
-/// One POST, and the body of its answer, whatever its status: an error is told in the body.
+/// One POST of a form, and the body of its answer: an error is told in the body, so its status matters only
+/// where the endpoint itself has failed.
 pub(super) async fn ask(uri: &Uri, form: String) -> io::Result<Bytes> {
-    let secure = uri.scheme_str() == Some("https");
-    let host = uri.host().ok_or(io::ErrorKind::InvalidInput)?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let addresses = lookup_host((bare, port)).await?.collect();
-    let (stream, _) = dial(addresses, &[], LIMIT).await?;
-    let stream = if secure {
-        let config = tls::system_roots().map_err(io::Error::other)?;
-        let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
-        Stream::Tls(Box::new(TlsConnector::from(config).connect(name, stream).await?.into()))
-    } else {
-        Stream::Plain(stream)
-    };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
-        .header("host", uri.authority().map_or(host, |authority| authority.as_str()))
-        .header("content-type", "application/x-www-form-urlencoded")
-        .header("accept", "application/json")
-        .header("connection", "close")
-        .body(Full::new(Bytes::from(form)))
-        .map_err(io::Error::other)?;
-    let answer = async {
-        let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = answer.status();
-        if status.is_server_error() {
-            return Err(io::Error::other(format!("it answers {status}")));
-        }
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
-        body.map(|body| body.to_bytes()).map_err(io::Error::other)
-    };
-    let answer = answer.await;
-    connection.abort();
-    answer
+    let fields = [("content-type", "application/x-www-form-urlencoded"), ("accept", "application/json")];
+    let (status, body) = post(uri, &fields, form.into(), LIMIT).await?;
+    if status.is_server_error() { Err(io::Error::other(format!("it answers {status}"))) } else { Ok(body) }
 }

@@ -44,6 +44,11 @@ impl Credentials {
         self.logins.is_empty()
     }
 
+    /// Who this is, if that is the password, for a way in that shows it openly.
+    pub fn log_in(&self, username: &str, password: &str) -> Option<Authenticated> {
+        self.verify(username, |known| sasl::same_secret(password, known))
+    }
+
     /// Tries `check` on the passwords of `username`, or on some nobody has, so that it takes as long.
     fn verify(&self, username: &str, check: impl Fn(&str) -> bool) -> Option<Authenticated> {
         self.prove(username, |password| check(password).then_some(())).map(|(user, ())| user)
@@ -178,9 +183,9 @@ impl Exchange {
         let verified = match self {
             Self::Plain => match sasl::parse_plain(&message) {
                 // RFC 4616 §2: nobody here may act for another, and is told no more than of a wrong password.
-                Some((authzid, user, password)) => credentials
-                    .verify(user, |right| sasl::same_secret(right, password))
-                    .filter(|_| authzid.is_empty() || authzid == user),
+                Some((authzid, user, password)) => {
+                    credentials.log_in(user, password).filter(|_| authzid.is_empty() || authzid == user)
+                }
                 None => return Progress::Refused(Reply::bad_base64()),
             },
             Self::LoginName => match String::from_utf8(message) {
@@ -188,7 +193,7 @@ impl Exchange {
                 Err(_) => return Progress::Refused(Reply::bad_base64()),
             },
             Self::LoginPassword(user) => match std::str::from_utf8(&message) {
-                Ok(password) => credentials.verify(&user, |right| sasl::same_secret(right, password)),
+                Ok(password) => credentials.log_in(&user, password),
                 Err(_) => return Progress::Refused(Reply::bad_base64()),
             },
             Self::CramMd5(challenge) => match sasl::parse_cram_md5(&message) {

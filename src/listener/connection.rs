@@ -19,19 +19,16 @@ use tokio_rustls::TlsAcceptor;
 
 use self::content::Partial;
 use super::{
-    allowance::Allowances,
     budget::{Budget, Share},
+    intake::Intake,
     pace::Pace,
     penalty::Penalties,
-    policy::{Client, Rules},
+    policy::Client,
     session::{Next, Session},
 };
 use crate::{
-    clock::Clock,
-    mail::envelope::{Envelope, Origin},
     net::Stream,
-    observe::{Event, EventKind, Observer, Received, Rejection},
-    queue::Queue,
+    observe::Rejection,
     smtp::{
         framing::LineReader,
         reply::{Reply, Severity},
@@ -51,16 +48,10 @@ const REPLIES_MAX: usize = 32 * 1024;
 /// What a connection needs from its listener.
 #[derive(Debug)]
 pub struct Surroundings {
-    /// What clients are held to.
-    pub rules: Arc<Rules>,
-    /// How much logins may hand in.
-    pub allowances: Arc<Allowances>,
+    /// What becomes of a message.
+    pub intake: Intake,
     /// For STARTTLS.
     pub tls: Option<Arc<ServerConfig>>,
-    /// Where mail goes.
-    pub queue: Queue,
-    /// Who is told of it; nobody where mail is only captured.
-    pub observer: Option<Observer>,
     /// Who is slowed down for wrong passwords.
     pub penalties: Penalties,
     /// The content that all connections hold in memory.
@@ -69,8 +60,6 @@ pub struct Surroundings {
     pub buffered: usize,
     /// True while others find no place.
     pub crowded: watch::Receiver<bool>,
-    /// The time.
-    pub clock: Clock,
     /// Turns true when the process is about to end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -84,13 +73,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let starttls = surroundings.tls.is_some();
-    let session = Session::new(Arc::clone(&surroundings.rules), client, starttls, nonce());
+    let session = Session::new(Arc::clone(&surroundings.intake.rules), client, starttls, nonce());
     let mut connection = Connection {
         stream: Some(stream),
         input: BytesMut::new(),
         output: Vec::new(),
         lines: LineReader::default(),
-        pace: Pace::new(surroundings.rules.bounds),
+        pace: Pace::new(surroundings.intake.rules.bounds),
         share: surroundings.budget.share(),
         session,
         partial: None,
@@ -131,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let max = self.session.line_max();
             let (next, reply, used) = match self.lines.next(&self.input, max) {
                 Ok((Some(line), used)) => {
-                    let (reply, next) = self.session.line(line, self.around.clock.now());
+                    let (reply, next) = self.session.line(line, self.around.intake.clock.now());
                     (Some(next), reply, used)
                 }
                 Ok((None, used)) => (None, None, used),
@@ -199,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mut shutdown = self.around.shutdown.clone();
         let (deadline, hurried) = (self.pace.deadline(), self.pace.deadline_in_a_crowd());
         let crowded = in_a_crowd(self.around.crowded.clone(), hurried);
-        let hostname = Arc::clone(&self.around.rules);
+        let hostname = Arc::clone(&self.around.intake.rules);
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let farewell = tokio::select! {
             biased;
@@ -271,42 +260,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
-    /// The history has it already.
-    fn accepted(&self, event: &Event, took: Duration) {
-        let Some(observer) = &self.around.observer else { return };
-        observer.metrics().enqueue_seconds.observe(took.as_secs_f64());
-        observer.metrics().received(Received::accepted);
-        observer.say(event);
-    }
-
     /// The client was refused something before there was a whole message.
     fn turned_away(&self, reply: &Reply, reason: Rejection) {
-        let Some(observer) = &self.around.observer else { return };
-        observer.metrics().rejected(reason);
-        let client = self.session.client();
         let envelope = self.session.envelope().map(|(envelope, _)| envelope);
-        observer.emit(Event {
-            sender: envelope.as_ref().map(|envelope| envelope.reverse_path.as_str().to_owned()),
-            recipient: envelope.as_ref().map(joined),
-            client: Some(client.address.to_string()),
-            user: client.user.as_ref().map(|user| user.user().to_owned()),
-            reply: Some(reply.to_string()),
-            ..Event::new(self.around.clock.now(), EventKind::Rejected, "")
-        });
-    }
-
-    fn refused(&self, envelope: &Envelope, origin: &Origin, reply: &Reply) {
-        let Some(observer) = &self.around.observer else { return };
-        observer.metrics().received(Received::rejected);
-        observer.metrics().rejected(Rejection::message);
-        observer.emit(Event {
-            sender: Some(envelope.reverse_path.as_str().to_owned()),
-            recipient: Some(joined(envelope)),
-            client: Some(origin.client.clone()),
-            user: origin.user.clone(),
-            reply: Some(reply.to_string()),
-            ..Event::new(self.around.clock.now(), EventKind::Rejected, "")
-        });
+        self.around.intake.turned_away(self.session.client(), envelope.as_ref(), reply, reason);
     }
 
     fn say(&mut self, reply: &Reply) {
@@ -339,17 +296,6 @@ async fn in_a_crowd(mut crowded: watch::Receiver<bool>, deadline: Instant) {
         return std::future::pending().await;
     }
     sleep_until(deadline).await;
-}
-
-/// Recipients as an event shows them; a long list is cut, for a log line is not an archive.
-fn joined(envelope: &Envelope) -> String {
-    const SHOWN: usize = 10;
-    let mut text =
-        envelope.recipients.iter().take(SHOWN).map(|to| to.mailbox.to_string()).collect::<Vec<_>>().join(",");
-    if envelope.recipients.len() > SHOWN {
-        text.push_str(&format!(",… {} in all", envelope.recipients.len()));
-    }
-    text
 }
 
 fn broken() -> io::Error {

@@ -5,11 +5,13 @@
 //! - [`session`]: the conversation, as a pure state machine
 //! - [`auth`]: SASL exchanges
 //! - [`policy`]: who may do what
+//! - [`intake`]: what becomes of a message, however it comes
+//! - [`handin`]: mail that comes by other ways than SMTP
 //! - [`allowance`]: how much a login may hand in
 //! - [`pace`], [`budget`]: how long a client may take, and how much memory all of them
 //! - [`penalty`]: how long a wrong password waits
 //! - [`socket`], [`proxy`]: where clients come in, and what a load balancer says of them
-//! - [`tls`]: our certificate
+//! - [`tls`], [`validity`]: our certificate
 //!
 //! The listener knows the queue's accepting half and nothing of delivery.
 
@@ -18,6 +20,8 @@ pub mod auth;
 pub mod budget;
 pub mod certificate;
 pub mod connection;
+pub mod handin;
+pub mod intake;
 pub mod pace;
 pub mod penalty;
 pub mod policy;
@@ -25,6 +29,7 @@ pub mod proxy;
 pub mod session;
 pub mod socket;
 pub mod tls;
+pub mod validity;
 
 use std::{
     collections::HashMap,
@@ -50,6 +55,7 @@ use self::{
     allowance::Allowances,
     budget::Budget,
     connection::Surroundings,
+    intake::Intake,
     penalty::Penalties,
     policy::{Client, Rules},
     socket::{Accepted, Socket},
@@ -247,6 +253,17 @@ impl Listener {
         }
     }
 
+    /// What becomes of messages under these terms.
+    fn intake(&self, terms: &Terms) -> Intake {
+        Intake {
+            rules: Arc::clone(&terms.rules),
+            allowances: Arc::clone(&terms.allowances),
+            queue: self.0.queue.clone(),
+            observer: self.0.observer.clone(),
+            clock: self.0.clock.clone(),
+        }
+    }
+
     async fn serve<S>(
         &self,
         stream: S,
@@ -258,16 +275,12 @@ impl Listener {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let surroundings = Surroundings {
-            rules: Arc::clone(&terms.rules),
-            allowances: Arc::clone(&terms.allowances),
+            intake: self.intake(terms),
             tls: terms.tls.clone().filter(|_| entrance.tls == ListenTls::StartTls),
-            queue: self.0.queue.clone(),
-            observer: self.0.observer.clone(),
             penalties: self.0.penalties.clone(),
             budget: self.0.budget.clone(),
             buffered: terms.buffered,
             crowded: self.0.crowded.subscribe(),
-            clock: self.0.clock.clone(),
             shutdown: self.0.shutdown.clone(),
         };
         let stream = match (&terms.tls, entrance.tls) {

@@ -71,6 +71,8 @@ pub struct Client {
     pub binding: Option<[u8; 32]>,
     /// It must log in here, wherever it comes from.
     pub login_required: bool,
+    /// It may do with the queue what it likes, and came by the way that proves it.
+    pub operator: bool,
     /// Who logged in.
     pub user: Option<super::auth::Authenticated>,
 }
@@ -93,6 +95,7 @@ impl Client {
             tls,
             binding: None,
             login_required: false,
+            operator: false,
             hello: None,
             user: None,
         }
@@ -114,10 +117,11 @@ impl Client {
 #[derive(Clone, Debug)]
 pub struct RelayPermitted(());
 
-/// Whether this client may relay at all: it has logged in, or comes from a trusted network.
+/// Whether this client may relay at all: it has logged in, comes from a trusted network, or is the
+/// operator.
 pub fn is_known(rules: &Rules, client: &Client) -> bool {
     let trusted = || rules.networks.iter().any(|network| network.contains(&client.address));
-    client.user.is_some() || (!client.login_required && trusted())
+    client.user.is_some() || client.operator || (!client.login_required && trusted())
 }
 
 /// Whether this client's mail is relayed with this sender.

@@ -203,6 +203,7 @@ impl Session {
             user: self.client.user.as_ref().map(|user| user.user().to_owned()),
             extended: hello.is_some_and(|hello| hello.extended),
             tls: self.client.tls,
+            http: false,
         };
         Some((envelope, origin))
     }

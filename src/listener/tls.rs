@@ -14,7 +14,8 @@ use rustls::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::config::ListenerTls;
+use super::validity;
+use crate::{clock::Timestamp, config::ListenerTls};
 
 /// A certificate to show, ready for use.
 #[derive(Clone, Debug)]
@@ -63,6 +64,13 @@ pub fn load(own: Option<&ListenerTls>, directory: &Path, hostname: &str) -> Resu
         }
     };
     identity(files)
+}
+
+/// When the certificate expires that [`load`] would read; `None` if there is none that can be read.
+pub fn expires(own: Option<&ListenerTls>, directory: &Path) -> Option<Timestamp> {
+    let files = own.cloned().unwrap_or_else(|| made_in(directory));
+    let leaf = CertificateDer::pem_file_iter(files.cert).ok()?.next()?.ok()?;
+    validity::expires(&leaf)
 }
 
 /// Where our own certificate is, in `directory`.

@@ -104,11 +104,18 @@ pub struct Origin {
     /// Whether it came over TLS.
     #[serde(default)]
     pub tls: bool,
+    /// Whether it came by HTTP, where there is no EHLO.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub http: bool,
 }
 
 impl Origin {
-    /// The `with` word of Received (RFC 3848); `utf8` says that SMTPUTF8 was asked for (RFC 6531 §4.3).
+    /// The `with` word of Received (RFC 3848), or HTTP; `utf8` says that SMTPUTF8 was asked for (RFC 6531
+    /// §4.3).
     pub fn protocol(&self, utf8: bool) -> &'static str {
+        if self.http {
+            return "HTTP";
+        }
         match (self.extended, utf8, self.tls, self.user.is_some()) {
             (false, ..) => "SMTP",
             (true, false, false, false) => "ESMTP",

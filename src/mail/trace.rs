@@ -54,6 +54,7 @@ mod tests {
             user: Some("dotcloud".into()),
             extended: true,
             tls: true,
+            http: false,
         };
         let mailbox = Mailbox::parse("a@b.example").unwrap();
         assert_eq!(

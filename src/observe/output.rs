@@ -4,6 +4,7 @@
 //! are dropped and counted, and once it flows again a line says how many were.
 
 use std::{
+    borrow::Cow,
     io::{self, Write},
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Counter, Observer};
+use super::{Counter, Observer, mask::Mask};
 
 /// Lines that wait at most. With [`LINE_MAX`] it bounds the memory; ordinary lines take 2 MiB.
 const LINES_MAX: usize = 8_192;
@@ -38,6 +39,7 @@ pub struct Output {
     dropped: Counter,
     /// Those of them of which nothing was said yet.
     untold: Arc<AtomicU64>,
+    mask: Arc<Mask>,
 }
 
 impl Output {
@@ -48,11 +50,17 @@ impl Output {
     pub fn start(observer: &Observer, sink: impl Write + Send + 'static) -> io::Result<Self> {
         let (lines, waiting) = sync_channel(LINES_MAX);
         let dropped = observer.metrics().log_lines_dropped.clone();
-        let output = Self { lines, dropped: dropped.clone(), untold: Arc::default() };
+        let output = Self { lines, dropped: dropped.clone(), untold: Arc::default(), mask: Arc::default() };
         let untold = Arc::clone(&output.untold);
         let thread = std::thread::Builder::new().name("log".to_owned());
         thread.spawn(move || write_all(&waiting, sink, &dropped, &untold))?;
         Ok(output)
+    }
+
+    /// The same with addresses masked in each line.
+    #[must_use]
+    pub fn masking(self, mask: Mask) -> Self {
+        Self { mask: Arc::new(mask), ..self }
     }
 
     /// Waits, not long, until what was said so far is written.
@@ -73,8 +81,11 @@ impl Output {
 /// One call is one line.
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut kept = line[..line.len().min(LINE_MAX)].to_vec();
-        if kept.len() < line.len() {
+        let text = String::from_utf8_lossy(line);
+        let masked = self.mask.apply(&text);
+        let octets = if matches!(masked, Cow::Borrowed(_)) { line } else { masked.as_bytes() };
+        let mut kept = octets[..octets.len().min(LINE_MAX)].to_vec();
+        if kept.len() < octets.len() {
             kept.extend_from_slice("…\n".as_bytes());
         }
         if self.lines.try_send(Message::Line(kept)).is_err() {

@@ -22,8 +22,8 @@ use crate::{
     clock::Clock,
     config::{
         Access, AdminSettings, AuthMechanism, Bounds, EnvironmentSettings, HistorySettings, Listen,
-        ListenerTls, Login, QueueSettings, Replies, Role, Serves, SessionBounds, Settings, TlsVersion,
-        Upstream, UpstreamTls, User, Waits,
+        ListenerTls, LogSettings, Login, QueueSettings, Replies, Role, Serves, SessionBounds, Settings,
+        TlsVersion, Upstream, UpstreamTls, User, Waits, Webhooks,
     },
     listener::{
         Listener, Terms,
@@ -61,7 +61,6 @@ pub fn default_data() -> PathBuf {
 /// It can't start.
 pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
     let observer = Observer::default();
-    let log = parts::start_log("warn,outpost=info", &observer);
     let data = match &options.data {
         Some(data) => data.clone(),
         None => {
@@ -70,6 +69,8 @@ pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
             data
         }
     };
+    let log = LogSettings { level: "warn,outpost=info".to_owned(), ..LogSettings::default() };
+    let log = parts::start_log(&log, &data, &observer);
     let (embedded, upstream) = embedded(&data)?;
     let settings = settings(options, data, upstream);
     let file = settings.environment.files[0].display().to_string();
@@ -140,7 +141,8 @@ fn settings(options: &Options, data: PathBuf, upstream: Upstream) -> Settings {
         dkim: Vec::new(),
         breaker_bounces: 10,
         postmaster: None,
-        log_level: "info".to_owned(),
+        log: LogSettings::default(),
+        webhooks: Webhooks::default(),
         data,
     }
 }

@@ -38,7 +38,7 @@ use self::{
     passwords::Passwords,
 };
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Once, Places, Streams},
     clock::Clock,
     config::{self, ListenTls, Loaded, Settings, Source},
     delivery::{dkim::KeyFault, tls::TlsFault},
@@ -124,7 +124,7 @@ pub fn serve(loaded: Loaded, source: Source) -> Result<(), StartError> {
     // Before there are threads.
     let passed = Passed::take();
     let observer = Observer::default();
-    let log = parts::start_log(&loaded.settings.log_level, &observer);
+    let log = parts::start_log(&loaded.settings.log, &loaded.settings.data, &observer);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -280,6 +280,10 @@ impl Service {
             queue: queue.clone(),
             runner: runner.clone(),
             observer,
+            listener: listener.clone(),
+            once: Once::open(&settings.load().data, clock.clone()),
+            streams: Streams::default(),
+            places: Places::default(),
             allowances: Arc::clone(&allowances),
             published: Arc::clone(&published),
             reload,
@@ -288,6 +292,8 @@ impl Service {
             clock: clock.clone(),
         };
         let socket_path = settings.load().data.join("admin.sock");
+        tokio::spawn(admin::alerts::watch(admin.clone(), told.clone()));
+        tokio::spawn(admin::forward::forward(admin.clone(), told.clone()));
         admin::serve(admin, admin_socket, &socket_path, told.clone())
             .map_err(|error| StartError::Data { path: socket_path, error })?;
 
@@ -463,7 +469,7 @@ impl Service {
         self.change_listener(&settings, prepared).await;
         self.queue.change(&settings.queue);
         self.runner.change(orders);
-        log.change(&settings.log_level);
+        log.change(&settings.log.level);
         self.settings.store(Arc::new(settings));
         Ok(if waiting.is_empty() {
             "configuration read again".to_owned()

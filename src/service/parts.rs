@@ -15,7 +15,7 @@ use tracing_subscriber::{EnvFilter, reload};
 use super::{StartError, passwords::Passwords};
 use crate::{
     clock::Clock,
-    config::{Access, Listen, ListenTls, Settings},
+    config::{Access, Listen, ListenTls, LogAddresses, LogFormat, LogSettings, Settings},
     delivery::{Agent, dkim::Signer},
     environment::Published,
     listener::{
@@ -25,7 +25,11 @@ use crate::{
         policy::{Rules, Senders},
         tls::{self, Identity},
     },
-    observe::{Observer, output::Output},
+    observe::{
+        Observer, json,
+        mask::{Addresses, Mask},
+        output::Output,
+    },
     runner::Orders,
     smtp::address::Mailbox,
 };
@@ -60,28 +64,70 @@ fn filter(level: &str) -> EnvFilter {
 
 /// Lines on standard error: people read them, and journald or a container runtime keeps them. Written by
 /// a thread of its own, so that whoever stops reading them stops no mail.
-pub(crate) fn start_log(level: &str, observer: &Observer) -> Log {
+pub(crate) fn start_log(settings: &LogSettings, data: &Path, observer: &Observer) -> Log {
     let colour = io::IsTerminal::is_terminal(&io::stderr());
     let Ok(output) = Output::start(observer, io::stderr()) else { return Log { output: None, change: None } };
-    let lines = output.clone();
+    let mask = mask(settings.addresses, data);
     // Complaints about a standard error that is closed would go to standard error, and panic there.
-    let log = tracing_subscriber::fmt()
-        .log_internal_errors(false)
-        .with_env_filter(filter(level))
-        .with_ansi(colour)
-        .with_writer(move || lines.clone())
-        .with_filter_reloading();
-    let handle: reload::Handle<_, _> = log.reload_handle();
+    let log = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter(&settings.level));
     // A second start in one process (tests) keeps the first.
-    let _ = log.try_init();
-    // A panic's own words would wait for standard error where it happens.
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-    let change = move |filter: EnvFilter| {
-        if let Err(error) = handle.reload(filter) {
-            tracing::warn!(%error, "smtp_log_level can't be changed");
+    let change = match settings.format {
+        LogFormat::Human => {
+            let lines = output.clone().masking(mask);
+            let log = log.with_ansi(colour).with_writer(move || lines.clone()).with_filter_reloading();
+            let handle: reload::Handle<_, _> = log.reload_handle();
+            let _ = log.try_init();
+            changing(move |filter| handle.reload(filter))
+        }
+        LogFormat::Json => {
+            observer.say_json(mask.clone());
+            let (lines, format) = (output.clone(), json::Lines { mask, clock: Clock::System });
+            let log = log.event_format(format).with_writer(move || lines.clone()).with_filter_reloading();
+            let handle: reload::Handle<_, _> = log.reload_handle();
+            let _ = log.try_init();
+            changing(move |filter| handle.reload(filter))
         }
     };
-    Log { output: Some(output), change: Some(Box::new(change)) }
+    // A panic's own words would wait for standard error where it happens.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Log { output: Some(output), change: Some(change) }
+}
+
+/// Another level for the log, from now on.
+fn changing(
+    reload: impl Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync + 'static,
+) -> Box<dyn Fn(EnvFilter) + Send + Sync> {
+    Box::new(move |filter| {
+        if let Err(error) = reload(filter) {
+            tracing::warn!(%error, "smtp_log_level can't be changed");
+        }
+    })
+}
+
+/// How the log shows addresses. Their numbers stay the same over restarts, where a key can be kept.
+fn mask(addresses: LogAddresses, data: &Path) -> Mask {
+    let addresses = match addresses {
+        LogAddresses::Full => return Mask::default(),
+        LogAddresses::Domain => Addresses::Domain,
+        LogAddresses::Hash => Addresses::Hash,
+    };
+    let mut key = [0; 32];
+    let _ = getrandom::fill(&mut key);
+    if addresses == Addresses::Hash {
+        let path = data.join("log.key");
+        match fs::read(&path).ok().and_then(|octets| octets.try_into().ok()) {
+            Some(kept) => key = kept,
+            None => {
+                let mut options = fs::OpenOptions::new();
+                let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(data).and_then(|()| {
+                    options.write(true).create(true).truncate(true).mode(0o600).open(&path)?.write_all(&key)
+                });
+                // There is no log yet to tell it; what is wrong with the directory the start tells.
+                drop(made);
+            }
+        }
+    }
+    Mask::new(addresses, key)
 }
 
 /// The directory for everything that must survive a restart; only ours to look into.
@@ -263,8 +309,11 @@ pub(crate) fn leave_until_restart(old: &Settings, new: &mut Settings) -> Vec<&'s
     };
     leave("smtp_queue", old.queue.directory != new.queue.directory);
     leave("smtp_admin_listen", old.admin.listen != new.admin.listen);
+    leave("smtp_log_format", old.log.format != new.log.format);
+    leave("smtp_log_addresses", old.log.addresses != new.log.addresses);
     new.queue.directory.clone_from(&old.queue.directory);
     new.admin.listen = old.admin.listen;
+    (new.log.format, new.log.addresses) = (old.log.format, old.log.addresses);
     waiting
 }
 

@@ -35,6 +35,12 @@ pub fn request(method: &str, port: u16, path: &str) -> io::Result<Answer> {
     request_with(method, port, path, &[], "")
 }
 
+/// The same with more header fields and a body, where an answer is expected.
+pub fn send(method: &str, port: u16, path: &str, fields: &[(&str, &str)], body: &[u8]) -> Answer {
+    ask(method, port, path, fields, body, Duration::from_secs(60))
+        .unwrap_or_else(|error| panic!("{method} {path} on {port}: {error}"))
+}
+
 /// The same with more header fields and a body.
 pub fn request_with(
     method: &str,
@@ -43,14 +49,27 @@ pub fn request_with(
     fields: &[(&str, &str)],
     body: &str,
 ) -> io::Result<Answer> {
+    ask(method, port, path, fields, body.as_bytes(), Duration::from_secs(30))
+}
+
+fn ask(
+    method: &str,
+    port: u16,
+    path: &str,
+    fields: &[(&str, &str)],
+    body: &[u8],
+    patience: Duration,
+) -> io::Result<Answer> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(patience))?;
     let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {}\r\nConnection: close\r\n{fields}\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     )?;
+    // Whoever is refused early may hear it before all was said.
+    let _ = stream.write_all(body);
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer");

@@ -217,7 +217,7 @@ async fn all(desk: &Desk, asked: &Asked) -> Shown<Outcome> {
     order.cursor = asked.cursor.clone();
     let mut sum = Outcome::default();
     loop {
-        let Json(outcome) = bulk::act(State(desk.clone()), Query(order.clone())).await?;
+        let Json(outcome) = bulk::act(State(desk.clone()), extract::Query(order.clone())).await?;
         sum.done += outcome.done;
         sum.failed.extend(outcome.failed);
         sum.next = outcome.next;

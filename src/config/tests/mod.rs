@@ -203,8 +203,22 @@ smtp_public_host: mailer
 smtp_publish_relay_password: true
 smtp_admin_listen: 0.0.0.0:80
 smtp_admin_password: x
-smtp_log_level: warn,outpost::queue=debug",
+smtp_log_level: warn,outpost::queue=debug
+smtp_log_format: json
+smtp_log_addresses: hash
+smtp_alert_webhook: 'https://hooks.example/a?b=c'
+smtp_alert_webhook_secret: s
+smtp_alert_queue_messages: 5
+smtp_alert_queue_age: 1m
+smtp_alert_certificate: 1d",
     ));
+    let (log, hooks) = (&settings.log, &settings.webhooks);
+    assert_eq!((log.format, log.addresses), (LogFormat::Json, LogAddresses::Hash));
+    let thresholds = hooks.thresholds;
+    assert_eq!((thresholds.messages, thresholds.age.as_secs()), (5, 60));
+    assert_eq!(thresholds.certificate.as_secs(), 86_400);
+    let url = hooks.alerts.as_ref().map(|hook| hook.url.expose_secret().to_owned());
+    assert_eq!((url.as_deref(), hooks.events.is_none()), (Some("https://hooks.example/a?b=c"), true));
     assert_eq!(settings.upstreams[0].fingerprint.expect("set")[..2], [0xab, 0]);
     assert_eq!(settings.upstreams[0].timeout, Some(Duration::from_secs(90)));
     assert_eq!(settings.upstreams[0].auth_retry.longest, Duration::from_secs(4));

@@ -1,0 +1,248 @@
+//! What webhooks are told: signed, tried again, over a restart, and never in the way of mail.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use support::{http, ports, programs, relay::Relay, service::Service, wait};
+
+const SECRET: &str = "webhook-sesame-4711";
+
+/// A POST as it came.
+#[derive(Clone, Debug)]
+struct Post {
+    path: String,
+    head: String,
+    body: String,
+}
+
+impl Post {
+    fn field(&self, name: &str) -> &str {
+        let start = format!("{name}: ");
+        self.head
+            .lines()
+            .find_map(|line| line.strip_prefix(&start))
+            .unwrap_or_else(|| panic!("{name}: {}", self.head))
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).expect("JSON")
+    }
+}
+
+/// A place that takes POSTs, and answers with the status that it is told to.
+struct Place {
+    port: u16,
+    status: Arc<AtomicU16>,
+    posts: Arc<Mutex<Vec<Post>>>,
+}
+
+impl Place {
+    fn open() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let (status, posts) = (Arc::new(AtomicU16::new(200)), Arc::new(Mutex::new(Vec::new())));
+        let (answered, taken) = (Arc::clone(&status), Arc::clone(&posts));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let status = answered.load(Ordering::SeqCst);
+                let mut reader = BufReader::new(&stream);
+                let (mut head, mut line) = (String::new(), String::new());
+                while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                    head.push_str(&line.replace("\r\n", "\n"));
+                    line.clear();
+                }
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let mut body = vec![0; length.and_then(|length| length.parse().ok()).unwrap_or(0)];
+                if reader.read_exact(&mut body).is_err() {
+                    continue;
+                }
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let body = String::from_utf8(body).expect("text");
+                taken.lock().expect("the posts").push(Post { path, head, body });
+                let _ =
+                    write!(&stream, "HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        });
+        Self { port, status, posts }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("'http://127.0.0.1:{}/{path}'", self.port)
+    }
+
+    fn posts(&self) -> Vec<Post> {
+        self.posts.lock().expect("the posts").clone()
+    }
+
+    /// Alerts that came, each once: what happened to which.
+    fn alerts(&self) -> Vec<(String, String)> {
+        let mut seen = std::collections::BTreeSet::new();
+        let posts = self.posts();
+        let fresh = posts.iter().filter(|post| seen.insert(post.field("webhook-id").to_owned()));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        fresh.map(Post::json).map(|json| (text(&json["type"]), text(&json["data"]["alert"]))).collect()
+    }
+}
+
+/// A relay whose upstream is never there: what is taken stays in the queue.
+fn mailer() -> Service {
+    Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free())
+}
+
+/// What openssl makes of it.
+fn hmac(secret: &str, text: &str) -> String {
+    let script = "printf %s \"$TEXT\" | openssl dgst -sha256 -hmac \"$SECRET\" -binary | openssl base64 -A";
+    let output =
+        programs::run(Command::new("sh").args(["-c", script]).env("TEXT", text).env("SECRET", secret));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn raised(name: &str) -> (String, String) {
+    ("alert.raised".to_owned(), name.to_owned())
+}
+
+fn cleared(name: &str) -> (String, String) {
+    ("alert.cleared".to_owned(), name.to_owned())
+}
+
+#[test]
+fn alerts_are_signed_tried_again_survive_a_kill_and_are_cleared() {
+    let place = Place::open();
+    place.status.store(500, Ordering::SeqCst);
+    let service = mailer()
+        .set("smtp_alert_webhook", place.url("hook/path-secret-4711"))
+        .set("smtp_alert_webhook_secret", SECRET)
+        .set("smtp_alert_queue_messages", 2)
+        .set("smtp_log_level", "trace");
+    let mut relay = Relay::start(&service);
+    for token in ["one", "two"] {
+        relay.client().send_token(token).expect("it is taken");
+    }
+    wait::until_true("it is tried", || place.alerts().contains(&raised("queue_depth")));
+    // What was refused waits, and a kill changes nothing of it.
+    relay.kill9();
+    place.status.store(204, Ordering::SeqCst);
+    relay.up();
+    wait::until_true("the upstream is missed", || {
+        let alerts = place.alerts();
+        alerts.contains(&raised("queue_depth")) && alerts.contains(&raised("upstream"))
+    });
+    let posts = place.posts();
+    let post = posts.last().expect("a post");
+    assert_eq!(post.path, "/hook/path-secret-4711");
+    let signed = format!("{}.{}.{}", post.field("webhook-id"), post.field("webhook-timestamp"), post.body);
+    assert_eq!(post.field("webhook-signature"), format!("v1,{}", hmac(SECRET, &signed)));
+    let data = &post.json()["data"];
+    assert!(
+        data["service"] == "mailer" && data["hostname"] == "relay.test" && data["since"].is_string(),
+        "{data}"
+    );
+    // The same message has the same id, however often it is tried.
+    let first: Vec<&Post> = posts.iter().filter(|post| post.body == posts[0].body).collect();
+    assert!(first.len() > 1 && first.iter().all(|p| p.field("webhook-id") == first[0].field("webhook-id")));
+
+    relay.told(&["queue", "delete", "--all", "--yes"]);
+    let minute = Duration::from_secs(60);
+    wait::until_within(minute, "it is over", || {
+        place.alerts().contains(&cleared("queue_depth")).then_some(())
+    });
+    let once = place.alerts().into_iter().filter(|alert| *alert == raised("queue_depth")).count();
+    assert_eq!(once, 1, "{:?}", place.alerts());
+    let log = relay.log();
+    assert!(log.contains("smtp_alert_webhook can't be told; trying on: it answers 500"), "{log}");
+    assert!(!log.contains("path-secret") && !log.contains(SECRET), "{log}");
+    for path in ["/metrics", "/api/v1/status", "/"] {
+        let text = http::get(relay.admin, path).text();
+        assert!(!text.contains("path-secret") && !text.contains(SECRET), "{path}");
+    }
+    assert!(
+        !http::get(relay.admin, "/metrics")
+            .text()
+            .contains("outpost_webhook_total{webhook=\"alert\",result=\"delivered\"} 0\n")
+    );
+}
+
+#[test]
+fn events_come_in_order_all_of_them_and_a_dead_webhook_is_in_nobodys_way() {
+    let place = Place::open();
+    place.status.store(503, Ordering::SeqCst);
+    let service =
+        mailer().set("smtp_event_webhook", place.url("events")).set("smtp_event_webhook_secret", SECRET);
+    let mut relay = Relay::start(&service);
+    wait::until_true("it has begun", || relay.data().join("event_webhook.json").exists());
+    let mut ids = Vec::new();
+    for number in 0..150 {
+        let said = relay.client().send_token(&format!("token-{number}")).expect("it is taken at once");
+        ids.push(said.trim().rsplit(' ').next().expect("an id").to_owned());
+    }
+    wait::until_true("it is tried", || !place.posts().is_empty());
+    relay.kill9();
+    place.posts.lock().expect("the posts").clear();
+    place.status.store(200, Ordering::SeqCst);
+    relay.up();
+    let received = || {
+        let mut seqs = Vec::new();
+        let mut ids = Vec::new();
+        for post in place.posts() {
+            for item in post.json()["data"]["items"].as_array().expect("items") {
+                seqs.push(item["seq"].as_i64().expect("a place"));
+                if item["event"] == "received" {
+                    ids.push(item["id"].as_str().expect("an id").to_owned());
+                }
+            }
+        }
+        (seqs, ids)
+    };
+    wait::until_true("all are told", || received().1.len() >= ids.len());
+    let (seqs, told) = received();
+    assert_eq!(told, ids);
+    assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
+    let post = place.posts().remove(0);
+    let signed = format!("{}.{}.{}", post.field("webhook-id"), post.field("webhook-timestamp"), post.body);
+    assert_eq!(post.field("webhook-signature"), format!("v1,{}", hmac(SECRET, &signed)));
+}
+
+#[test]
+fn https_is_verified() {
+    let place = Place::open();
+    let url = place.url("hook").replace("http://", "https://");
+    let service = mailer().set("smtp_alert_webhook", url).set("smtp_alert_webhook_secret", SECRET);
+    let relay = Relay::start(&service.set("smtp_alert_queue_messages", 1));
+    relay.client().send_token("one").expect("it is taken");
+    wait::until_true("it fails", || relay.log().contains("smtp_alert_webhook can't be told"));
+    std::thread::sleep(Duration::from_millis(200));
+    // What came was the start of a handshake.
+    assert!(place.posts().iter().all(|post| post.path != "/hook" && post.body.is_empty()));
+}
+
+#[test]
+fn what_can_not_work_is_said_before_the_start_and_without_the_secret() {
+    for (url, secret, words) in [
+        ("'ftp://hooks.example/path-secret'", Some(SECRET), "smtp_alert_webhook is no URL"),
+        ("'https://user:path-secret@hooks.example/'", Some(SECRET), "smtp_alert_webhook is no URL"),
+        ("'https://hooks.example/path-secret'", None, "smtp_alert_webhook has no secret to sign with"),
+    ] {
+        let mut service = mailer().set("smtp_alert_webhook", url);
+        if let Some(secret) = secret {
+            service = service.set("smtp_alert_webhook_secret", secret);
+        }
+        let home = support::service::Home::new(&[&service]);
+        let relay = Relay::of(&home, &service);
+        let output = relay.cli(&["check"]);
+        let said = programs::shown(&output);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains(words) && !said.contains("path-secret") && !said.contains(SECRET), "{said}");
+    }
+}
