@@ -184,8 +184,7 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/api/v1/reload", post(relay::reload))
         .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
         .route("/api/v1/dev/messages/{n}", get(dev::raw));
-    if admin.captured.is_some() {
-    }
+    if admin.captured.is_some() {}
     let door = session::Door::default();
     let guard = access::Guard { access, settings: Arc::clone(&admin.settings), door: door.clone() };
     router

@@ -22,6 +22,7 @@ pub(super) struct Status {
     json: bool,
     #[command(flatten)]
     colours: Colours,
+    #[command(flatten)]
     check: Check,
 }
 
