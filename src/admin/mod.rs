@@ -170,7 +170,7 @@ where
 
 /// All routes, behind the checks that this way in needs.
 pub fn router(admin: Admin, access: Access) -> Router {
-    let mut router = queue_routes()
+    let router = queue_routes()
         .merge(page::routes(admin.captured.is_some()))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
@@ -184,7 +184,6 @@ pub fn router(admin: Admin, access: Access) -> Router {
         .route("/api/v1/reload", post(relay::reload))
         .route("/api/v1/dev/messages", get(dev::list).delete(dev::clear))
         .route("/api/v1/dev/messages/{n}", get(dev::raw));
-    if admin.captured.is_some() {}
     let door = session::Door::default();
     let guard = access::Guard { access, settings: Arc::clone(&admin.settings), door: door.clone() };
     router

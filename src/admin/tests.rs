@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     clock::Timestamp,
     config::{self, Source},
+    listener::auth::Credentials,
     mail::{
         envelope::{Envelope, Handling, Origin},
         outcome::{Advice, Evidence, Scope, Who},
@@ -106,7 +107,7 @@ fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
     }));
     let orders = parts::orders(&settings, &[], &Clock::System).expect("orders");
     let runner = Runner::new(orders, queue.clone(), observer.clone(), Clock::System);
-    let terms = parts::terms(&settings, Vec::new(), None, Arc::default());
+    let terms = parts::terms(&settings, Credentials::default(), None, Arc::default());
     let (_, told) = watch::channel(false);
     let listener = Listener::new(terms, queue.clone(), Some(observer.clone()), Clock::System, told);
     let admin = Admin {

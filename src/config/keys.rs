@@ -353,10 +353,10 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_log_level", "error, warn, info, debug or trace, or target=level pairs", "info")
         .default("info")
         .doc("What is logged, as `tracing` understands it."),
-    Key::new("smtp_log_format", "human or json", "json")
+    Key::new("smtp_log_format", "one of human, json", "json")
         .restart().default("human")
         .doc("Lines for people, or a JSON object a line."),
-    Key::new("smtp_log_addresses", "full, domain or hash", "domain")
+    Key::new("smtp_log_addresses", "one of full, domain, hash", "domain")
         .restart().default("full")
         .doc("What the log shows of people's addresses: all, the domain, or a number in their place."),
     Key::new("smtp_alert_webhook", "an https URL", "https://alerts.example.com/outpost")

@@ -23,7 +23,7 @@ use crate::{
     admin::{
         Desk, Refusal,
         bulk::{self, Failed, Order, Outcome},
-        people,
+        extract, people,
         queue::{self, Filter, Verb},
         view::{Item, Outlook},
     },

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admin::{
-        Desk, people, queue,
+        Desk, extract, people, queue,
         view::{self, Item},
     },
     clock::Timestamp,
@@ -29,7 +29,7 @@ const RECIPIENTS_MAX: usize = 500;
 pub(super) async fn show(visit: Visit, Path(name): Path<String>) -> Shown {
     let desk = Desk::from_ref(&visit.admin);
     let id = queue::id(&name)?;
-    let Json(story) = queue::show(State(desk.clone()), Path(name)).await?;
+    let Json(story) = queue::show(State(desk.clone()), extract::Path(name)).await?;
     let sight = match content::start(&desk.queue, id, SHOWN_MAX).await {
         Ok(octets) => {
             let is_all = octets.len() < SHOWN_MAX;
