@@ -40,7 +40,7 @@ enum Change {
 }
 
 /// Messages accepted and removed a second, by so many producers for so long.
-pub async fn measure(directory: &Path, producers: usize, size: usize, run: Duration) -> f64 {
+pub(crate) async fn measure(directory: &Path, producers: usize, size: usize, run: Duration) -> f64 {
     let path = directory.join("bare.sqlite");
     let connection = Connection::open(&path).expect("a database");
     connection.execute_batch(SCHEMA).expect("its tables");
