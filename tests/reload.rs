@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -136,6 +137,10 @@ fn changed(base: &Service, key: &str, home: &Path, upstream: &Upstream) -> Servi
     match key {
         "smtp_tls_cert" | "smtp_tls_key" => pair("smtp_tls_cert", "smtp_tls_key"),
         "smtp_relay_tls_cert" | "smtp_relay_tls_key" => pair("smtp_relay_tls_cert", "smtp_relay_tls_key"),
+        _ if key.contains("_webhook") => {
+            let of = key.trim_end_matches("_secret");
+            base.clone().set(of, "'https://hooks.test/outpost'").set(&format!("{of}_secret"), "sesame")
+        }
         "smtp_relay_oauth" => base
             .clone()
             .without("smtp_relay_password")
@@ -216,7 +221,9 @@ fn what_was_taken_up_holds_at_once() {
     wait::until_true("more is said", || relay.log().contains("DEBUG"));
 
     // An address that is taken: nothing changes, and the words say which.
-    let output = reload(&relay, &base.clone().set("smtp_listen", format!("127.0.0.1:{}", upstream.port)));
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = other.local_addr().expect("bound");
+    let output = reload(&relay, &base.clone().set("smtp_listen", taken));
     let said = programs::shown(&output);
     assert!(!output.status.success() && said.contains("can't listen on 127.0.0.1:"), "{said}");
     relay.client().send_token("after").expect("it is taken");

@@ -25,11 +25,18 @@ const ADMIN_PASSWORD: &str = "Adm\u{ed}n \"s\u{e9}same\" ?4715";
 const CLIENT_SECRET: &str = "Cli\u{e9}nt secret \"of\" OAuth 4716";
 const REFRESH_TOKEN: &str = "1//refresh+tok\u{e9}n\"4717";
 const PROXY_PASSWORD: &str = "Pr\u{f6}xy's \"s\u{e9}same\" :@/4719";
+/// The path of a webhook is often all that guards it.
+const WEBHOOK_PATH: &str = "T0KEN/x+y=4720";
+const WEBHOOK_SECRET: &str = "W\u{eb}bhook's \"s\u{e9}same\" 4721";
 const ACCESS_TOKEN: &str = "ya29.access+token/4718==";
 
 /// Every key that holds a secret, and the secret that stands there, or in its like, in the test below.
-const KEYS: [(&str, &str); 9] = [
+const KEYS: [(&str, &str); 13] = [
     ("smtp_admin_password", ADMIN_PASSWORD),
+    ("smtp_alert_webhook", WEBHOOK_PATH),
+    ("smtp_alert_webhook_secret", WEBHOOK_SECRET),
+    ("smtp_event_webhook", WEBHOOK_PATH),
+    ("smtp_event_webhook_secret", WEBHOOK_SECRET),
     ("smtp_password", APP_PASSWORD),
     ("smtp_relay_oauth.client_secret", CLIENT_SECRET),
     ("smtp_relay_oauth.refresh_token", REFRESH_TOKEN),
@@ -102,6 +109,8 @@ fn secrets(key: &str) -> Vec<(&'static str, String, &'static str)> {
         ("OAuth's refresh token", REFRESH_TOKEN.to_owned(), USER),
         ("OAuth's access token", ACCESS_TOKEN.to_owned(), USER),
         ("a proxy's password", PROXY_PASSWORD.to_owned(), "door"),
+        ("a webhook's path", WEBHOOK_PATH.to_owned(), "hook"),
+        ("a webhook's secret", WEBHOOK_SECRET.to_owned(), "hook"),
     ];
     // Of a key, each line.
     secrets.extend(
@@ -178,6 +187,25 @@ fn proxy(scheme: &'static str) -> (String, Arc<AtomicUsize>) {
     });
     let password = percent_encoding::utf8_percent_encode(PROXY_PASSWORD, percent_encoding::NON_ALPHANUMERIC);
     (format!("{scheme}://door:{password}@127.0.0.1:{port}"), asked)
+}
+
+/// A webhook that takes nothing, and says so with what it was sent.
+fn webhook() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let asked = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            let _ = stream.read_line(&mut line);
+            let answer = format!("HTTP/1.1 500 no {}\r\nConnection: close\r\n\r\n{line}", line.trim());
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (port, asked)
 }
 
 /// Logs in at the relay as an app does; what was answered.
@@ -274,7 +302,13 @@ fn no_secret_is_repeated_in_any_form_whatever_fails() {
         items
             .push(format!("{{name: by-{scheme}, server: localhost, port: 1, priority: 10, proxy: '{url}'}}"));
     }
+    // One that answers no, and one that is not there.
+    let ((hook, told), away) = (webhook(), support::ports::free());
     let service = Service::mailer()
+        .set("smtp_event_webhook", format!("'http://127.0.0.1:{hook}/{WEBHOOK_PATH}'"))
+        .set("smtp_event_webhook_secret", yaml(WEBHOOK_SECRET))
+        .set("smtp_alert_webhook", format!("'http://127.0.0.1:{away}/{WEBHOOK_PATH}'"))
+        .set("smtp_alert_webhook_secret", yaml(WEBHOOK_SECRET))
         .set("smtp_relays", format!("[{}]", items.join(", ")))
         .set("smtp_password", yaml(APP_PASSWORD))
         .set("smtp_users", format!("{{shop: {{password: {}}}}}", yaml(USER_PASSWORD)))
@@ -324,6 +358,7 @@ fn no_secret_is_repeated_in_any_form_whatever_fails() {
     for asked in &proxies {
         wait::until_true("each proxy has been asked", || asked.load(Ordering::SeqCst) > 0);
     }
+    wait::until_true("a webhook has been told", || told.load(Ordering::SeqCst) > 0);
     wait::until_true("what the proxy said is told", || relay.log().contains("502 no (withheld)"));
 
     let mut found = Vec::new();

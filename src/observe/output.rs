@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Counter, Observer, mask::Mask};
+use prometheus_client::metrics::counter::Counter;
+
+use super::{Observer, mask::Mask};
 
 /// Lines that wait at most. With [`LINE_MAX`] it bounds the memory; ordinary lines take 2 MiB.
 const LINES_MAX: usize = 8_192;

@@ -3,6 +3,8 @@
 //! machine's mail is not touched.
 
 use std::fs::{self, Permissions};
+use std::io::Read as _;
+use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,15 +81,19 @@ smtp_line_length_limit = 0
         postfix.write_configuration(&more(postfix.dir.path()));
         run(Command::new(PROGRAM).arg("-c").arg(postfix.path("etc")).arg("start"));
         // Its master listens before a process that greets can be started.
-        wait::until_true("Postfix greets", || {
-            let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", postfix.port)) else {
-                return false;
-            };
-            let mut code = [0; 3];
-            let read = stream.set_read_timeout(Some(Duration::from_secs(10)));
-            read.and_then(|()| std::io::Read::read_exact(&mut stream, &mut code)).is_ok() && code == *b"220"
-        });
+        let end = Instant::now() + wait::DEADLINE;
+        while !postfix.greets() {
+            assert!(Instant::now() < end, "Postfix does not greet; its log:\n{}", postfix.log());
+            sleep(Duration::from_millis(20));
+        }
         postfix
+    }
+
+    fn greets(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let mut code = [0; 3];
+        let read = stream.set_read_timeout(Some(Duration::from_secs(10)));
+        read.and_then(|()| stream.read_exact(&mut code)).is_ok() && code == *b"220"
     }
 
     /// The CA that signed its certificate, which names localhost and 127.0.0.1.

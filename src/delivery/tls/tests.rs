@@ -38,7 +38,9 @@ fn server(versions: &[&'static SupportedProtocolVersion]) -> Server {
 }
 
 fn connector(keys: &str) -> Connector {
-    let text = format!("mailer: {{type: smtp, config: {{smtp_relay_server: localhost, {keys}}}}}");
+    let text = format!(
+        "mailer: {{type: smtp, config: {{smtp_relay_server: localhost, smtp_relay_port: 2587, {keys}}}}}"
+    );
     let loaded = parse(&text, "dotcloud.yml", &Source::default(), &|_| None).unwrap();
     Connector::new(&loaded.settings.upstreams[0]).unwrap()
 }
