@@ -1,5 +1,5 @@
 //! Plays every dialog of `tests/transcripts/` against a real connection with a real queue on disk: whole,
-//! octet by octet, and cut in two at every place.
+//! octet by octet, and cut in two at every place (a long one at some of them).
 //!
 //! `BLESS=1 cargo test --test transcripts` writes down what the server says now; read the difference before
 //! you keep it. `ONLY=word` plays the files with that word in their name. The form is in `script.rs`.
@@ -43,7 +43,7 @@ use tokio::{
 /// When every dialog takes place, as far as the connection knows.
 const NOW: Timestamp = Timestamp(1_340_000_000_000);
 /// How often a dialog is cut in two at most; longer ones are cut at as many places, evenly.
-const CUTS_MAX: usize = 250;
+const CUTS_MAX: usize = 120;
 /// No reply takes so long; on the paused clock it is longer than any wait of the server.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE_PAUSED: Duration = Duration::from_secs(1_000);
