@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use support::{
     http, ports,
     postfix::{PASSWORD, Postfix, USER},
@@ -182,6 +182,13 @@ fn top_shows_the_relay_at_work_obeys_keys_and_gives_the_terminal_back() {
     terminal.wait_for("6 messages");
     kill_process(terminal.child(), Signal::TERM).expect("a child of the shell's");
     terminal.wait_for_shell();
+
+    // Nor does it outlive its terminal.
+    terminal.ours(&relay, "top --interval 200ms");
+    terminal.wait_for("6 messages");
+    let top = terminal.child();
+    drop(terminal);
+    wait::until_true("it has ended", || test_kill_process(top).is_err());
 }
 
 #[test]

@@ -35,6 +35,9 @@ use crate::{admin::view::Status, config};
 /// How long a key may go unnoticed, at most.
 const KEYS: Duration = Duration::from_millis(100);
 
+/// A signal is obeyed within this time, whatever the terminal does.
+const GONE: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Args)]
 pub(super) struct Top {
     /// How often to look
@@ -132,6 +135,10 @@ fn signals() -> io::Result<Receiver<()>> {
         });
         // Whoever listened may have ended already.
         let _ = tell.send(());
+        // Whose terminal is gone may never look again: crossterm waits for the rest of a key that will not come.
+        std::thread::sleep(GONE);
+        ratatui::restore();
+        std::process::exit(Exit::UNAVAILABLE.0.into());
     });
     Ok(told)
 }
