@@ -51,7 +51,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("sd_notify", &["service/manager.rs", "service/doors.rs"]),
     ("listenfd", &["service/doors.rs"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),
-    ("prometheus_client", &["observe.rs"]),
+    ("prometheus_client", &["observe.rs", "observe/metrics.rs"]),
     ("tracing_subscriber", &["observe/json.rs", "service/parts.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];

@@ -2,9 +2,10 @@
 
 use std::{sync::atomic::AtomicI64, time::Duration};
 
+pub(super) use prometheus_client::metrics::counter::Counter;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 

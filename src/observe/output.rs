@@ -14,9 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus_client::metrics::counter::Counter;
-
-use super::{Observer, mask::Mask};
+use super::{Observer, mask::Mask, metrics::Counter};
 
 /// Lines that wait at most. With [`LINE_MAX`] it bounds the memory; ordinary lines take 2 MiB.
 const LINES_MAX: usize = 8_192;
