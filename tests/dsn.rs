@@ -257,7 +257,7 @@ fn of_two_relays_in_a_row_the_last_tells_and_it_tells_once() {
     assert_eq!(recipient["original-recipient"], "rfc822; Anna+x@old.test");
 }
 
-// RFC 2852 §4.1.
+// RFC 2852 §4.
 #[test]
 fn who_wants_mail_back_rather_than_late_gets_it_back_from_an_upstream_without_deliverby() {
     let upstream = Upstream::start(PASSWORD);

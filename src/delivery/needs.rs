@@ -82,7 +82,7 @@ pub(super) fn of_message(
             "the sender requires TLS all the way (REQUIRETLS), which the upstream does not promise",
         );
     }
-    // RFC 2852 §4.1: whoever wants a message back rather than late has it go only by those who keep to that.
+    // RFC 2852 §4: whoever wants a message back rather than late has it go only by those who keep to that.
     if let Some(by) = message.handling.deliver_by.filter(|by| by.or_return) {
         let Some(shortest) = known.deliver_by else {
             return lack(

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::clock::Timestamp;
 
+/// Rows of an index that a search goes by rather than by all rows.
+const FEW: i64 = 10_000;
+
 /// The first id behind that one; without one, the first of all.
 pub(super) fn behind(after: Option<QueueId>) -> i64 {
     after.map_or(0, |after| after.to_i64() + 1)
@@ -163,7 +166,10 @@ impl Reader {
         Range { mut start, end }: Range<i64>,
         limit: usize,
     ) -> rusqlite::Result<Vec<Row>> {
-        let (conditions, values) = search.conditions(claims);
+        let (mut conditions, values) = search.conditions(claims);
+        if let Some(index) = search.index().filter(|index| self.has_few(index)) {
+            conditions.push_str(&format!("id IN (SELECT id FROM {index}) AND "));
+        }
         let query = format!(
             "SELECT id, due, size, state FROM message WHERE {conditions} id >= ? AND id < ? ORDER BY id"
         );
@@ -196,6 +202,14 @@ impl Reader {
                 _ => return Ok(found),
             }
         }
+    }
+
+    /// Whether there are so few in an index that to sort them costs less than to look through all rows.
+    fn has_few(&self, index: &str) -> bool {
+        let query = format!("SELECT count(*) FROM (SELECT 1 FROM {index} LIMIT {FEW} + 1)");
+        let counted = self.0.prepare_cached(&query).and_then(|mut count| count.query_row([], |row| row.get(0)));
+        // Where a page of the index can't be read the rows themselves are the way.
+        counted.is_ok_and(|count: i64| count <= FEW)
     }
 
     /// A search through these ids has met a page that can't be read. Tells of the rows on it, and returns

@@ -47,6 +47,15 @@ impl Search {
         matches!(self.standing, Standing::Due(_) | Standing::Claimed)
     }
 
+    /// An index of all that stand so, where there is one: worth going by while they are few.
+    pub(super) fn index(&self) -> Option<&'static str> {
+        match self.standing {
+            Standing::Held => Some("message INDEXED BY message_held WHERE state >= 2"),
+            Standing::Later(_) => Some("message INDEXED BY message_later WHERE state = 1"),
+            _ => None,
+        }
+    }
+
     /// What must hold for a row, as a part of a statement, and the values in it; `claims` are under way.
     pub(super) fn conditions(&self, claims: &[QueueId]) -> (String, Vec<Value>) {
         let (mut all, mut values) = (Vec::new(), Vec::new());
@@ -79,7 +88,7 @@ impl Search {
             Standing::Held => must("state >= 2".to_owned(), None),
             Standing::Queued => must("state <= 1".to_owned(), None),
             Standing::Due(now) => must(format!("(state <= 1 AND due <= ? OR {})", claims()), time(now)),
-            Standing::Later(now) => must("state <= 1 AND due > ?".to_owned(), time(now)),
+            Standing::Later(now) => must("state = 1 AND due > ?".to_owned(), time(now)),
             Standing::Claimed => must(claims(), None),
         }
         if let Some(before) = self.before {
