@@ -4,11 +4,13 @@
 //! [`INLINE_MAX`] it moves to a file of the spool and streams there, so that memory stays bounded
 //! whatever the size. Dropped before its commit, it leaves nothing behind.
 
+use std::sync::{Arc, atomic::Ordering};
+
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Queue, Receipt,
+    Fault, Queue, Receipt, Shared,
     entry::{ContentInfo, Entry, Recipient},
     id::QueueId,
     spool::SpoolFile,
@@ -31,6 +33,7 @@ pub const INLINE_MAX: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Incoming {
     queue: Queue,
+    _counted: Counted,
     id: QueueId,
     received: Timestamp,
     /// Content not yet in the file; all of it while there is none.
@@ -50,9 +53,27 @@ pub struct Incoming {
     event: Option<Vec<u8>>,
 }
 
+/// Counts as being received until dropped.
+#[derive(Debug)]
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(queue: &Queue) -> Self {
+        queue.shared.receiving.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&queue.shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.receiving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Incoming {
     pub(super) fn new(queue: Queue, id: QueueId, received: Timestamp) -> Self {
         Self {
+            _counted: Counted::new(&queue),
             queue,
             id,
             received,

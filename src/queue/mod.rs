@@ -62,7 +62,11 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -216,6 +220,8 @@ struct Shared {
     ids: QueueIds,
     schedule: Mutex<Schedule>,
     tally: Mutex<Tally>,
+    /// Messages that are being received.
+    receiving: AtomicUsize,
     health: Health,
     /// An entry can be claimed.
     claimable: Notify,
@@ -236,6 +242,11 @@ impl Shared {
 
     fn importing(&self) -> MutexGuard<'_, HashSet<QueueId>> {
         self.importing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages that are being received or delivered.
+    fn under_way(&self) -> usize {
+        self.receiving.load(Ordering::Relaxed) + self.schedule().claimed()
     }
 
     fn set_tally(&self, tally: Tally) {
@@ -347,6 +358,7 @@ impl Queue {
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
+            receiving: AtomicUsize::new(0),
             health: Health {
                 writing: Mutex::new(store.is_full().then(Trouble::full)),
                 reading: Mutex::default(),

@@ -207,7 +207,8 @@ impl Reader {
     /// Whether there are so few in an index that to sort them costs less than to look through all rows.
     fn has_few(&self, index: &str) -> bool {
         let query = format!("SELECT count(*) FROM (SELECT 1 FROM {index} LIMIT {FEW} + 1)");
-        let counted = self.0.prepare_cached(&query).and_then(|mut count| count.query_row([], |row| row.get(0)));
+        let counted =
+            self.0.prepare_cached(&query).and_then(|mut count| count.query_row([], |row| row.get(0)));
         // Where a page of the index can't be read the rows themselves are the way.
         counted.is_ok_and(|count: i64| count <= FEW)
     }

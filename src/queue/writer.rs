@@ -29,6 +29,12 @@ use crate::{clock::Timestamp, mail::content::Content};
 const BATCH_MAX: usize = 1_000;
 /// Octets of content in one transaction.
 const BATCH_OCTETS_MAX: usize = 8 * 1024 * 1024;
+/// A commit begins no sooner than this behind the one before while others are about to ask for theirs: where
+/// a sync takes less, one for each of them would cost processor time that accepting and delivering need.
+/// PostgreSQL's `commit_delay` and `commit_siblings` are the same thought.
+const BETWEEN_COMMITS: Duration = Duration::from_millis(1);
+/// So many others are worth it.
+const COMPANY: usize = 4;
 /// After so long without work the store is tidied, and a store that failed is tried again.
 const IDLE: Duration = Duration::from_secs(1);
 /// The wait between two slices of tidying that nobody waits for.
@@ -95,11 +101,19 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
     let mut late: Vec<Request> = Vec::new();
     let (mut wait, mut tidy) = (IDLE, true);
     let mut tidied = Instant::now();
+    let mut began = Instant::now();
     loop {
         let mut batch = std::mem::take(&mut late);
         match requests.recv_timeout(wait) {
             Ok(request) => {
-                gather(&mut batch, request, requests);
+                batch.push(request);
+                gather(&mut batch, requests);
+                let left = BETWEEN_COMMITS.saturating_sub(began.elapsed());
+                if !left.is_zero() && shared.under_way().saturating_sub(batch.len()) >= COMPANY {
+                    std::thread::sleep(left);
+                    gather(&mut batch, requests);
+                }
+                began = Instant::now();
                 (wait, tidy) = (IDLE, true);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -127,9 +141,9 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
     let _ = store.tidy();
 }
 
-fn gather(batch: &mut Vec<Request>, first: Request, requests: &Receiver<Request>) {
-    let mut octets = first.octets();
-    batch.push(first);
+/// Takes what waits, as much as one transaction should hold.
+fn gather(batch: &mut Vec<Request>, requests: &Receiver<Request>) {
+    let mut octets: usize = batch.iter().map(Request::octets).sum();
     while batch.len() < BATCH_MAX && octets < BATCH_OCTETS_MAX {
         let Ok(request) = requests.try_recv() else { break };
         octets += request.octets();
