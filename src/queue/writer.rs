@@ -1,8 +1,8 @@
 //! The writer: one thread, the only one that changes the store.
 //!
 //! It takes everything that waits, makes one transaction of it with one sync, and answers everybody
-//! (group commit). There is no timer: while one batch is synced the next one gathers. A request that
-//! makes the batch fail is found by trying each alone, so it can't take the others down.
+//! (group commit). While one batch is synced the next one gathers; where a sync is quick and others are under
+//! way, for a moment longer. A request that makes the batch fail is found by trying each alone, so it can't take the others down.
 
 use std::{
     sync::{
