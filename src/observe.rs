@@ -162,7 +162,9 @@ impl Event {
             let begin = line.len() + name.len() + 2;
             let _ = write!(line, " {name}={value}");
             // What would be written otherwise in quotes: controls, and what hides or reorders text.
-            let plain = |c: char| c == '\'' || !c.is_whitespace() && c.escape_debug().len() == 1;
+            let plain = |c: char| {
+                c.is_ascii_alphanumeric() || c == '\'' || !c.is_whitespace() && c.escape_debug().len() == 1
+            };
             if line.len() == begin || !line[begin..].chars().all(plain) {
                 let quoted = format!("{:?}", &line[begin..]);
                 line.truncate(begin);

@@ -67,6 +67,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -103,6 +104,8 @@ use crate::{
 
 /// Why an entry is held whose record or content is not what was accepted.
 pub const DAMAGED: &str = "damaged";
+/// What is free on a disk does not change much within this time, and asking costs each message something.
+const FREE_SPACE_HOLDS: Duration = Duration::from_millis(50);
 /// Damaged entries that wait to be told of.
 const DAMAGED_MAX: usize = 1_000;
 
@@ -222,6 +225,8 @@ struct Shared {
     tally: Mutex<Tally>,
     /// Messages that are being received.
     receiving: AtomicUsize,
+    /// Octets that are free on its disk, and since when that is known.
+    free_space: Mutex<Option<(u64, Instant)>>,
     health: Health,
     /// An entry can be claimed.
     claimable: Notify,
@@ -359,6 +364,7 @@ impl Queue {
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
             receiving: AtomicUsize::new(0),
+            free_space: Mutex::default(),
             health: Health {
                 writing: Mutex::new(store.is_full().then(Trouble::full)),
                 reading: Mutex::default(),
@@ -526,8 +532,16 @@ impl Queue {
         if self.shared.settings.load().min_free == 0 {
             return Ok(u64::MAX);
         }
+        let mut known = self.shared.free_space.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((octets, at)) = *known
+            && at.elapsed() < FREE_SPACE_HOLDS
+        {
+            return Ok(octets);
+        }
         let disk = rustix::fs::statvfs(&self.shared.directory).map_err(io::Error::from)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        let octets = disk.f_bavail.saturating_mul(disk.f_frsize);
+        *known = Some((octets, Instant::now()));
+        Ok(octets)
     }
 
     fn request(&self, request: Request) -> Result<(), Fault> {
