@@ -141,9 +141,6 @@ fn write_all(waiting: &Receiver<Message>, mut sink: impl Write, dropped: &Counte
             }
             batch.clear();
         }
-        if let Some(done) = flushed {
-            let _ = done.send(());
-        }
         let number = untold.load(Ordering::Relaxed);
         if flows && number > 0 {
             // Straight to the sink: the buffer may still be full.
@@ -154,6 +151,9 @@ fn write_all(waiting: &Receiver<Message>, mut sink: impl Write, dropped: &Counte
             if flows {
                 untold.fetch_sub(number, Ordering::Relaxed);
             }
+        }
+        if let Some(done) = flushed {
+            let _ = done.send(());
         }
     }
 }
