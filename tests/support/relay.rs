@@ -105,6 +105,12 @@ impl Relay {
             let ready = answer.is_ok_and(|answer| answer.status == 200);
             (ready || child.try_wait().expect("our child").is_some()).then_some(ready)
         });
+        // strace would let go of a relay that lives.
+        let strace = child.id();
+        let children = fs::read_to_string(format!("/proc/{strace}/task/{strace}/children"));
+        for traced in children.unwrap_or_default().split_whitespace() {
+            let _ = traced.parse().ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
+        }
         relay.child = Some(child);
         relay.kill9();
         (!ready).then_some(relay)
