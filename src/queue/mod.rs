@@ -38,6 +38,7 @@ pub mod export;
 mod fault;
 mod feed;
 mod format;
+mod health;
 pub mod history;
 pub mod id;
 pub mod import;
@@ -87,6 +88,7 @@ pub use self::{
     turns::Turns,
 };
 use self::{
+    health::Health,
     history::{History, Stops},
     id::QueueIds,
     lock::Lock,
@@ -158,59 +160,6 @@ pub struct Depth {
     pub held: u64,
     /// When the oldest was accepted.
     pub oldest: Option<Timestamp>,
-}
-
-/// Why the store can't be written as it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Trouble {
-    reason: String,
-    /// Outcomes can be recorded nevertheless, so that queued mail can leave.
-    records: bool,
-    /// Room is what it lacks.
-    full: bool,
-}
-
-impl Trouble {
-    /// Only outcomes find room.
-    fn full() -> Self {
-        Self { reason: Fault::Full.to_string(), records: true, full: true }
-    }
-}
-
-/// Whether the store can be written and read, and why not.
-#[derive(Debug, Default)]
-struct Health {
-    writing: Mutex<Option<Trouble>>,
-    reading: Mutex<Option<String>>,
-}
-
-impl Health {
-    fn trouble(&self) -> Option<Trouble> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn can_record(&self) -> bool {
-        self.trouble().is_none_or(|trouble| trouble.records)
-    }
-
-    fn is_full(&self) -> bool {
-        self.trouble().is_some_and(|trouble| trouble.full)
-    }
-
-    /// Why the store can't be read, if so.
-    fn unread(&self) -> Option<String> {
-        self.reading.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns what was the matter before.
-    fn set_unread(&self, reason: Option<String>) -> Option<String> {
-        std::mem::replace(&mut *self.reading.lock().unwrap_or_else(PoisonError::into_inner), reason)
-    }
-
-    /// Returns what was the matter before.
-    fn set(&self, trouble: Option<Trouble>) -> Option<Trouble> {
-        std::mem::replace(&mut *self.writing.lock().unwrap_or_else(PoisonError::into_inner), trouble)
-    }
 }
 
 /// What the queue's handles, its writer and its readers share.
@@ -365,10 +314,7 @@ impl Queue {
             tally: Mutex::new(store.tally()),
             receiving: AtomicUsize::new(0),
             free_space: Mutex::default(),
-            health: Health {
-                writing: Mutex::new(store.is_full().then(Trouble::full)),
-                reading: Mutex::default(),
-            },
+            health: Health::opened(store.is_full()),
             claimable: Notify::new(),
             look: Notify::new(),
             readers: Mutex::default(),

@@ -16,8 +16,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, Next, Receipt, Shared, Trouble,
+    Fault, Next, Receipt, Shared,
     entry::Entry,
+    health::Trouble,
     id::QueueId,
     schedule::Ready,
     spool::SpoolFile,
