@@ -15,7 +15,13 @@ use std::{
 
 use serde_json::Value;
 
-use support::{http, ports, programs, relay::Relay, service::Service, wait};
+use support::{
+    http, ports, programs,
+    relay::Relay,
+    service::Service,
+    upstream::{USER, Upstream},
+    wait,
+};
 
 const SECRET: &str = "webhook-sesame-4711";
 
@@ -41,10 +47,11 @@ impl Post {
     }
 }
 
-/// A place that takes POSTs, and answers with the status that it is told to.
+/// A place that takes POSTs, and answers with the status and the body that it is told to.
 struct Place {
     port: u16,
     status: Arc<AtomicU16>,
+    answer: Arc<Mutex<String>>,
     posts: Arc<Mutex<Vec<Post>>>,
 }
 
@@ -53,7 +60,8 @@ impl Place {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let (status, posts) = (Arc::new(AtomicU16::new(200)), Arc::new(Mutex::new(Vec::new())));
-        let (answered, taken) = (Arc::clone(&status), Arc::clone(&posts));
+        let answer = Arc::new(Mutex::new(String::new()));
+        let (answered, taken, body_of) = (Arc::clone(&status), Arc::clone(&posts), Arc::clone(&answer));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let status = answered.load(Ordering::SeqCst);
@@ -71,11 +79,16 @@ impl Place {
                 let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                 let body = String::from_utf8(body).expect("text");
                 taken.lock().expect("the posts").push(Post { path, head, body });
-                let _ =
-                    write!(&stream, "HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let answer = body_of.lock().expect("the answer").clone();
+                let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}", answer.len());
+                let _ = write!(&stream, "{head}\r\nConnection: close\r\n\r\n{answer}");
             }
         });
-        Self { port, status, posts }
+        Self { port, status, answer, posts }
+    }
+
+    fn answers(&self, body: &str) {
+        body.clone_into(&mut self.answer.lock().expect("the answer"));
     }
 
     fn url(&self, path: &str) -> String {
@@ -172,6 +185,83 @@ fn alerts_are_signed_tried_again_survive_a_kill_and_are_cleared() {
             .text()
             .contains("outpost_webhook_total{webhook=\"alert\",result=\"delivered\"} 0\n")
     );
+}
+
+#[test]
+fn a_token_is_renewed_before_its_end_and_where_that_fails_an_alert_says_so_in_time() {
+    let (hook, endpoint) = (Place::open(), Place::open());
+    let upstream = Upstream::start("access-4711");
+    upstream.set(|it| it.mechanisms = "XOAUTH2");
+    // It can be used for five seconds: the last minute is never used.
+    let good = r#"{"access_token": "access-4711", "expires_in": 65}"#;
+    endpoint.answers(good);
+    let oauth = format!(
+        "{{token_url: {}, client_id: us, client_secret: client-4711, refresh_token: refresh-4711}}",
+        endpoint.url("token")
+    );
+    let service = upstream
+        .upstream_of(Service::mailer(), "")
+        .without("smtp_relay_password")
+        .set("smtp_relay_username", USER)
+        .set("smtp_relay_oauth", oauth)
+        .set("smtp_auth_retry", "1s..1s")
+        .set("smtp_alert_webhook", hook.url("hook"))
+        .set("smtp_alert_webhook_secret", SECRET)
+        .set("smtp_log_level", "trace");
+    let relay = Relay::start(&service);
+    let status = || http::get(relay.admin, "/api/v1/status").json();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(endpoint.posts().is_empty() && status()["upstreams"][0]["token"].is_null(), "never used");
+
+    relay.client().send_token("one").expect("it is taken");
+    relay.wait_for_empty_queue();
+    let first = status()["upstreams"][0]["token"].clone();
+    assert!(first["expires"].is_string() && first["reason"].is_null(), "{first}");
+    // Nobody sends, and it is renewed all the same.
+    wait::until_true("it is renewed", || status()["upstreams"][0]["token"]["expires"] != first["expires"]);
+    assert!(endpoint.posts().len() > 1);
+
+    // Words that repeat a secret.
+    endpoint.answers(r#"{"error": "invalid_grant", "error_description": "refresh-4711 was revoked"}"#);
+    wait::until_true("it is told", || hook.alerts().contains(&raised("token")));
+    let posts = hook.posts();
+    let told = posts.iter().map(Post::json).find(|told| told["data"]["alert"] == "token").expect("the alert");
+    let data = &told["data"];
+    let reason = data["reason"].as_str().expect("words");
+    assert!(
+        reason.starts_with("the access token of upstream localhost expire")
+            && reason.contains(" and can't be renewed: the token endpoint ")
+            && reason.contains("invalid_grant: (withheld) was revoked"),
+        "{reason}"
+    );
+    assert_eq!(data["subject"], "localhost");
+    let help = data["help"].as_str().expect("what to do");
+    assert!(help.contains("smtp_relay_oauth"), "{help}");
+    // The same words wherever one looks.
+    let token = status()["upstreams"][0]["token"].clone();
+    let words = token["reason"].as_str().expect("why");
+    let screen = relay.told(&["status"]);
+    let screen = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = http::get(relay.admin, "/").text();
+    for place in [reason, &screen, &page.replace("&#39;", "'")] {
+        assert!(place.contains(words), "{words}: {place}");
+    }
+    let check = relay.cli(&["status", "--check"]);
+    assert_eq!(check.status.code(), Some(1), "{}", programs::shown(&check));
+
+    endpoint.answers(good);
+    wait::until_within(Duration::from_secs(60), "it is over", || {
+        hook.alerts().contains(&cleared("token")).then_some(())
+    });
+    assert!(relay.log().contains("the access token is renewed"), "{}", relay.log());
+    relay.client().send_token("two").expect("it is taken");
+    relay.wait_for_empty_queue();
+    let everything = [relay.log(), page, screen, status().to_string(), format!("{:?}", hook.posts())];
+    for secret in ["access-4711", "client-4711", "refresh-4711"] {
+        for text in &everything {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+    }
 }
 
 #[test]

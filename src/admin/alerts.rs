@@ -40,7 +40,7 @@ const NAME: &str = "alerts.json";
 /// Something that an operator must look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Condition {
-    /// Its kind: `upstream`, `quota`, `queue_depth`, `queue_age`, `store`, `held`, `certificate`.
+    /// Its kind: `upstream`, `quota`, `queue_depth`, `queue_age`, `store`, `held`, `certificate`, `token`.
     alert: String,
     /// Which of several: an upstream's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,6 +110,12 @@ fn of_upstreams(status: &Status, now: Timestamp, found: &mut Vec<Condition>) {
         status.limits.iter().any(|limit| limit.upstream == upstream && limit.used >= limit.max)
     };
     for upstream in &status.upstreams {
+        let token = upstream.token.as_ref();
+        if let Some((token, reason)) =
+            token.and_then(|token| Some((token, token.trouble(&upstream.name, now)?)))
+        {
+            found.push(Condition::new("token", Some(&upstream.name), reason, token.help.as_deref()));
+        }
         let Some(reason) = &upstream.reason else { continue };
         // Waiting for a limit is no trouble of the upstream's.
         if upstream.who_must_act.as_deref() == Some("nobody") && is_used_up(&upstream.name) {
@@ -279,7 +285,7 @@ mod tests {
     use super::*;
     use crate::admin::{
         tests::settings,
-        view::{LimitStatus, QueueStatus, StoreStatus, UpstreamStatus},
+        view::{LimitStatus, QueueStatus, StoreStatus, Token, UpstreamStatus},
     };
 
     const NOW: Timestamp = Timestamp(1_340_000_000_000);
@@ -303,6 +309,7 @@ mod tests {
                 until: None,
                 connections: 1,
                 learned: None,
+                token: None,
             }],
             limits: vec![LimitStatus {
                 upstream: "up".into(),
@@ -340,6 +347,13 @@ mod tests {
             (s.upstreams[0].state, s.upstreams[0].reason) = ("paused".into(), Some("535".into()))
         };
         assert_eq!(kinds(down, None), ["upstream"]);
+        let token = |reason: Option<&str>| {
+            let (reason, help) = (reason.map(str::to_owned), Some("`outpost login`".to_owned()));
+            let token = Token { expires: NOW.after(day).to_string(), reason, help };
+            move |s: &mut Status| s.upstreams[0].token = Some(token)
+        };
+        assert!(kinds(token(None), None).is_empty());
+        assert_eq!(kinds(token(Some("refused")), None), ["token"]);
         let used_up = |s: &mut Status| {
             s.limits[0].used = 500;
             s.limits[0].frees_at = Some(NOW.after(day).to_string());

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, Desk, people};
 use crate::{
     clock::Timestamp,
+    delivery::TokenInUse,
     limits::{account::Usage, breaker::Stopped, gate::Closed},
     mail::outcome::{self, Evidence, Scope, Who},
     queue::{
@@ -139,6 +140,41 @@ pub struct UpstreamStatus {
     /// It has complained: what it gets at most for now.
     #[serde(default)]
     pub learned: Option<Learned>,
+    /// The access token that it is logged in to by.
+    #[serde(default)]
+    pub token: Option<Token>,
+}
+
+/// An access token in use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Token {
+    pub expires: String,
+    /// Why it can't be renewed, while that is so.
+    pub reason: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Token {
+    fn of(token: &TokenInUse) -> Self {
+        let trouble = token.trouble.as_ref();
+        Self {
+            expires: token.expires.to_string(),
+            reason: trouble.map(|trouble| trouble.words.clone()),
+            help: trouble.map(|trouble| trouble.help.to_owned()),
+        }
+    }
+
+    /// The trouble with it in words, the same everywhere.
+    pub fn trouble(&self, upstream: &str, now: Timestamp) -> Option<String> {
+        let (expires, reason) = (&self.expires, self.reason.as_deref()?);
+        let is_over = expires.parse::<Timestamp>().is_ok_and(|at| at <= now);
+        let verb = if is_over { "expired" } else { "expires" };
+        Some(format!(
+            "the access token of upstream {upstream} {verb} at {expires} and can't be renewed: {reason}"
+        ))
+    }
 }
 
 /// What an upstream gets at most, learned from its complaints.
@@ -196,15 +232,6 @@ impl LoginLimit {
             max: usage.limit.max,
             frees_at: usage.frees_at.map(|at| at.to_string()),
         }
-    }
-
-    fn sentence(&self) -> String {
-        let frees = self.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
-        let user = people::printable(&self.user);
-        format!(
-            "Limit of login {user}: {} of {} {} in {} used{frees}.",
-            self.used, self.max, self.counts, self.window
-        )
     }
 }
 
@@ -404,6 +431,7 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
             messages_per_second: learned.rate.map(|rate| (rate * 1000.0).round() / 1000.0),
             connections: learned.connections,
         }),
+        token: up.token.as_ref().map(Token::of),
     };
     // Mail is held: everybody's, or only some senders'.
     let held = |stopped: &Stopped| {
@@ -491,65 +519,6 @@ impl Admin {
     }
 }
 
-impl Status {
-    /// The same in sentences.
-    pub fn sentences(&self) -> Vec<String> {
-        let mut said = Vec::new();
-        match &self.store.reason {
-            Some(reason) => said.push(format!("NEW MAIL IS REFUSED for now: {reason}.")),
-            None => said.push("New mail is taken.".to_owned()),
-        }
-        if let Some(warning) = &self.store.warning {
-            said.push(format!("WARNING: {warning}."));
-        }
-        let queue = &self.queue;
-        said.push(match queue.oldest_seconds {
-            None => "The queue is empty.".to_owned(),
-            Some(oldest) => format!(
-                "{} in the queue ({}): {} active, {} deferred, {} held; the oldest has waited {}.",
-                people::count(queue.messages, "message"),
-                people::size(queue.bytes),
-                queue.active,
-                queue.deferred,
-                queue.held,
-                people::age(oldest)
-            ),
-        });
-        if queue.held > 0 {
-            said.push("Held messages wait for you: outpost queue list --state held".to_owned());
-        }
-        for upstream in &self.upstreams {
-            said.push(upstream.sentence());
-            said.extend(upstream.learned.as_ref().map(Learned::sentence));
-        }
-        for limit in &self.limits {
-            let frees = limit.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
-            said.push(format!(
-                "Limit of {}: {} of {} {} in {} used{frees}.",
-                limit.upstream, limit.used, limit.max, limit.counts, limit.window
-            ));
-        }
-        said.extend(self.logins.iter().map(LoginLimit::sentence));
-        said
-    }
-}
-
-impl UpstreamStatus {
-    /// The same in a sentence.
-    pub(super) fn sentence(&self) -> String {
-        let connections = people::count(self.connections as u64, "connection");
-        let Some(reason) = &self.reason else {
-            return format!("Upstream {} is {}, with {connections} open.", self.name, self.state);
-        };
-        let until = self.until.as_deref();
-        let said = outcome::sentence(reason, self.who_must_act.as_deref(), self.help.as_deref(), until);
-        format!(
-            "Upstream {} is {}: {said} Mail stays queued, with {connections} open.",
-            self.name, self.state
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -584,6 +553,7 @@ mod tests {
             connections,
             learned: None,
             limits: Vec::new(),
+            token: None,
         };
         Outlook { upstreams: vec![up], put_off: 0, route: Box::new(route), now: NOW }
     }
@@ -649,10 +619,19 @@ mod tests {
         for (scope, state) in [(Scope::Credential, "paused"), (Scope::Upstream, "down")] {
             let status = upstream_status(&outlook(Some(scope), 0).await.upstreams[0]);
             assert_eq!((status.state.as_str(), status.who_must_act.as_deref()), (state, Some("operator")));
-            let said = status.sentence();
-            assert!(said.contains("535 5.7.8 no") && said.contains("You must act"), "{said}");
+            assert!(status.reason.is_some_and(|reason| reason.contains("535 5.7.8 no")));
         }
         let up = upstream_status(&outlook(None, 2).await.upstreams[0]);
-        assert_eq!(up.sentence(), "Upstream up is up, with 2 connections open.");
+        assert_eq!((up.state.as_str(), up.reason, up.connections), ("up", None, 2));
+    }
+    #[test]
+    fn a_token_is_trouble_only_when_it_can_not_be_renewed() {
+        let mut token = Token { expires: NOW.to_string(), reason: None, help: None };
+        assert_eq!(token.trouble("up", NOW), None);
+        token.reason = Some("the token endpoint refuses".into());
+        let at = |now| token.trouble("up", now).unwrap();
+        let words = "at 2012-06-18T06:13:20.000Z and can't be renewed: the token endpoint refuses";
+        assert_eq!(at(Timestamp(NOW.0 - 1)), format!("the access token of upstream up expires {words}"));
+        assert_eq!(at(NOW), format!("the access token of upstream up expired {words}"));
     }
 }

@@ -1,6 +1,6 @@
 //! `outpost status --check`: one line and an exit code, as Nagios and its kin ask of a plugin.
 //!
-//! 0 is well, 1 a warning (mail is held, or an upstream takes none), 2 critical (a bound is passed, new mail
+//! 0 is well, 1 a warning (mail is held, an upstream takes none or soon won't), 2 critical (a bound is passed, new mail
 //! is refused, or nobody answers), 3 unknown.
 
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     admin::{people, view::Status},
+    clock::Clock,
     config,
 };
 
@@ -99,6 +100,11 @@ impl Check {
                 Verdict::Warning,
                 format!("upstream {} is {}: {reason}", upstream.name, upstream.state),
             ));
+        }
+        let now = Clock::System.now();
+        for upstream in &status.upstreams {
+            let trouble = upstream.token.as_ref().and_then(|token| token.trouble(&upstream.name, now));
+            found.extend(trouble.map(|trouble| (Verdict::Warning, trouble)));
         }
         let worst = found.iter().map(|(verdict, _)| *verdict).max().unwrap_or(Verdict::Ok);
         let mut words: Vec<String> = found.into_iter().map(|(_, words)| words).collect();

@@ -45,7 +45,6 @@ use std::{
 use secrecy::SecretString;
 use tokio::{net::TcpStream, time::timeout};
 
-pub use self::dress::{Dressed, Head};
 use self::{
     auth::Mechanism,
     classify::Said,
@@ -57,6 +56,10 @@ use self::{
     phase::Phase,
     tls::{Connector, TlsFault},
     withheld::withheld,
+};
+pub use self::{
+    dress::{Dressed, Head},
+    oauth::{TokenInUse, TokenTrouble},
 };
 use crate::{
     clock::Clock,
@@ -150,7 +153,7 @@ impl Agent {
     pub fn new(upstream: Upstream, hostname: &str, clock: Clock) -> Result<Self, TlsFault> {
         let connector = Arc::new(Connector::new(&upstream)?);
         let oauth = upstream.login.as_ref().and_then(|login| login.oauth.clone());
-        let tokens = oauth.map(Tokens::new);
+        let tokens = oauth.map(|oauth| Tokens::new(oauth, clock.clone()));
         let (upstream, hostname) = (Arc::new(upstream), hostname.into());
         Ok(Self { upstream, hostname, connector, tokens, signers: Arc::default(), clock })
     }
@@ -415,13 +418,42 @@ impl Agent {
     /// An access token in the password's place, if that is how we log in, and whether it was at hand.
     async fn token(&self) -> Result<(Option<SecretString>, bool), Box<Trouble>> {
         let Some(tokens) = &self.tokens else { return Ok((None, false)) };
-        match tokens.token().await {
+        match tokens.token(self.upstream.auth_retry).await {
             Ok((token, was_at_hand)) => Ok((Some(token), was_at_hand)),
             Err(fault) => {
                 let who = if fault.scope == Scope::Credential { Who::Operator } else { Who::Upstream };
-                let words = Some(fault.words);
-                Err(self.trouble(Phase::Auth, fault.scope, None, words, who, Some(HELP_TOKEN)))
+                let (help, words) = (tokens.help(&fault), format!("no access token: {}", fault.words));
+                Err(self.trouble(Phase::Auth, fault.scope, None, Some(words), who, Some(help)))
             }
+        }
+    }
+
+    /// The access token in use, if that is how we log in.
+    pub fn token_in_use(&self) -> Option<TokenInUse> {
+        self.tokens.as_ref()?.in_use()
+    }
+
+    /// Replaces the access token in use, if its time is near. To be asked again and again; not to be given up
+    /// halfway, for the answer may hold the only refresh token that is good from then on.
+    pub async fn renew_token(&self) {
+        let Some(tokens) = &self.tokens else { return };
+        let trouble = || tokens.in_use().and_then(|token| token.trouble);
+        let before = trouble();
+        tokens.renew(self.upstream.auth_retry).await;
+        let upstream = self.upstream.name.as_str();
+        match (before, trouble()) {
+            (None, Some(TokenTrouble { words, help })) => {
+                tracing::warn!(upstream, help, "the access token can't be renewed: {words}");
+            }
+            (Some(_), None) => tracing::info!(upstream, "the access token is renewed"),
+            _ => {}
+        }
+    }
+
+    /// Lets an access token that could not be renewed be tried again at once.
+    pub fn hasten_token(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.hasten();
         }
     }
 
@@ -491,7 +523,5 @@ const HELP_NAME: &str = "check smtp_relay_server and the name server of this hos
 const HELP_CONNECT: &str = "check smtp_relay_server and smtp_relay_port, and whether outgoing connections to that port are allowed here";
 const HELP_PROXY: &str =
     "check smtp_relay_proxy, and whether the proxy lets connections to that host and port through";
-const HELP_TOKEN: &str =
-    "check smtp_relay_oauth; a refresh token that has expired or was revoked must be made anew";
 const HELP_STARTTLS: &str =
     "somebody may be stripping it; if the upstream really has none, set smtp_relay_tls: implicit (port 465)";

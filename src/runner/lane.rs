@@ -34,6 +34,12 @@ use crate::{
 /// How long it takes at most to see that there is room for another connection.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether an access token is to be replaced.
+const LOOK_AT_TOKEN: Duration = Duration::from_secs(1);
+/// So long a fetch that is under way keeps the relay from ending: its answer may hold the only refresh token
+/// that is good from then on.
+const LAST_TOKEN: Duration = Duration::from_secs(3);
+
 /// The way to one upstream.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -106,6 +112,7 @@ impl Lane {
             // Their channels close, which tells the waiting workers to go.
             lock(&self.idle).clear();
         }
+        new.hasten_token();
         self.gate.reset();
     }
 
@@ -139,6 +146,19 @@ impl Lane {
         drop(jobs);
     }
 
+    /// Replaces access tokens ahead of their time, by whatever agent it is that has them.
+    async fn renew_tokens(&self, mut shutdown: watch::Receiver<bool>) {
+        let mut retired = self.retired.subscribe();
+        loop {
+            tokio::select! {
+                _ = shutdown.wait_for(|shutdown| *shutdown) => return,
+                _ = retired.wait_for(|retired| *retired) => return,
+                () = tokio::time::sleep(LOOK_AT_TOKEN) => {}
+            }
+            self.agent().renew_token().await;
+        }
+    }
+
     fn send_idle_home(&self) {
         lock(&self.idle).clear();
     }
@@ -150,6 +170,8 @@ impl Runner {
     pub(super) async fn run_lane(self, lane: Arc<Lane>, mut shutdown: watch::Receiver<bool>) {
         let (prober, breaker) = (self.clone(), lane.breaker.clone());
         let prober = tokio::spawn(async move { prober.probe(&breaker).await });
+        let (renewing, told) = (Arc::clone(&lane), shutdown.clone());
+        let renewer = tokio::spawn(async move { renewing.renew_tokens(told).await });
         let mut workers = JoinSet::new();
         let mut retired = lane.retired.subscribe();
         let told = shutdown.clone();
@@ -170,6 +192,7 @@ impl Runner {
         lane.send_idle_home();
         lane.empty_tray();
         while workers.join_next().await.is_some() {}
+        let _ = tokio::time::timeout(LAST_TOKEN, renewer).await;
         let account = lane.account.clone();
         let _ = tokio::task::spawn_blocking(move || account.close()).await;
     }

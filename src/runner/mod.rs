@@ -40,7 +40,7 @@ pub use self::{
 use crate::{
     clock::Clock,
     config::QueueSettings,
-    delivery::Agent,
+    delivery::{Agent, TokenInUse},
     limits::{
         account::{Account, Blocked, Usage},
         breaker::{Breaker, Stopped},
@@ -87,6 +87,8 @@ pub struct UpstreamState {
     pub learned: Option<Learned>,
     /// How much of its limits is used.
     pub limits: Vec<Usage>,
+    /// The access token in use.
+    pub token: Option<TokenInUse>,
 }
 
 /// The queue runner. Clones share it.
@@ -169,6 +171,7 @@ impl Runner {
             connections: lane.connections(),
             learned: lane.pace.learned(),
             limits: lane.account.usage(),
+            token: lane.agent().token_in_use(),
         };
         self.lanes().iter().map(state).collect()
     }

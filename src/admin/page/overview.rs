@@ -98,6 +98,17 @@ fn headline(status: &Status) -> Markup {
         () if !stopped.is_empty() => {
             ("wait", "Some mail waits", "Not every upstream takes mail now; see below why.".to_owned())
         }
+        () if status
+            .upstreams
+            .iter()
+            .any(|up| up.token.as_ref().is_some_and(|token| token.reason.is_some())) =>
+        {
+            (
+                "wait",
+                "Mail will soon wait",
+                "An access token can't be renewed; see below why, and what to do.".to_owned(),
+            )
+        }
         () if queue.held > 0 => (
             "wait",
             "Some mail waits for you",
@@ -173,7 +184,7 @@ fn card(upstream: &UpstreamStatus, now: Timestamp) -> Markup {
                     dl.facts {
                         @if let Some(who) = &upstream.who_must_act {
                             dt { "Who must act" }
-                            dd { (match who.as_str() { "operator" => "You", "nobody" => "Nobody: it passes", other => other }) }
+                            dd { (match who.as_str() { "operator" => "You", "nobody" => "Nobody: it passes", "the upstream" => "The upstream", other => other }) }
                         }
                         @if let Some(help) = &upstream.help { dt { "What to do" } dd { (sentence(help)) } }
                         @if let Some(until) = &upstream.until { dt { "Next try" } dd { (next_try(until, now)) } }
@@ -181,6 +192,12 @@ fn card(upstream: &UpstreamStatus, now: Timestamp) -> Markup {
                 }
             }
             @if let Some(learned) = &upstream.learned { p { (learned.sentence()) } }
+            @if let Some(token) = &upstream.token && let Some(trouble) = token.trouble(&upstream.name, now) {
+                p.note {
+                    strong { "Warning. " } (sentence(&trouble))
+                    @if let Some(help) = &token.help { " What to do: " (help) "." }
+                }
+            }
             p.soft { (people::count(upstream.connections as u64, "connection")) " open" }
         }
     }

@@ -130,7 +130,12 @@ fn upstream(upstream: &UpstreamStatus, now: Timestamp, style: &Style, lines: &mu
     });
     let next = upstream.until.as_deref().map(|until| format!("Next try at {}.", point(until, now)));
     let learned = upstream.learned.as_ref().map(|learned| learned.sentence());
-    for sentence in [who, help, next, learned].into_iter().flatten() {
+    let token = upstream.token.as_ref().and_then(|token| {
+        let trouble = people::printable(&token.trouble(&upstream.name, now)?);
+        let help = token.help.as_ref().map_or_else(String::new, |help| format!(" What to do: {help}."));
+        Some(format!("WARNING: {}.{help}", trouble.trim_end_matches('.')))
+    });
+    for sentence in [who, help, next, learned, token].into_iter().flatten() {
         lines.extend(style.wrapped(&sentence, 6));
     }
 }

@@ -188,14 +188,18 @@ fn titled(title: impl Into<String>) -> Block<'static> {
 fn upstreams(frame: &mut Frame<'_>, area: Rect, view: &View, status: &Status) {
     let row = |upstream: &UpstreamStatus| {
         let next = upstream.until.as_deref().and_then(|until| until.get(11..19)).unwrap_or("");
-        let reason = upstream.reason.as_deref().unwrap_or("");
+        let token = || {
+            let reason = upstream.token.as_ref()?.reason.as_deref()?;
+            Some(format!("its access token can't be renewed: {reason}"))
+        };
+        let reason = upstream.reason.clone().or_else(token).unwrap_or_default();
         Row::new([
             Cell::from(upstream.state.clone()).style(view.of_state(&upstream.state)),
             Cell::from(people::printable(&upstream.name)),
             Cell::from(upstream.connections.to_string()),
             Cell::from(limit(status, &upstream.name)),
             Cell::from(next.to_owned()),
-            Cell::from(people::printable(reason)),
+            Cell::from(people::printable(&reason)),
         ])
     };
     let widths = [
