@@ -158,7 +158,13 @@ fn the_units_are_valid_and_the_service_can_do_little() {
     }
     // From 0 to 100: twenty is a score of 2.0.
     let service = dir.path().join("outpost.service");
-    programs::run(Command::new(analyze).args(["security", "--offline=true", "--threshold=20"]).arg(service));
+    let security = ["security", "--offline=true", "--threshold=20"];
+    let output = programs::run(Command::new(analyze).args(security).arg(service));
+    let said = programs::shown(&output);
+    let score = said.split_once("exposure level for outpost.service: ").expect("the score").1;
+    let score = score.split(' ').next().expect("a number");
+    let told = format!("`systemd-analyze security outpost` gives it {score},");
+    assert!(read(&packaging("../docs/quickstart.md")).contains(&told), "{told}");
 }
 
 /// One instruction of the last stage of a Containerfile, continuation lines joined.

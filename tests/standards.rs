@@ -1,7 +1,7 @@
 //! The pages tell the truth about what shows each rule: docs/smtp.md names every dialog, and all that it names
 //! exists; docs/security.md has a bound and a test for each attack of a list; docs/reliability.md has a test for
 //! each fault of the host, docs/upstream.md for each misbehaviour of an upstream, docs/providers.md for each row
-//! of the decision table.
+//! of the decision table. And each page is found from the first one.
 
 use std::{
     collections::BTreeSet,
@@ -135,4 +135,15 @@ fn each_attack_on_the_listener_has_its_row_and_each_bound_and_test_named_there_e
     };
     let missing: Vec<_> = known.iter().filter(is_bound).filter(|key| !bounds.contains(**key)).collect();
     assert!(missing.is_empty(), "the list of attacks doesn't name the bounds {missing:?}");
+}
+
+#[test]
+fn each_document_is_found_from_the_first_one() {
+    let docs = root().join("docs");
+    let first = fs::read_to_string(docs.join("README.md")).expect("a file");
+    for file in fs::read_dir(&docs).expect("a directory") {
+        let name = file.expect("a file").file_name().into_string().expect("a name");
+        let is_named = name == "README.md" || first.contains(&format!("[{name}]({name})"));
+        assert!(!name.ends_with(".md") || is_named, "docs/README.md does not name {name}");
+    }
 }
