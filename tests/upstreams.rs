@@ -2,18 +2,21 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use support::bytes::contains_word;
 use support::daemon::{self, Daemon};
+use support::opensmtpd::OpenSmtpd;
 use support::relay::Relay;
 use support::service::Service;
 use support::upstream::Upstream;
-use support::{ports, wait};
+use support::{client, ports, wait};
 
 const USER: &str = "relay";
 const PASSWORD: &str = "upstream-sesame-4711";
@@ -229,6 +232,125 @@ fn dovecot_takes_tokens_from_a_token_endpoint_by_xoauth2_and_by_oauthbearer() {
         assert_eq!(last.ledger().get(mechanism), Some(&1), "{log}\n{}", dovecot.output());
         assert!(!contains_word(relay.log().as_bytes(), token));
     }
+}
+
+/// The relay's keys for OpenSMTPD.
+fn opensmtpd_of(opensmtpd: &OpenSmtpd, password: &str) -> Service {
+    upstream_of(opensmtpd.dir(), opensmtpd.starttls).set("smtp_relay_password", password)
+}
+
+/// A message of about this size with what lines may have in it, as it travels: dots doubled.
+fn awkward(token: &str, size: usize) -> String {
+    let dots = "..\r\n...two\r\n From here\r\n\r\n\tends with a tab\t\r\n";
+    client::letter(token, size) + dots
+}
+
+/// What stands behind the header.
+fn body(message: &[u8]) -> &[u8] {
+    let end = memchr::memmem::find(message, b"\r\n\r\n").expect("a header");
+    &message[end + 4..]
+}
+
+#[test]
+fn opensmtpd_takes_each_mail_once_and_whole_by_starttls_and_in_tls_from_the_first_byte() {
+    let last = Upstream::start(PASSWORD);
+    let opensmtpd = OpenSmtpd::start(&last, PASSWORD, (USER, PASSWORD));
+    let mut sent = HashMap::new();
+    for (tls, port) in [("starttls", opensmtpd.starttls), ("implicit", opensmtpd.smtps)] {
+        for mechanism in ["plain", "login"] {
+            let service = opensmtpd_of(&opensmtpd, PASSWORD)
+                .set("smtp_relay_tls", tls)
+                .set("smtp_relay_port", port)
+                .set("smtp_relay_auth", mechanism)
+                .set("smtp_log_level", "debug");
+            let relay = Relay::start(&service);
+            let mut client = relay.client();
+            for (number, size) in [0, 3_000, 500_000].into_iter().enumerate() {
+                let token = format!("{tls}-{mechanism}-{number}");
+                let content = awkward(&token, size);
+                client.send("sender@example.test", &["someone@example.test"], &content).expect("it is taken");
+                sent.insert(token, content.replace("\r\n..", "\r\n."));
+            }
+            relay.wait_for_empty_queue();
+            let log = relay.log();
+            for words in ["certificate verified".to_owned(), format!("logged in with {mechanism} as {USER}")]
+            {
+                assert!(contains_word(log.as_bytes(), &words), "{words}: {log}");
+            }
+        }
+    }
+    assert_eq!(opensmtpd.taken(), sent.len(), "{}", opensmtpd.output());
+    wait::until_true("OpenSMTPD passes them on", || last.arrived() == sent.len());
+    assert!(last.ledger().values().all(|count| *count == 1), "{:?}", last.ledger());
+    let arrived = last.messages();
+    for (token, content) in &sent {
+        let same = |message: &Vec<u8>| body(message) == body(content.as_bytes());
+        assert!(arrived.iter().any(same), "{token} is not as it was");
+    }
+}
+
+#[test]
+fn opensmtpd_gets_neither_login_nor_mail_without_its_certificate_verified() {
+    let last = Upstream::start(PASSWORD);
+    let opensmtpd = OpenSmtpd::start(&last, PASSWORD, (USER, PASSWORD));
+    for (tls, port) in [("starttls", opensmtpd.starttls), ("implicit", opensmtpd.smtps)] {
+        let service = opensmtpd_of(&opensmtpd, PASSWORD)
+            .set("smtp_relay_tls", tls)
+            .set("smtp_relay_port", port)
+            // Another one's authority.
+            .set("smtp_relay_tls_ca", last.ca_file().display());
+        let relay = Relay::start(&service);
+        send(&relay, 1);
+        wait::until_true("the status says why", || {
+            contains_word(&relay.cli(&["status"]).stdout, "certificate")
+        });
+        assert_eq!(relay.queue().len(), 1, "it waits");
+    }
+    assert_eq!((opensmtpd.taken(), last.arrived()), (0, 0), "{}", opensmtpd.output());
+    assert!(!contains_word(opensmtpd.output().as_bytes(), "smtp authentication"), "{}", opensmtpd.output());
+}
+
+#[test]
+fn a_password_that_opensmtpd_refuses_holds_all_mail_until_it_is_corrected() {
+    let last = Upstream::start(PASSWORD);
+    let opensmtpd = OpenSmtpd::start(&last, PASSWORD, (USER, PASSWORD));
+    let service = opensmtpd_of(&opensmtpd, "wrong-sesame-0815").set("smtp_auth_retry", "10m..30m");
+    let relay = Relay::start(&service);
+    send(&relay, 5);
+    wait::until_true("the status names the login", || {
+        contains_word(&relay.cli(&["status"]).stdout, "refuses the login")
+    });
+    assert_eq!(relay.queue().len(), 5, "all stay");
+    assert!(contains_word(opensmtpd.output().as_bytes(), "result=permfail"), "{}", opensmtpd.output());
+    assert_eq!((opensmtpd.taken(), last.arrived()), (0, 0), "{}", opensmtpd.output());
+
+    relay.home.write(&[&service.set("smtp_relay_password", PASSWORD)]);
+    relay.hang_up();
+    relay.wait_for_empty_queue();
+    wait::until_true("all arrive", || last.arrived() == 5);
+    // No more than these: a bounce would be one.
+    assert_eq!((opensmtpd.taken(), last.messages().len()), (5, 5), "{}", opensmtpd.output());
+}
+
+/// It takes a hundred over one connection, and refuses the next MAIL with 452.
+#[test]
+fn behind_opensmtpd_s_hundredth_message_the_mail_goes_over_another_connection_at_once() {
+    const COUNT: usize = 230;
+    let last = Upstream::start(PASSWORD);
+    let opensmtpd = OpenSmtpd::start(&last, PASSWORD, (USER, PASSWORD));
+    // Whoever had to wait would do so for longer than this test lasts.
+    let relay = Relay::start(&opensmtpd_of(&opensmtpd, PASSWORD).set("smtp_retry", "10m..20m"));
+    send(&relay, COUNT);
+    relay.wait_for_empty_queue();
+    let output = opensmtpd.output();
+    assert_eq!(opensmtpd.taken(), COUNT, "{output}");
+    assert_eq!(output.matches("Too many messages sent").count(), 2, "{output}");
+    assert_eq!(output.matches(" smtp authentication user=relay result=ok").count(), 3, "{output}");
+    assert!(!contains_word(relay.log().as_bytes(), "deferred"), "{}", relay.log());
+    // OpenSMTPD itself has pauses between its connections to the last one.
+    let limit = Duration::from_secs(120);
+    wait::until_within(limit, "it passes them on", || (last.arrived() == COUNT).then_some(()));
+    assert_eq!(last.messages().len(), COUNT, "{:?}", last.ledger());
 }
 
 /// A relay that goes through this proxy to a good upstream, and by no other way.

@@ -79,7 +79,7 @@ pub struct Client<S> {
 pub enum Attempt {
     /// An outcome for each recipient, in their order.
     Done(Vec<Outcome>),
-    /// The kept connection had ended before anything was said about this message.
+    /// The kept connection had ended, or has carried what it may, before anything was said about this message.
     Stale,
     /// The content failed its checksum: not a dot of it was finished.
     Damaged,
@@ -257,6 +257,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let result = self.transact(&mut transaction, source, behind, before_content).await;
         self.carried += 1;
         let lost = match result {
+            // Over a fresh connection the same answer means that it must wait, or it would go on for ever.
+            Ok(Carried::Judged) if stale_allowed && transaction.used_up => return Attempt::Stale,
             Ok(Carried::Judged) => {
                 return Attempt::Done(
                     transaction.finish(|| self.evidence(Phase::FinalReply, Scope::Transaction, None)),

@@ -11,12 +11,14 @@ pub(super) struct Transaction<'t, 'm> {
     pub outcomes: Vec<Option<Outcome>>,
     /// All of the content was on its way before the envelope was answered.
     pub content_sent: bool,
+    /// MAIL was refused because the connection has carried what it may, which says nothing of this message.
+    pub used_up: bool,
 }
 
 impl<'t, 'm> Transaction<'t, 'm> {
     /// Nobody is judged yet.
     pub(super) fn new(message: &'t Message<'m>) -> Self {
-        Self { message, outcomes: Vec::new(), content_sent: false }
+        Self { message, outcomes: Vec::new(), content_sent: false, used_up: false }
     }
 
     /// The places of those who have no outcome yet.

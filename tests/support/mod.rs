@@ -17,6 +17,7 @@ pub mod http;
 pub mod ledger;
 pub mod mount;
 pub mod names;
+pub mod opensmtpd;
 pub mod ports;
 pub mod postfix;
 pub mod programs;

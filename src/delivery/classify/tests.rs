@@ -95,6 +95,8 @@ fn every_known_reply_of_every_provider_means_what_it_means() {
         (None, FinalReply, "452 4.5.3 Daily sending limit exceeded", Transient, Account, Some("emailit-daily"), Some(HOUR)),
         (None, FinalReply, "550 Too many messages. Try again in 92 seconds", Transient, Account, Some("told-when"), Some(92)),
         (None, Mail, "451 Mails per session limit exceeded", Transient, Transaction, Some("session-used-up"), None),
+        (None, Mail, "452 4.5.3 Too many recipients: Too many messages sent", Transient, Transaction, Some("session-used-up-opensmtpd"), None),
+        (None, Mail, "452 4.3.0 Too many messages sent today", Transient, Account, Some("quota-behind-the-recipients"), Some(60)),
         (None, FinalReply, "554 Error 429: too many requests, try later in 1 seconds", Transient, Account, Some("told-when"), Some(1)),
         (Some("mailgun"), FinalReply, "421 4.7.0 Hourly limit exceeded for this domain", Transient, Account, Some("sending-limit"), Some(60)),
         (Some("zoho"), FinalReply, "550 5.4.6 Unusual sending activity detected. Please try after sometime", Transient, Account, Some("zoho-activity"), Some(HOUR)),

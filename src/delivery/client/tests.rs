@@ -208,6 +208,35 @@ async fn a_connection_that_ended_while_it_was_kept_costs_the_message_nothing() {
 }
 
 #[tokio::test]
+async fn a_connection_that_has_carried_what_it_may_costs_the_message_nothing() {
+    const ENOUGH: &str = "452 4.5.3 Too many recipients: Too many messages sent";
+    for keywords in ["PIPELINING", "CHUNKING", "PIPELINING\nCHUNKING", "8BITMIME"] {
+        let answers: &[&str] = match (keywords.contains("CHUNKING"), keywords.contains("PIPELINING")) {
+            (true, true) => &["250 ok", "250 ok", "250 taken", ENOUGH, "503 no", "503 no"],
+            (true, false) => &["250 ok", "250 ok", "250 taken", ENOUGH],
+            (false, true) => &["250 ok", "250 ok", "354 go", "250 taken", ENOUGH, "503 no", "503 no"],
+            (false, false) => &["250 ok", "250 ok", "354 go", "250 taken", ENOUGH],
+        };
+        let (mut client, theirs) = self::client(keywords);
+        let upstream = play(theirs, answers);
+        assert_eq!(letters(&outcomes(attempt(&mut client, &["c@d.example"], &content()).await)), "D");
+        let second = attempt(&mut client, &["c@d.example"], &content()).await;
+        assert!(matches!(second, Attempt::Stale), "{keywords}: {second:?}");
+        assert!(!client.is_usable(), "{keywords}");
+        drop(client);
+        upstream.await.unwrap();
+    }
+    // One that takes nothing at all is not asked over and over.
+    let (mut client, theirs) = client("8BITMIME");
+    let upstream = play(theirs, &[ENOUGH]);
+    let got = outcomes(attempt(&mut client, &["c@d.example"], &content()).await);
+    assert_eq!((letters(&got).as_str(), got[0].evidence().scope), ("W", Scope::Transaction));
+    assert!(!client.is_usable());
+    drop(client);
+    upstream.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_hundred_and_more_recipients_go_in_groups() {
     let recipients: Vec<String> = (0..250).map(|n| format!("u{n}@d.example")).collect();
     let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();

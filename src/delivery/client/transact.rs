@@ -303,8 +303,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             match command {
                 Command::Mail(..) if !reply.is_success() => {
                     let refusal = self.verdict(Phase::Mail, reply, false);
-                    // The connection has carried what it may.
-                    self.broken |= refusal.evidence().scope == Scope::Transaction;
+                    transaction.used_up |= refusal.evidence().scope == Scope::Transaction;
+                    self.broken |= transaction.used_up;
                     refused_sender = Some(refusal);
                 }
                 Command::Rcpt(..) => {
