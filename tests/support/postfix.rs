@@ -43,7 +43,18 @@ pub struct Postfix {
 impl Postfix {
     /// Starts one that has Maildirs for these users of example.test.
     pub fn start(users: &[&str]) -> Self {
-        Self::start_with(users, |_| String::new())
+        Self::start_with(users, |dir| {
+            format!(
+                "mynetworks =
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+smtpd_recipient_restrictions =
+    check_recipient_access texthash:{}/refusals, permit_sasl_authenticated, reject
+virtual_mailbox_domains = example.test
+default_transport = error:nothing leaves this Postfix
+",
+                dir.display()
+            )
+        })
     }
 
     /// Starts one that takes mail from loopback and passes all of it on to a port of localhost.
@@ -177,6 +188,8 @@ smtp_line_length_limit = 0
         self.write("refusals", &format!("{REFUSED} 550 5.1.1 {REFUSAL}\n"));
     }
 
+    /// No setting stands here and in `more`: each daemon warns of that at its start, its logger too, and all
+    /// stand still for ever once the logger's socket is full (net.unix.max_dgram_qlen, 10 here and there).
     fn write_configuration(&self, more: &str) {
         for name in ["spool", "data"] {
             fs::create_dir(self.path(name)).expect("a new directory");
@@ -184,10 +197,8 @@ smtp_line_length_limit = 0
         chown(self.path("data"), Some(id_of("-u", "postfix")), Some(id_of("-g", "postfix")))
             .expect("root may give files away");
         let dir = self.dir.path().display();
-        self.write(
-            "etc/main.cf",
-            &format!(
-                "compatibility_level = 3.6
+        let text = format!(
+            "compatibility_level = 3.6
 queue_directory = {dir}/spool
 data_directory = {dir}/data
 daemon_directory = {DAEMONS}
@@ -198,14 +209,11 @@ inet_interfaces = 127.0.0.1
 service_throttle_time = 1s
 inet_protocols = ipv4
 mydestination =
-mynetworks =
 local_recipient_maps =
 alias_maps =
 alias_database =
 # What arrives stays as it was sent.
 local_header_rewrite_clients =
-default_transport = error:nothing leaves this Postfix
-virtual_mailbox_domains = example.test
 virtual_mailbox_base = {dir}/mail
 virtual_mailbox_maps = texthash:{dir}/mailboxes
 virtual_uid_maps = static:{uid}
@@ -221,16 +229,16 @@ smtpd_sasl_path = smtpd
 smtpd_sasl_local_domain = {REALM}
 smtpd_sasl_security_options = noanonymous
 cyrus_sasl_config_path = {dir}/etc/sasl
-smtpd_relay_restrictions = permit_sasl_authenticated, reject
-smtpd_recipient_restrictions =
-    check_recipient_access texthash:{dir}/refusals, permit_sasl_authenticated, reject
 smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
 {more}",
-                uid = id_of("-u", "nobody"),
-                gid = id_of("-g", "nobody"),
-            ),
+            uid = id_of("-u", "nobody"),
+            gid = id_of("-g", "nobody"),
         );
+        let mut keys: Vec<_> = text.lines().filter_map(|line| Some(line.split_once(" =")?.0)).collect();
+        keys.sort_unstable();
+        assert!(keys.is_sorted_by(|a, b| a < b), "a setting of Postfix stands twice: {keys:?}");
+        self.write("etc/main.cf", &text);
         self.write("etc/master.cf", &master_cf(self.port));
     }
 }
