@@ -268,7 +268,10 @@ fn a_message_for_more_than_a_transaction_takes_goes_in_several() {
     assert_eq!(upstream.ledger().get("many"), Some(&3), "4, 4 and 2");
     let asked =
         |heard: &support::upstream::Heard| memchr::memmem::find_iter(&heard.inside, b"MAIL FROM").count();
-    assert_eq!(upstream.heard().iter().map(asked).collect::<Vec<_>>(), [2, 1], "two over each connection");
+    let mut over_each: Vec<_> = upstream.heard().iter().map(asked).collect();
+    // Which of the two carries one depends on whether the first is idle again when the rest is due.
+    over_each.sort_unstable();
+    assert_eq!(over_each, [1, 2], "at most two over each connection");
 }
 
 #[test]
