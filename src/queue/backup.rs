@@ -194,7 +194,12 @@ fn copy_history(from: &Path, to: &Path) -> bool {
     if !path.exists() {
         return false;
     }
-    let copied = open(&path).map_err(Fault::from).and_then(|source| {
+    // What happened last goes from the one file into the other at any moment, and counts once if it is in both.
+    let tail = match copy_file(&history::path_of_tail(from), &history::path_of_tail(to)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::from(error)),
+        _ => Ok(()),
+    };
+    let copied = tail.and_then(|()| Ok(open(&path)?)).and_then(|source| {
         source.execute_batch("BEGIN")?;
         source.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
         copy_database(&source, &history::path(to), |_, _| {})?;
@@ -203,6 +208,7 @@ fn copy_history(from: &Path, to: &Path) -> bool {
     if let Err(error) = &copied {
         tracing::warn!(%error, "the history is not in the backup");
         let _ = fs::remove_file(history::path(to));
+        let _ = fs::remove_file(history::path_of_tail(to));
     }
     copied.is_ok()
 }

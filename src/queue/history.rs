@@ -1,14 +1,16 @@
 //! The history: what happened to each message, findable after it left.
 //!
-//! A database of its own beside the store, so that nothing that is wrong with it can touch mail. Events
-//! are collected in memory and written by whoever comes first: the queue's writer just before it makes
-//! outcomes durable, so that a process that is killed has told of all that it settled, or a thread of
-//! the history's own, a moment later. With `synchronous=NORMAL` a write costs no sync; only a
-//! checkpoint does, every some thousand events, and that is the thread's. A power cut may take the
-//! latest events, never the file.
+//! A database of its own beside the store, so that nothing that is wrong with it can touch mail, and a
+//! [`tail`] of what happened last. Events are collected in memory and written to the tail by whoever comes
+//! first: the queue's writer just before it makes outcomes durable, so that a process that is killed has
+//! told of all that it settled, or a thread of the history's own, a moment later. That thread takes them
+//! over into the database, many at once. With `synchronous=NORMAL` that costs no sync; only a checkpoint
+//! does, every some thousand events. A power cut may take the latest events, never the file.
 //!
 //! What is damaged is set aside and begun anew; what can't be written is kept for a while, then dropped
 //! and counted. What an event is, is not known here: octets.
+
+mod tail;
 
 use std::{
     cell::RefCell,
@@ -26,6 +28,7 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
+use self::tail::{Placed, Tail};
 use super::{Fault, id::QueueId};
 use crate::{
     clock::{Clock, Timestamp},
@@ -50,9 +53,10 @@ const INDEX_OF_NONE: &str = "CREATE INDEX IF NOT EXISTS event_of_none ON event(s
 /// again and again pushes out others like it, and not what happened to mail.
 const SHARE_OF_NONE: usize = 10;
 
-/// Events that wait in memory at most: some 20 MB. Ordinarily they wait for [`GATHER`].
+/// Events that wait in memory at most to be written, and as many to get into the database: some 20 MB each.
+/// Ordinarily they wait for [`GATHER`].
 const PENDING_MAX: usize = 50_000;
-/// So long events gather while nothing else is written.
+/// So long events gather before they get into the database.
 const GATHER: Duration = Duration::from_millis(200);
 /// After trouble the file is left alone for so long.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -62,6 +66,10 @@ const LOOK: Duration = Duration::from_secs(30);
 const SLICE: i64 = 1_000;
 /// Octets of events behind which the log of the database is emptied.
 const CHECKPOINT_AFTER: usize = 1024 * 1024;
+/// A tail that is longer is emptied, though there is more to come.
+const TAIL_MAX: u64 = 1024 * 1024;
+/// What is free on the disk does not change much within this time.
+const ROOM_HOLDS: Duration = Duration::from_millis(50);
 /// What an event takes, about.
 const EVENT_OCTETS: usize = 400;
 /// Pages given back to the file system in one go, and those that are kept for what comes.
@@ -71,6 +79,11 @@ const KEPT_PAGES: i64 = 1_024;
 /// Where the history of the queue in `directory` lies.
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
+}
+
+/// Where what happened last lies that may not be in it yet. Whoever copies both takes this one first.
+pub(super) fn path_of_tail(directory: &Path) -> PathBuf {
+    tail::path(directory)
 }
 
 /// An event as it was recorded.
@@ -115,21 +128,48 @@ pub struct HistoryHealth {
 
 type Event = (Option<QueueId>, Vec<u8>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pending {
     events: Vec<Event>,
     /// So many of them are of no message.
     of_none: usize,
+    /// The thread has something to do.
+    called: bool,
     stop: bool,
 }
 
-/// What is known of the file by whoever writes to it.
+/// The tail, and what is known of it by whoever writes to it.
 #[derive(Debug, Default)]
 struct Desk {
+    tail: Option<Tail>,
+    /// What is in the tail and not yet in the database.
+    placed: Vec<Placed>,
+    /// The place of the last event.
+    last: i64,
+    trouble: Option<Trouble>,
+    /// Whether there was room on the disk, and when that was looked at.
+    room: Option<(bool, Instant)>,
+}
+
+/// The database. Whoever holds it may ask for the desk as well; never the other way round.
+#[derive(Debug, Default)]
+struct Shelf {
     open: Option<Writer>,
-    /// What was wrong the last time, and until when it is left alone.
-    trouble: Option<(String, Instant)>,
+    trouble: Option<Trouble>,
     unsynced: usize,
+}
+
+/// What was wrong the last time, and until when it is left alone.
+#[derive(Debug)]
+struct Trouble {
+    reason: String,
+    until: Instant,
+}
+
+impl Trouble {
+    fn is_fresh(&self) -> bool {
+        Instant::now() < self.until
+    }
 }
 
 /// How much is kept; may change while it runs.
@@ -156,6 +196,7 @@ pub(super) struct History {
     pending: Mutex<Pending>,
     wake: Condvar,
     desk: Mutex<Desk>,
+    shelf: Mutex<Shelf>,
     lost: AtomicU64,
     set_aside: AtomicU64,
 }
@@ -166,9 +207,10 @@ impl History {
             directory: directory.to_owned(),
             bounds: ArcSwap::from_pointee(Bounds::of(settings)),
             clock,
-            pending: Mutex::new(Pending { events: Vec::new(), of_none: 0, stop: false }),
+            pending: Mutex::default(),
             wake: Condvar::new(),
             desk: Mutex::default(),
+            shelf: Mutex::default(),
             lost: AtomicU64::new(0),
             set_aside: AtomicU64::new(0),
         })
@@ -189,9 +231,7 @@ impl History {
         }
         pending.of_none += usize::from(id.is_none());
         pending.events.push((id, octets));
-        if pending.events.len() == 1 {
-            self.wake.notify_one();
-        }
+        self.call(&mut pending);
     }
 
     pub(super) fn health(&self) -> HistoryHealth {
@@ -201,13 +241,22 @@ impl History {
         }
     }
 
-    /// Writes what has gathered. Trouble stays here.
+    /// Writes what has gathered to the tail. Trouble stays here.
     pub(super) fn write(&self) {
         if self.pending().events.is_empty() {
             return;
         }
         let mut desk = self.desk();
-        if desk.trouble.as_ref().is_some_and(|(_, until)| Instant::now() < *until) {
+        if desk.trouble.as_ref().is_some_and(Trouble::is_fresh) || !self.has_room(&mut desk) {
+            return;
+        }
+        if desk.tail.is_none() {
+            drop(desk);
+            self.begin();
+            desk = self.desk();
+        }
+        let Desk { tail: Some(tail), placed, last, trouble, .. } = &mut *desk else { return };
+        if placed.len() >= PENDING_MAX {
             return;
         }
         // Taken with the desk at hand, so that events are written in their order.
@@ -216,48 +265,146 @@ impl History {
             pending.of_none = 0;
             std::mem::take(&mut pending.events)
         };
-        let written = self.with_room().and_then(|()| match self.write_to(&mut desk, &events) {
-            Err(error) if is_damage(&error) => {
-                self.put_aside(&mut desk, &error.to_string())?;
-                self.write_to(&mut desk, &events).map_err(words)
-            }
-            other => other.map_err(words),
-        });
-        match written {
+        let (now, before) = (self.clock.now(), placed.len());
+        let mut seq = *last;
+        placed.extend(events.into_iter().map(|(id, octets)| {
+            seq = place_of(now).max(seq + 1);
+            Placed { seq, id, octets }
+        }));
+        match tail.append(&placed[before..]) {
             Ok(()) => {
-                desk.unsynced += events.iter().map(|(_, octets)| octets.len()).sum::<usize>();
-                if desk.trouble.take().is_some() {
-                    tracing::info!("the history can be written again");
-                }
+                *last = seq;
+                recovered(trouble);
             }
-            Err(reason) => {
-                if desk.trouble.as_ref().is_none_or(|(before, _)| *before != reason) {
-                    tracing::error!("the history can't be written; mail goes on: {reason}");
-                }
-                *desk = Desk { trouble: Some((reason, Instant::now() + PAUSE)), ..Desk::default() };
+            Err(error) => {
+                let events = placed.drain(before..).map(|event| (event.id, event.octets)).collect();
+                tell_of(trouble, words(error));
+                drop(desk);
                 self.put_back(events);
             }
         }
     }
 
-    /// Whether the disk has room for more than mail.
-    fn with_room(&self) -> Result<(), String> {
-        let disk =
-            rustix::fs::statvfs(&self.directory).map_err(|error| io::Error::from(error).to_string())?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < self.bounds.load().min_free {
-            Err("what is left of the disk is for mail".to_owned())
-        } else {
-            Ok(())
+    /// Opens the database and the tail, and learns which place is the last one.
+    fn begin(&self) {
+        let mut shelf = self.shelf();
+        if shelf.trouble.as_ref().is_some_and(Trouble::is_fresh) {
+            return;
+        }
+        let opened = self.with_database(&mut shelf, |writer| Ok(writer.last));
+        let mut desk = self.desk();
+        if desk.tail.is_some() {
+            return;
+        }
+        let opened = opened.and_then(|last| Ok((last, Tail::open(&self.directory).map_err(words)?)));
+        match opened {
+            Ok((last, (tail, mut left))) => {
+                left.retain(|event| event.seq > last);
+                desk.last = left.last().map_or(last, |event| event.seq).max(desk.last);
+                desk.placed = left;
+                desk.tail = Some(tail);
+            }
+            Err(reason) => tell_of(&mut shelf.trouble, reason),
         }
     }
 
-    fn write_to(&self, desk: &mut Desk, events: &[Event]) -> rusqlite::Result<()> {
-        let writer = match &mut desk.open {
-            Some(writer) => writer,
-            closed => closed.insert(Writer::open(&self.directory.join(NAME))?),
+    /// Takes what is in the tail over into the database.
+    fn absorb(&self) {
+        let mut shelf = self.shelf();
+        if shelf.trouble.as_ref().is_some_and(Trouble::is_fresh) {
+            return;
+        }
+        let events = {
+            let mut desk = self.desk();
+            if desk.placed.is_empty() && desk.tail.as_ref().is_none_or(|tail| tail.length() == 0)
+                || !self.has_room(&mut desk)
+            {
+                return;
+            }
+            std::mem::take(&mut desk.placed)
         };
-        writer.append(events, self.clock.now())
+        if !events.is_empty() && !self.shelve(&mut shelf, events) {
+            return;
+        }
+        let mut desk = self.desk();
+        // While more and more comes it is never all there; then the last of it, which is little, is waited for.
+        let rest = std::mem::take(&mut desk.placed);
+        if !rest.is_empty() && desk.tail.as_ref().is_some_and(|tail| tail.length() < TAIL_MAX) {
+            desk.placed = rest;
+            return;
+        }
+        if !rest.is_empty() {
+            match self.with_database(&mut shelf, |writer| writer.append(&rest)) {
+                Ok(()) => shelf.unsynced += octets(&rest),
+                Err(reason) => {
+                    desk.placed = rest;
+                    return tell_of(&mut shelf.trouble, reason);
+                }
+            }
+        }
+        if let Some(Err(error)) = desk.tail.as_mut().map(Tail::empty) {
+            tell_of(&mut desk.trouble, words(error));
+        }
+    }
+
+    /// Whether these events are in the database now. If not, they wait on.
+    fn shelve(&self, shelf: &mut Shelf, mut events: Vec<Placed>) -> bool {
+        match self.with_database(shelf, |writer| writer.append(&events)) {
+            Ok(()) => {
+                shelf.unsynced += octets(&events);
+                recovered(&mut shelf.trouble);
+                true
+            }
+            Err(reason) => {
+                tell_of(&mut shelf.trouble, reason);
+                shelf.open = None;
+                let mut desk = self.desk();
+                events.append(&mut desk.placed);
+                desk.placed = events;
+                false
+            }
+        }
+    }
+
+    /// Does something to the database. A damaged one is set aside, and it is done to a new one.
+    fn with_database<T>(
+        &self,
+        shelf: &mut Shelf,
+        mut act: impl FnMut(&mut Writer) -> rusqlite::Result<T>,
+    ) -> Result<T, String> {
+        let mut attempt = |shelf: &mut Shelf| match &mut shelf.open {
+            Some(writer) => act(writer),
+            closed => act(closed.insert(Writer::open(&self.directory.join(NAME))?)),
+        };
+        match attempt(shelf) {
+            Err(error) if is_damage(&error) => {
+                self.put_aside(shelf, &error.to_string())?;
+                attempt(shelf).map_err(words)
+            }
+            other => other.map_err(words),
+        }
+    }
+
+    /// Whether the disk has room for more than mail. If not, that is told.
+    fn has_room(&self, desk: &mut Desk) -> bool {
+        let min_free = self.bounds.load().min_free;
+        let (has_room, _) = match desk.room.filter(|(_, at)| at.elapsed() < ROOM_HOLDS) {
+            Some(known) => known,
+            None => match rustix::fs::statvfs(&self.directory) {
+                Ok(disk) => {
+                    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+                    *desk.room.insert((free >= min_free, Instant::now()))
+                }
+                Err(error) => {
+                    tell_of(&mut desk.trouble, words(error));
+                    return false;
+                }
+            },
+        };
+        if !has_room {
+            tell_of(&mut desk.trouble, "what is left of the disk is for mail".to_owned());
+        }
+        has_room
     }
 
     fn put_back(&self, mut events: Vec<Event>) {
@@ -271,8 +418,8 @@ impl History {
     }
 
     /// Moves a damaged file out of the way, for a person to look at.
-    fn put_aside(&self, desk: &mut Desk, why: &str) -> Result<(), String> {
-        desk.open = None;
+    fn put_aside(&self, shelf: &mut Shelf, why: &str) -> Result<(), String> {
+        shelf.open = None;
         let (from, to) = (self.directory.join(NAME), self.directory.join(NAME_DAMAGED));
         let with = |path: &Path, end: &str| PathBuf::from(format!("{}{end}", path.display()));
         let moved = fs::rename(with(&from, "-wal"), with(&to, "-wal")).or_else(|_| {
@@ -293,12 +440,12 @@ impl History {
     pub(super) fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, Fault>) -> Result<T, Fault> {
         self.write();
         // Whoever was writing just now has made the file if there is to be one.
-        drop(self.desk());
+        self.absorb();
         let reader = Reader::open(&self.directory)?;
         let result = read(&reader);
         if let Some(why) = reader.damage.into_inner() {
             // Writing goes to the end and might never meet with it.
-            let _ = self.put_aside(&mut self.desk(), &why);
+            let _ = self.put_aside(&mut self.shelf(), &why);
         }
         result
     }
@@ -307,20 +454,34 @@ impl History {
     pub(super) fn keep(&self) {
         loop {
             let stop = {
-                let empty = |pending: &mut Pending| pending.events.is_empty() && !pending.stop;
-                let waited = self.wake.wait_timeout_while(self.pending(), LOOK, empty);
+                let idle = |pending: &mut Pending| !pending.called && !pending.stop;
+                let waited = self.wake.wait_timeout_while(self.pending(), LOOK, idle);
                 waited.unwrap_or_else(PoisonError::into_inner).0.stop
             };
             if !stop {
                 std::thread::sleep(GATHER);
             }
+            self.pending().called = false;
             self.write();
+            self.absorb();
             if stop {
                 // Closing it empties its log.
-                self.desk().open = None;
+                self.shelf().open = None;
                 return;
             }
             self.tidy();
+            let waits = !self.desk().placed.is_empty();
+            let mut pending = self.pending();
+            if waits || !pending.events.is_empty() {
+                self.call(&mut pending);
+            }
+        }
+    }
+
+    /// Wakes the thread, unless it is awake.
+    fn call(&self, pending: &mut Pending) {
+        if !std::mem::replace(&mut pending.called, true) {
+            self.wake.notify_one();
         }
     }
 
@@ -336,15 +497,15 @@ impl History {
         let settings = self.bounds.load().settings;
         let oldest = place_of(self.clock.now().before(settings.age));
         loop {
-            let mut desk = self.desk();
-            let Some(writer) = &mut desk.open else { return };
+            let mut shelf = self.shelf();
+            let Some(writer) = &mut shelf.open else { return };
             let deleted = writer.trim(oldest, settings.events as i64).unwrap_or_else(|error| {
                 tracing::warn!(%error, "old events could not be deleted from the history");
                 0
             });
-            desk.unsynced += deleted * EVENT_OCTETS;
-            let is_long = desk.unsynced >= CHECKPOINT_AFTER;
-            drop(desk);
+            shelf.unsynced += deleted * EVENT_OCTETS;
+            let is_long = shelf.unsynced >= CHECKPOINT_AFTER;
+            drop(shelf);
             if is_long {
                 self.empty_log();
             }
@@ -360,12 +521,12 @@ impl History {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let beside = Connection::open_with_flags(self.directory.join(NAME), flags);
         let beside = beside.and_then(|beside| checkpoint(&beside));
-        let mut desk = self.desk();
-        let rest = desk.open.as_ref().map_or(Ok(()), |writer| checkpoint(&writer.connection));
+        let mut shelf = self.shelf();
+        let rest = shelf.open.as_ref().map_or(Ok(()), |writer| checkpoint(&writer.connection));
         if let Err(error) = beside.and(rest) {
             tracing::warn!(%error, "the history's log could not be emptied");
         }
-        desk.unsynced = 0;
+        shelf.unsynced = 0;
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -374,6 +535,10 @@ impl History {
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -391,8 +556,25 @@ fn of_none(events: &[Event]) -> usize {
     events.iter().filter(|(id, _)| id.is_none()).count()
 }
 
-fn words(error: rusqlite::Error) -> String {
+fn octets(events: &[Placed]) -> usize {
+    events.iter().map(|event| event.octets.len()).sum()
+}
+
+fn words(error: impl std::error::Error) -> String {
     error.to_string()
+}
+
+fn tell_of(trouble: &mut Option<Trouble>, reason: String) {
+    if trouble.as_ref().is_none_or(|before| before.reason != reason) {
+        tracing::error!("the history can't be written; mail goes on: {reason}");
+    }
+    *trouble = Some(Trouble { reason, until: Instant::now() + PAUSE });
+}
+
+fn recovered(trouble: &mut Option<Trouble>) {
+    if trouble.take().is_some() {
+        tracing::info!("the history can be written again");
+    }
 }
 
 fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
@@ -459,23 +641,23 @@ impl Writer {
         Ok(Self { connection, last, events, of_none })
     }
 
-    /// All of them or none.
-    fn append(&mut self, events: &[Event], now: Timestamp) -> rusqlite::Result<()> {
+    /// All of them or none. Those that are there already are passed over.
+    fn append(&mut self, events: &[Placed]) -> rusqlite::Result<()> {
+        let new = &events[events.partition_point(|event| event.seq <= self.last)..];
+        let Some(last) = new.last() else { return Ok(()) };
         let transaction = self.connection.transaction()?;
-        let mut last = self.last;
         {
             let mut insert =
                 transaction.prepare_cached("INSERT INTO event(seq, id, octets) VALUES(?, ?, ?)")?;
-            for (id, octets) in events {
-                last = place_of(now).max(last + 1);
-                insert.execute(params![last, id.map(QueueId::to_i64), octets])?;
+            for event in new {
+                insert.execute(params![event.seq, event.id.map(QueueId::to_i64), event.octets])?;
             }
         }
-        let number = self.events + events.len() as i64;
+        let number = self.events + new.len() as i64;
         keep_count(&transaction, number)?;
         transaction.commit()?;
-        (self.last, self.events) = (last, number);
-        self.of_none += of_none(events) as i64;
+        (self.last, self.events) = (last.seq, number);
+        self.of_none += new.iter().filter(|event| event.id.is_none()).count() as i64;
         Ok(())
     }
 
@@ -530,6 +712,8 @@ fn is_unborn(connection: &Connection) -> bool {
 pub struct Reader {
     /// There is none as long as nothing happened.
     connection: Option<Connection>,
+    /// What is not in it, or was not a moment ago.
+    tail: Vec<Placed>,
     /// What was found wrong with the file itself.
     damage: RefCell<Option<String>>,
 }
@@ -542,15 +726,19 @@ impl Reader {
     pub fn open(directory: &Path) -> Result<Self, Fault> {
         let path = directory.join(NAME);
         let damage = RefCell::default();
+        // Before the database, into which it may go at this moment.
+        let tail = tail::read(directory)?;
         match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self { connection: None, damage }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self { connection: None, tail, damage })
+            }
             Err(error) => Err(error.into()),
             Ok(_) => {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let connection = Connection::open_with_flags(&path, flags)?;
                 connection.busy_timeout(PAUSE)?;
                 let connection = Some(connection).filter(|connection| !is_unborn(connection));
-                Ok(Self { connection, damage })
+                Ok(Self { connection, tail, damage })
             }
         }
     }
@@ -560,22 +748,39 @@ impl Reader {
     /// # Errors
     /// It can't be read.
     pub fn events(&self, span: &Span) -> Result<Vec<Recorded>, Fault> {
-        let Some(connection) = &self.connection else { return Ok(Vec::new()) };
-        self.query(connection, span).map_err(|error| {
-            if is_damage(&error) {
-                *self.damage.borrow_mut() = Some(error.to_string());
-            }
-            error.into()
-        })
+        let (mut found, last) = match &self.connection {
+            None => (Vec::new(), 0),
+            Some(connection) => self.query(connection, span).map_err(|error| {
+                if is_damage(&error) {
+                    *self.damage.borrow_mut() = Some(error.to_string());
+                }
+                Fault::from(error)
+            })?,
+        };
+        let is_meant = |event: &&Placed| {
+            event.seq > span.after.max(last)
+                && event.seq < span.before
+                && (span.id.is_none() || span.id == event.id)
+        };
+        let recorded = |event: &Placed| Recorded { seq: event.seq, octets: event.octets.clone() };
+        found.extend(self.tail.iter().filter(is_meant).map(recorded));
+        match span.newest {
+            true => drop(found.drain(..found.len().saturating_sub(span.limit))),
+            false => found.truncate(span.limit),
+        }
+        Ok(found)
     }
 
-    fn query(&self, connection: &Connection, span: &Span) -> rusqlite::Result<Vec<Recorded>> {
+    /// What the database has of it, and its last place.
+    fn query(&self, connection: &Connection, span: &Span) -> rusqlite::Result<(Vec<Recorded>, i64)> {
+        // One look at it: what gets into it meanwhile is still taken from the tail.
+        let transaction = connection.unchecked_transaction()?;
         let of_one = if span.id.is_some() { "id = ?3" } else { "?3 IS NULL" };
         let order = if span.newest { "DESC" } else { "ASC" };
         let query = format!(
             "SELECT seq, octets FROM event WHERE seq > ?1 AND seq < ?2 AND {of_one} ORDER BY seq {order} LIMIT ?4"
         );
-        let mut found = connection
+        let mut found = transaction
             .prepare_cached(&query)?
             .query_map(
                 params![span.after, span.before, span.id.map(QueueId::to_i64), span.limit as i64],
@@ -585,7 +790,8 @@ impl Reader {
         if span.newest {
             found.reverse();
         }
-        Ok(found)
+        let last: Option<i64> = transaction.query_row("SELECT max(seq) FROM event", [], |row| row.get(0))?;
+        Ok((found, last.unwrap_or(0)))
     }
 }
 
@@ -611,6 +817,11 @@ mod tests {
 
     fn history(directory: &Path, settings: HistorySettings) -> Arc<History> {
         History::new(directory, &of(settings, 0), Clock::System)
+    }
+
+    fn keep(history: &History) {
+        history.write();
+        history.absorb();
     }
 
     fn told(history: &History, span: &Span) -> Vec<String> {
@@ -651,7 +862,7 @@ mod tests {
             for number in 0..4_000 {
                 history.record(Some(id), format!("{number:01000}").into_bytes());
             }
-            history.write();
+            keep(history);
         };
         for _ in 0..8 {
             fill(&history);
@@ -661,11 +872,11 @@ mod tests {
         let log = fs::metadata(directory.path().join("history.sqlite-wal")).unwrap().len();
         let size = fs::metadata(directory.path().join(NAME)).unwrap().len();
         assert!(size < 12 << 20 && log < 24 << 20, "{size} {log}");
-        history.desk().open = None;
+        history.shelf().open = None;
         let aged = HistorySettings { age: Duration::ZERO, ..bounds };
         let history = self::history(directory.path(), aged);
         history.record(None, b"last".to_vec());
-        history.write();
+        keep(&history);
         std::thread::sleep(Duration::from_millis(5));
         history.tidy();
         assert!(told(&history, &ALL).is_empty());
@@ -679,7 +890,7 @@ mod tests {
             for number in 0..3_000 {
                 history.record(None, format!("refused {number}").into_bytes());
             }
-            history.write();
+            keep(history);
             history.tidy();
         };
         let kinds = |history: &History| {
@@ -695,7 +906,7 @@ mod tests {
         assert_eq!(kinds(&first), (700, 100));
         assert!(told(&first, &ALL).last().unwrap().ends_with("refused 2999"), "the latest stay");
         // The next process knows how many there are, also of a file from before they had a share.
-        first.desk().open.take().unwrap().connection.execute_batch("DROP INDEX event_of_none").unwrap();
+        first.shelf().open.take().unwrap().connection.execute_batch("DROP INDEX event_of_none").unwrap();
         let next = history(directory.path(), bounds);
         flood(&next);
         assert_eq!(kinds(&next), (700, 100));
@@ -710,7 +921,7 @@ mod tests {
             for _ in 0..PENDING_MAX {
                 history.record(None, b"refused".to_vec());
             }
-            history.write();
+            keep(&history);
         }
         let share = PENDING_MAX / SHARE_OF_NONE;
         assert_eq!(history.pending().events.len(), share);
@@ -718,6 +929,77 @@ mod tests {
             history.record(Some(QueueId::from_i64(number as i64)), b"received".to_vec());
         }
         assert_eq!(history.pending().events.len(), PENDING_MAX, "all of them have room");
+    }
+
+    #[test]
+    fn what_a_killed_process_had_written_is_there_for_readers_and_for_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let killed = history(directory.path(), HistorySettings::default());
+        killed.record(None, b"one".to_vec());
+        keep(&killed);
+        killed.record(Some(QueueId::from_i64(7)), b"two".to_vec());
+        killed.record(None, b"three".to_vec());
+        killed.write();
+        std::mem::forget(killed);
+        let read = |span: &Span| {
+            let found = Reader::open(directory.path()).unwrap().events(span).unwrap();
+            found.into_iter().map(|event| String::from_utf8(event.octets).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(read(&ALL), ["one", "two", "three"]);
+        assert_eq!(read(&Span { id: Some(QueueId::from_i64(7)), ..ALL }), ["two"]);
+        assert_eq!(read(&Span { newest: true, limit: 2, ..ALL }), ["two", "three"]);
+        assert_eq!(read(&Span { limit: 2, ..ALL }), ["one", "two"]);
+        let next = history(directory.path(), HistorySettings::default());
+        next.record(None, b"four".to_vec());
+        assert_eq!(told(&next, &ALL), ["one", "two", "three", "four"]);
+        assert_eq!(next.desk().tail.as_ref().unwrap().length(), 0, "the database has all of it");
+        assert_eq!(read(&ALL), ["one", "two", "three", "four"]);
+    }
+
+    #[test]
+    fn what_is_in_both_files_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = history(directory.path(), HistorySettings::default());
+        first.record(None, b"one".to_vec());
+        first.write();
+        let tail = fs::read(path_of_tail(directory.path())).unwrap();
+        first.absorb();
+        drop(first);
+        // Killed between the two.
+        fs::write(path_of_tail(directory.path()), tail).unwrap();
+        assert_eq!(Reader::open(directory.path()).unwrap().events(&ALL).unwrap().len(), 1);
+        let next = history(directory.path(), HistorySettings::default());
+        next.record(None, b"two".to_vec());
+        assert_eq!(told(&next, &ALL), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_tail_that_grows_while_it_is_taken_over_is_emptied_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut number = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    history.record(None, format!("{number:01000}").into_bytes());
+                    history.write();
+                    number += 1;
+                }
+                number
+            });
+            let begun = Instant::now();
+            let mut longest = 0;
+            while begun.elapsed() < Duration::from_millis(500) {
+                history.absorb();
+                longest = longest.max(history.desk().tail.as_ref().map_or(0, Tail::length));
+            }
+            stop.store(true, Ordering::Relaxed);
+            let number = writing.join().unwrap();
+            assert!(longest < 4 * TAIL_MAX, "{longest}");
+            let span = Span { limit: usize::MAX >> 1, ..ALL };
+            assert_eq!(told(&history, &span).len(), number);
+        });
     }
 
     #[test]
@@ -739,9 +1021,9 @@ mod tests {
         for number in 0..2_000 {
             history.record(Some(QueueId::from_i64(7)), format!("{number:0500}").into_bytes());
         }
-        history.write();
+        keep(&history);
         // Closed, so that all is in the file and none of it in memory.
-        history.desk().open = None;
+        history.shelf().open = None;
         let path = directory.path().join(NAME);
         let mut octets = fs::read(&path).unwrap();
         let half = octets.len() / 2;
@@ -762,11 +1044,11 @@ mod tests {
         for number in 0..PENDING_MAX + 10 {
             history.record(Some(QueueId::from_i64(7)), number.to_string().into_bytes());
         }
-        history.write();
-        assert!(history.desk().trouble.is_some());
+        keep(&history);
+        assert!(history.shelf().trouble.is_some());
         assert_eq!(history.health(), HistoryHealth { lost: 10, set_aside: 0 });
         fs::remove_dir(directory.path().join(NAME)).unwrap();
-        history.desk().trouble = None;
+        history.shelf().trouble = None;
         assert_eq!(told(&history, &Span { limit: PENDING_MAX + 10, ..ALL }).len(), PENDING_MAX);
     }
 
@@ -776,7 +1058,7 @@ mod tests {
         let history =
             History::new(directory.path(), &of(HistorySettings::default(), u64::MAX), Clock::System);
         history.record(None, b"one".to_vec());
-        history.write();
+        keep(&history);
         assert!(!directory.path().join(NAME).exists());
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, Write as _},
+    io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     sync::{Arc, mpsc as blocking},
 };
@@ -93,8 +93,8 @@ fn keep(log: &std::fs::File, appended: &blocking::Receiver<Durable>, queue: &mps
         let batch: Vec<Durable> = std::iter::once(first).chain(appended.try_iter()).collect();
         octets.clear();
         for (message, _) in &batch {
-            octets.write_all(&message.envelope).expect("memory takes all");
-            octets.write_all(&message.content).expect("memory takes all");
+            octets.extend_from_slice(&message.envelope);
+            octets.extend_from_slice(&message.content);
         }
         at = if at + octets.len() as u64 > LOG { 0 } else { at };
         log.write_all_at(&octets, at).and_then(|()| log.sync_data()).expect("the disk takes it");
@@ -165,7 +165,8 @@ async fn more<S: AsyncRead + Unpin>(stream: &mut S, input: &mut Vec<u8>) -> io::
 /// A connection to the upstream.
 async fn relay(upstream: &Upstream, queued: &Mutex<mpsc::UnboundedReceiver<Message>>) {
     let Some(first) = queued.lock().await.recv().await else { return };
-    let stream = TcpStream::connect(("127.0.0.1", upstream.port.parse().expect("a port"))).await.expect("upstream");
+    let stream =
+        TcpStream::connect(("127.0.0.1", upstream.port.parse().expect("a port"))).await.expect("upstream");
     stream.set_nodelay(true).expect("a socket");
     let (mut stream, mut input) = (stream, Vec::with_capacity(READ));
     reply(&mut stream, &mut input).await;
@@ -243,7 +244,8 @@ fn base64(octets: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in octets.chunks(3) {
-        let bits = chunk.iter().fold(0, |bits, octet| bits << 8 | u32::from(*octet)) << (8 * (3 - chunk.len()));
+        let bits =
+            chunk.iter().fold(0, |bits, octet| bits << 8 | u32::from(*octet)) << (8 * (3 - chunk.len()));
         for place in 0..4 {
             let digit = DIGITS[(bits >> (18 - 6 * place)) as usize & 63];
             text.push(if place <= chunk.len() { char::from(digit) } else { '=' });
