@@ -7,7 +7,7 @@
 mod read;
 mod said;
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, io::Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -118,9 +118,10 @@ impl Reply {
         let mut lines = self.lines().peekable();
         while let Some(line) = lines.next() {
             let between = if lines.peek().is_some() { '-' } else { ' ' };
-            out.extend_from_slice(format!("{}{between}", self.code).as_bytes());
+            // Memory takes all.
+            let _ = write!(out, "{}{between}", self.code);
             if let Some(enhanced) = self.enhanced {
-                out.extend_from_slice(format!("{enhanced} ").as_bytes());
+                let _ = write!(out, "{enhanced} ");
             }
             out.extend_from_slice(line.as_bytes());
             out.extend_from_slice(b"\r\n");
