@@ -107,6 +107,30 @@ fn ten_a_second_and_fifty_a_day_are_never_exceeded_though_it_is_killed_again_and
 }
 
 #[test]
+fn what_left_in_one_flight_with_its_envelope_counts_though_not_a_word_came_back() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| {
+        behaviour.chunking = true;
+        behaviour.ending = Ending::DropBeforeAnyReply;
+    });
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/day");
+    let relay = Relay::start(&service);
+    send(&relay, "flight", 3);
+    wait::until_true("one has arrived", || upstream.arrived() == 1);
+    wait::until_true("all wait for the limit", || {
+        let is_limit = |item: &serde_json::Value| {
+            item["state"] == "deferred"
+                && item["reason"].as_str().is_some_and(|reason| reason.contains("/day"))
+        };
+        relay.status()["upstreams"][0]["state"] == "paused" && relay.queue().iter().any(is_limit)
+    });
+    // Longer than the longest wait between two tries.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((upstream.arrivals().len(), used(&relay, "day")), (1, 1));
+    assert!(relay.log().contains("uncertain"), "{}", relay.log());
+}
+
+#[test]
 fn a_message_to_more_than_may_be_reached_is_split_and_the_rest_waits() {
     let upstream = Upstream::start(PASSWORD);
     let service =

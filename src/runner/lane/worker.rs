@@ -373,16 +373,52 @@ impl Runner {
     }
 }
 
-/// What the upstream may have counted: recipients for whom content was sent. Who is refused before
-/// costs it nothing.
+/// What the upstream may have counted: recipients for whom content was sent, be it in one flight with an
+/// envelope that was never answered. Who is refused before costs it nothing.
 fn spent(outcomes: &[Outcome]) -> Spent {
     let content = [Phase::Content.name(), Phase::FinalReply.name()];
-    let counted = outcomes.iter().filter(|outcome| content.contains(&outcome.evidence().phase.as_str()));
-    Spent::For(counted.count() as u64)
+    let counts = |evidence: &Evidence| evidence.uncertain || content.contains(&evidence.phase.as_str());
+    Spent::For(outcomes.iter().filter(|outcome| counts(outcome.evidence())).count() as u64)
 }
 
 fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
     // A limit of seconds must not grow into one of an hour.
     let Some(told) = evidence.not_before().map(|at| at.since(evidence.at)) else { return waits };
     Waits { first: waits.first.min(told), longest: waits.longest.min(told) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(phase: Phase, uncertain: bool) -> Evidence {
+        Evidence {
+            at: Timestamp(0),
+            upstream: "up".into(),
+            phase: phase.name().to_owned(),
+            scope: Scope::Upstream,
+            reply: None,
+            explanation: None,
+            status: None,
+            advice: None,
+            uncertain,
+            tls: None,
+        }
+    }
+
+    #[test]
+    fn what_the_upstream_may_have_counted_is_not_given_back() {
+        let count = |outcomes: &[Outcome]| match spent(outcomes) {
+            Spent::For(count) => count,
+            Spent::Nothing => 0,
+        };
+        let refused = Outcome::Failed(seen(Phase::Rcpt, false));
+        let taken = Outcome::Delivered(seen(Phase::FinalReply, false));
+        let cut_off = Outcome::Deferred(seen(Phase::Content, false));
+        assert_eq!(count(&[refused.clone(), taken, cut_off, refused]), 2);
+        // Envelope and content left together, and not a word came back.
+        let lost = Outcome::Deferred(seen(Phase::Mail, true));
+        assert_eq!(count(&[lost.clone(), lost]), 2);
+        assert_eq!(count(&[Outcome::Deferred(seen(Phase::Mail, false))]), 0);
+    }
 }

@@ -58,6 +58,8 @@ pub enum StartTls {
 pub enum Ending {
     /// With a 250.
     Reply,
+    /// It has the message, in one flight with its envelope (CHUNKING), and hangs up without a word to either.
+    DropBeforeAnyReply,
     /// It has the message and hangs up without a word.
     DropBeforeReply,
     /// It says 250 and hangs up.
@@ -75,6 +77,8 @@ pub struct Behaviour {
     pub mechanisms: &'static str,
     /// Whether it offers DSN.
     pub dsn: bool,
+    /// Whether it offers CHUNKING.
+    pub chunking: bool,
     /// What it says first instead of its greeting, and hangs up.
     pub greeting: Option<String>,
     /// What it says to a login, whatever the password.
@@ -169,6 +173,7 @@ impl Upstream {
             password: password.to_owned(),
             mechanisms: "PLAIN LOGIN",
             dsn: false,
+            chunking: false,
             greeting: None,
             login: None,
             senders: HashMap::new(),

@@ -116,6 +116,9 @@ impl<'a, S: Read + Write> Session<'a, S> {
                     self.authenticate(rest, &behaviour)?;
                 }
                 "MAIL" if !self.trusted => self.say("530 5.7.0 Authentication required")?,
+                "MAIL" if behaviour.ending == Ending::DropBeforeAnyReply => {
+                    return self.take_flight().map(|()| Next::Over);
+                }
                 "MAIL" => {
                     self.recipients = 0;
                     let address = between(rest, '<', '>').to_ascii_lowercase();
@@ -140,7 +143,16 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 "DATA" if self.recipients == 0 => self.say("554 5.5.1 no valid recipients")?,
                 "DATA" => {
                     self.say("354 go ahead")?;
-                    if !self.take_message()? {
+                    let message = self.take_lines()?;
+                    if !self.judge_message(message)? {
+                        return Ok(Next::Over);
+                    }
+                }
+                "BDAT" => {
+                    let chunk = self.take_chunk(rest)?;
+                    if self.recipients == 0 {
+                        self.say("503 5.5.1 no valid recipients")?;
+                    } else if !self.judge_message(chunk)? {
                         return Ok(Next::Over);
                     }
                 }
@@ -163,8 +175,8 @@ impl<'a, S: Read + Write> Session<'a, S> {
             lines.push("STARTTLS".to_owned());
         }
         lines.extend(["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"].map(str::to_owned));
-        if behaviour.dsn {
-            lines.push("DSN".to_owned());
+        for (offered, keyword) in [(behaviour.dsn, "DSN"), (behaviour.chunking, "CHUNKING")] {
+            lines.extend(offered.then(|| keyword.to_owned()));
         }
         let last = lines.len() - 1;
         let lines: Vec<String> = lines
@@ -219,23 +231,49 @@ impl<'a, S: Read + Write> Session<'a, S> {
         Ok(decoded(&String::from_utf8_lossy(&line)))
     }
 
-    /// Takes a message to its end; false when the conversation ends with it.
-    fn take_message(&mut self) -> io::Result<bool> {
+    /// Takes a message behind DATA to its end.
+    fn take_lines(&mut self) -> io::Result<Vec<u8>> {
         let mut message = Vec::new();
         loop {
             let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
             if line == b"." {
-                break;
+                return Ok(message);
             }
             message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
             message.extend_from_slice(b"\r\n");
         }
-        let refusal = locked(&self.state.behaviour).refusal.clone();
-        if let Some(reply) = refusal {
-            sleep(locked(&self.state.behaviour).final_delay);
-            self.say(&reply)?;
-            return Ok(!reply.starts_with("421"));
+    }
+
+    /// Takes a message that is one chunk: `19 LAST`.
+    fn take_chunk(&mut self, arguments: &str) -> io::Result<Vec<u8>> {
+        let size = arguments.split(' ').next().and_then(|size| size.parse().ok());
+        let size: usize = size.ok_or(io::ErrorKind::InvalidData)?;
+        while self.buffer.len() < size {
+            if !self.read_more()? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
+        let rest = self.buffer.split_off(size);
+        Ok(std::mem::replace(&mut self.buffer, rest))
+    }
+
+    /// Takes what follows MAIL up to the end of the chunk, and says nothing to any of it.
+    fn take_flight(&mut self) -> io::Result<()> {
+        loop {
+            let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            match line.split_once(' ') {
+                Some(("BDAT", arguments)) => {
+                    let chunk = self.take_chunk(arguments)?;
+                    self.note_message(chunk);
+                    return Ok(());
+                }
+                _ => self.recipients += 1,
+            }
+        }
+    }
+
+    fn note_message(&self, message: Vec<u8>) {
         *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
         locked(&self.state.messages).push(message);
         locked(&self.state.arrivals).push(Arrival {
@@ -243,6 +281,17 @@ impl<'a, S: Read + Write> Session<'a, S> {
             recipients: self.recipients,
             followed: !self.buffer.is_empty(),
         });
+    }
+
+    /// Says what becomes of a whole message; false when the conversation ends with it.
+    fn judge_message(&mut self, message: Vec<u8>) -> io::Result<bool> {
+        let refusal = locked(&self.state.behaviour).refusal.clone();
+        if let Some(reply) = refusal {
+            sleep(locked(&self.state.behaviour).final_delay);
+            self.say(&reply)?;
+            return Ok(!reply.starts_with("421"));
+        }
+        self.note_message(message);
         let behaviour = locked(&self.state.behaviour).clone();
         sleep(behaviour.final_delay);
         if behaviour.ending != Ending::DropBeforeReply {
@@ -266,16 +315,21 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 line.truncate(at);
                 return Ok(Some(line));
             }
-            let mut chunk = [0; 16 * 1024];
-            let count = self.stream.read(&mut chunk)?;
-            if count == 0 {
+            if !self.read_more()? {
                 return Ok(None);
             }
-            if let Some(heard) = self.inside {
-                locked(heard).inside.extend_from_slice(&chunk[..count]);
-            }
-            self.buffer.extend_from_slice(&chunk[..count]);
         }
+    }
+
+    /// Reads what comes next; false when the peer has left.
+    fn read_more(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; 16 * 1024];
+        let count = self.stream.read(&mut chunk)?;
+        if let Some(heard) = self.inside {
+            locked(heard).inside.extend_from_slice(&chunk[..count]);
+        }
+        self.buffer.extend_from_slice(&chunk[..count]);
+        Ok(count > 0)
     }
 }
 
