@@ -27,7 +27,7 @@ use super::{
     Message,
     auth::{Exchange, Mechanism},
     lost::{Lost, Why},
-    needs::Lack,
+    needs::{self, Lack},
     phase::Phase,
     source::{Source, SourceError},
     transaction::Transaction,
@@ -41,7 +41,7 @@ use crate::{
         command::Command,
         extension::Capabilities,
         framing::ContentWriter,
-        reply::{Reply, ReplyReader, Severity},
+        reply::{Enhanced, Reply, ReplyReader, Severity},
         sasl,
     },
 };
@@ -64,6 +64,8 @@ pub struct Client<S> {
     clock: Clock,
     /// The connection can't be used for another message.
     broken: bool,
+    /// It took HELO in the place of EHLO, so that nobody knows what else it could do.
+    bare: bool,
     /// A transaction was left open; RSET before the next.
     reset: bool,
     /// Messages carried.
@@ -98,6 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             hostname,
             clock,
             broken: false,
+            bare: false,
             reset: false,
             carried: 0,
             ahead: None,
@@ -158,6 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             // RFC 5321 §3.2: a server of before EHLO. It offers nothing, so neither login nor mail goes where
             // TLS is required.
             reply = self.command(Phase::Ehlo, &Command::Helo(self.hostname.to_string())).await?;
+            self.bare = reply.is_success();
         }
         let offered = Capabilities::from_reply(&reply);
         self.capabilities = Capabilities {
@@ -236,9 +240,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         before_content: impl Future<Output = ()>,
     ) -> Attempt {
         if let Some(lack) = self.lack(message) {
+            self.broken |= self.bare;
             return Attempt::Done(vec![self.lacking(lack); message.recipients.len()]);
         }
         let mut transaction = self.begin(message);
+        // The next connection may say EHLO to better ears.
+        self.broken |= self.bare && transaction.outcomes.iter().any(Option::is_some);
         if transaction.open().next().is_none() {
             return Attempt::Done(transaction.outcomes.into_iter().flatten().collect());
         }
@@ -320,9 +327,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// What the upstream said in advance that it will not take, or not at once.
     fn lacking(&self, lack: Lack) -> Outcome {
         let Lack { status, words, scope } = lack;
-        let evidence = self.evidence(Phase::Mail, scope, None);
-        let evidence = Evidence { status: Some(status), explanation: Some(words), ..evidence };
-        if status.0 == 4 { Outcome::Deferred(evidence) } else { Outcome::Failed(evidence) }
+        let seen = |scope, status, words| Evidence {
+            status: Some(status),
+            explanation: Some(words),
+            ..self.evidence(Phase::Mail, scope, None)
+        };
+        match status {
+            Enhanced(4, ..) => Outcome::Deferred(seen(scope, status, words)),
+            // It has refused EHLO, which a better day may change. How large a message may be is known otherwise.
+            Enhanced(5, subject, detail) if self.bare && status != needs::TOO_LARGE => {
+                let words = format!("{words}: it refuses EHLO, and with HELO it offers nothing");
+                Outcome::Deferred(seen(Scope::Upstream, Enhanced(4, subject, detail), words))
+            }
+            _ => Outcome::Failed(seen(scope, status, words)),
+        }
     }
 
     /// TLS with whom we were told to talk to, and nobody else.

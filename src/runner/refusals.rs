@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::{
     Orders, Runner,
     lane::{Job, Lane},
+    report::is_report,
     settle::note,
 };
 use crate::{
+    delivery::phase::Phase,
     limits::breaker::{Breaker, HELD, Refused},
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Event, EventKind},
@@ -65,6 +67,11 @@ impl Runner {
         let (breaker, waits) = (&lane.breaker, orders.queue.retry);
         let (id, sender) = (entry.id.to_string(), entry.reverse_path.as_str());
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_))) {
+            // That a report of a bounce passes does not mean that what bounced would.
+            if is_report(entry) {
+                breaker.undecided(&id);
+                return None;
+            }
             if breaker.succeeded(sender) {
                 let (runner, breaker) = (self.clone(), breaker.clone());
                 tokio::spawn(async move { runner.release_freed(&breaker).await });
@@ -207,10 +214,13 @@ fn paused_sender(outcome: &Outcome) -> Option<&Evidence> {
     }
 }
 
-/// A refusal for good in the upstream's words. What it said in advance is not one.
+/// A refusal for good, in the upstream's words or in those of its EHLO: what it does not offer from one day
+/// to the next would bounce one message after another as well. What we find wrong ourselves is none.
 fn refused(outcome: &Outcome) -> Option<&Evidence> {
     match outcome {
-        Outcome::Failed(evidence) if evidence.reply.is_some() => Some(evidence),
+        Outcome::Failed(evidence) if evidence.reply.is_some() || evidence.phase == Phase::Mail.name() => {
+            Some(evidence)
+        }
         _ => None,
     }
 }

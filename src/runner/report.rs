@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// What the origin of a report of ours has in the place of a client.
+const REPORT: &str = "report";
+
 /// Of which recipients there is something to tell: their places in the entry. One report for each
 /// list, however long it is.
 #[derive(Debug, Default)]
@@ -152,15 +155,16 @@ impl Runner {
                 recipients: vec![to.clone().into()],
                 handling: Handling { body, utf8, utf8_header: utf8, ..Handling::default() },
             },
-            origin: Origin {
-                client: "report".to_owned(),
-                hello: orders.hostname.clone(),
-                ..Origin::default()
-            },
+            origin: Origin { client: REPORT.to_owned(), hello: orders.hostname.clone(), ..Origin::default() },
             content,
             held: None,
         }
     }
+}
+
+/// Whether it is a report of ours.
+pub(super) fn is_report(entry: &Entry) -> bool {
+    entry.origin.client == REPORT && entry.reverse_path.mailbox().is_none()
 }
 
 /// Whether it did not arrive although somebody wants to know.

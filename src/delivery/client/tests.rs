@@ -620,6 +620,26 @@ async fn a_server_that_refuses_ehlo_is_greeted_as_in_the_old_days_and_offers_not
     assert_eq!(upstream.await.unwrap(), ["EHLO relay.example", "HELO relay.example"]);
 }
 
+/// What needs more than HELO offers is not refused for good by one that refuses EHLO today.
+#[tokio::test]
+async fn behind_helo_what_is_lacking_waits() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["500 what?", "250 up", "250", "250", "250", "354 go", "250 taken"]);
+    client.ehlo().await.unwrap();
+    assert_eq!(letters(&outcomes(attempt(&mut client, &TWO, &content()).await)), "DD");
+    assert!(client.is_usable());
+    let eight_bit = Handling { body: Body::EightBit, ..Handling::default() };
+    let got = outcomes(attempt_with(&mut client, &TWO, &content(), eight_bit).await);
+    assert_eq!(letters(&got), "WW");
+    assert_eq!(
+        (got[0].evidence().scope, got[0].evidence().status),
+        (Scope::Upstream, Some(Enhanced(4, 6, 3)))
+    );
+    assert!(!client.is_usable(), "another connection asks again");
+    drop(client);
+    upstream.await.unwrap();
+}
+
 /// An upstream that says this over and over in the place of a reply, at this pace.
 async fn babbled(words: &'static [u8], pause: Duration) -> (String, Duration) {
     let (mut client, mut theirs) = client("PIPELINING");

@@ -26,7 +26,11 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope, Slower, Who},
     observe::UpstreamLabels,
     queue::{DAMAGED, Settled},
-    runner::{Orders, Runner, ready::Ready, settle::is_over},
+    runner::{
+        Orders, Runner,
+        ready::Ready,
+        settle::{given_up, is_over},
+    },
     smtp::extension::Capabilities,
 };
 
@@ -277,6 +281,7 @@ impl Runner {
         match attempt {
             Attempt::Done(outcomes) => {
                 leave.spent(spent(&outcomes));
+                let outcomes = given_up(outcomes, job.claim.entry(), &job.places);
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
                     let settled = self.settle_held(job.claim, &job.places, outcomes, &reason);
                     return Carried { settled: Some(settled), stop: false };

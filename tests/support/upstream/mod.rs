@@ -73,8 +73,14 @@ pub struct Behaviour {
     pub starttls: StartTls,
     /// The password it takes.
     pub password: String,
+    /// Whether anybody may send without a login.
+    pub open: bool,
+    /// What it says to EHLO instead of what it offers.
+    pub ehlo: Option<String>,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// What else it offers, behind PIPELINING.
+    pub keywords: Vec<&'static str>,
     /// Whether it offers DSN.
     pub dsn: bool,
     /// Whether it offers CHUNKING.
@@ -171,7 +177,10 @@ impl Upstream {
             shows: Shows::Good,
             starttls: StartTls::Offered,
             password: password.to_owned(),
+            open: false,
+            ehlo: None,
             mechanisms: "PLAIN LOGIN",
+            keywords: vec!["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"],
             dsn: false,
             chunking: false,
             greeting: None,

@@ -93,7 +93,10 @@ impl<'a, S: Read + Write> Session<'a, S> {
             let (verb, rest) = line.split_once(' ').unwrap_or((line.as_str(), ""));
             let behaviour = locked(&self.state.behaviour).clone();
             match verb.to_ascii_uppercase().as_str() {
-                "EHLO" => self.say(&self.extensions(&behaviour))?,
+                "EHLO" => match &behaviour.ehlo {
+                    Some(reply) => self.say(reply)?,
+                    None => self.say(&self.extensions(&behaviour))?,
+                },
                 "HELO" | "NOOP" => self.say("250 2.0.0 Ok")?,
                 "RSET" => {
                     self.recipients = 0;
@@ -115,7 +118,9 @@ impl<'a, S: Read + Write> Session<'a, S> {
                     self.state.auth_attempts.fetch_add(1, Ordering::SeqCst);
                     self.authenticate(rest, &behaviour)?;
                 }
-                "MAIL" if !self.trusted => self.say("530 5.7.0 Authentication required")?,
+                "MAIL" if !self.trusted && !behaviour.open => {
+                    self.say("530 5.7.0 Authentication required")?
+                }
                 "MAIL" if behaviour.ending == Ending::DropBeforeAnyReply => {
                     return self.take_flight().map(|()| Next::Over);
                 }
@@ -174,7 +179,7 @@ impl<'a, S: Read + Write> Session<'a, S> {
         } else {
             lines.push("STARTTLS".to_owned());
         }
-        lines.extend(["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"].map(str::to_owned));
+        lines.extend(behaviour.keywords.iter().map(ToString::to_string));
         for (offered, keyword) in [(behaviour.dsn, "DSN"), (behaviour.chunking, "CHUNKING")] {
             lines.extend(offered.then(|| keyword.to_owned()));
         }
