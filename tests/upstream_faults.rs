@@ -499,6 +499,33 @@ fn a_token_takes_the_password_s_place_and_a_refused_one_is_fetched_anew() {
 }
 
 #[test]
+fn tokens_that_are_all_refused_are_tried_three_times_at_most_within_one_and_a_half_of_the_first_wait() {
+    let upstream = Upstream::start("token-1");
+    upstream.set(|behaviour| behaviour.mechanisms = "XOAUTH2");
+    let (port, _) = token_endpoint(&["token-1", "token-2", "token-3", "token-4", "token-5", "token-6"]);
+    let service =
+        with_tokens(&upstream, port).set("smtp_auth_retry", "4s..16s").set("smtp_relay_messages", 1);
+    let relay = Relay::start(&service);
+    relay.client().send_token("good").expect("it is taken");
+    relay.wait_for_empty_queue();
+
+    let before = upstream.auth_attempts();
+    upstream.set(|behaviour| behaviour.password = "none of them".to_owned());
+    let mut client = relay.client();
+    for number in 0..30 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait::until_true("a probe is refused as well", || upstream.auth_attempts() >= before + 3);
+    wait::until_true("and another", || upstream.auth_attempts() >= before + 4);
+    let times = upstream.auth_times().split_off(before);
+    for (at, first) in times.iter().enumerate() {
+        let within = times[at..].iter().filter(|time| **time - *first <= Duration::from_secs(6)).count();
+        assert!(within <= 3, "{within} of {times:?}");
+    }
+    assert_eq!(queued_by_id(&relay).len(), 30, "all stay");
+}
+
+#[test]
 fn a_revoked_consent_is_the_operator_s_affair_and_keeps_the_mail() {
     let upstream = Upstream::start("token-2");
     upstream.set(|behaviour| behaviour.mechanisms = "XOAUTH2");

@@ -390,6 +390,10 @@ impl Agent {
                 let (token, _) = self.token().await?;
                 let given = Login { password: token.unwrap_or(given.password), ..login.clone() };
                 reply = self.authenticate(client, mechanism, &given).await?;
+                if !reply.is_success() {
+                    // It is at hand now, and would be tried twice again.
+                    tokens.forget();
+                }
             }
         }
         if reply.is_success() {

@@ -25,8 +25,9 @@ use crate::{
     queue::retry,
 };
 
-/// Connections being opened at once, once one has succeeded. Together with one probe after the first
-/// wait this bounds a wrong password to three attempts in the first minute and a half.
+/// Connections being opened at once, once one has succeeded; only one where a login is tried twice. Together
+/// with one probe after the first wait this bounds a wrong password to three attempts in the first minute and a
+/// half.
 const OPENING_MAX: usize = 2;
 
 /// Logins of which nothing good is known, within one and a half of the first wait: 90 s by default.
@@ -41,6 +42,8 @@ pub struct Memory {
     pub mark: u16,
     /// The first wait after a refused login; `None`: there is no login that could be refused.
     pub first: Option<Duration>,
+    /// A login may be tried a second time within one pass, as one by an access token is with another token.
+    pub twice: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -69,7 +72,7 @@ pub struct Gate(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
-    memory: Memory,
+    memory: Mutex<Memory>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -137,7 +140,8 @@ impl Gate {
                 }
             });
         }
-        Self(Arc::new(Inner { clock, memory, state: Mutex::new(state), changed: Notify::new() }))
+        let (memory, state) = (Mutex::new(memory), Mutex::new(state));
+        Self(Arc::new(Inner { clock, memory, state, changed: Notify::new() }))
     }
 
     /// Waits until a connection may be opened.
@@ -146,7 +150,7 @@ impl Gate {
             let changed = self.0.changed.notified();
             let wait = {
                 let mut state = self.state();
-                let most = if state.proven { OPENING_MAX } else { 1 };
+                let most = if state.proven && !self.memory().twice { OPENING_MAX } else { 1 };
                 match &state.closed {
                     Some(closed) if closed.deadline > Instant::now() => Some(closed.deadline),
                     _ if state.opening < most => match self.too_many_logins(&state) {
@@ -172,15 +176,16 @@ impl Gate {
     /// never hears that it was refused.
     fn too_many_logins(&self, state: &State) -> Option<Instant> {
         let first = state.logins.len().checked_sub(LOGINS_MAX)?;
-        let window = self.0.memory.first?.mul_f64(1.5);
+        let window = self.memory().first?.mul_f64(1.5);
         let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
         Some(Instant::now() + left + Duration::from_millis(1))
     }
 
     fn remember(&self, state: &State) {
         let closed = state.closed.as_ref().filter(|closed| survives(&closed.evidence));
-        self.0.memory.kept.write(&Remembered {
-            mark: self.0.memory.mark,
+        let memory = self.memory();
+        memory.kept.write(&Remembered {
+            mark: memory.mark,
             logins: state.logins.clone(),
             good: state.good,
             failures: if closed.is_some() { state.failures } else { 0 },
@@ -256,6 +261,17 @@ impl Gate {
         self.0.changed.notify_waiters();
     }
 
+    /// Opens it at once for what may be another login.
+    pub fn change(&self, memory: Memory) {
+        *self.memory() = memory;
+        self.reset();
+    }
+
+    /// Locked behind the state, where both are.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -266,7 +282,7 @@ impl Pass {
     /// tried, so that no death can make it unknown.
     pub fn begin(&self) {
         let mut state = self.gate.state();
-        let login = self.gate.0.memory.first.is_some();
+        let login = self.gate.memory().first.is_some();
         if !login || state.proven || state.good || state.epoch != self.epoch {
             return;
         }
@@ -376,6 +392,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_login_that_is_tried_with_two_tokens_is_tried_at_most_three_times_in_ninety_seconds() {
+        let memory = Memory { twice: true, first: Some(Duration::from_secs(60)), ..Memory::default() };
+        let gate = Gate::remembering(memory, Clock::System);
+        gate.pass().await.succeeded();
+        let start = Instant::now();
+        // The token at hand and another one; then only fresh ones, for what was refused is forgotten.
+        let mut attempts = vec![start.elapsed(); 2];
+        let first = gate.pass().await;
+        assert!(is_open(&gate).await.is_none(), "one at a time");
+        first.failed(WAITS, evidence());
+        for _ in 0..20 {
+            let pass = gate.pass().await;
+            attempts.push(start.elapsed());
+            pass.failed(WAITS, evidence());
+        }
+        for (i, first) in attempts.iter().enumerate() {
+            let within = attempts[i..].iter().filter(|t| **t - *first <= Duration::from_secs(90)).count();
+            assert!(within <= 3, "{attempts:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_reset_opens_it_at_once_and_what_began_before_can_not_close_it() {
         let gate = Gate::new(Clock::System);
         gate.pass().await.failed(WAITS, evidence());
@@ -406,7 +444,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
         let memory = |mark| {
             let kept = Kept::at(home.path().join("gate.json"));
-            Memory { kept, mark, first: Some(Duration::from_secs(60)) }
+            Memory { kept, mark, first: Some(Duration::from_secs(60)), twice: false }
         };
         // Dead before it is known what became of each.
         let mut tried = 0;
@@ -445,7 +483,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
         let gate = |mark| {
             let kept = Kept::at(home.path().join("gate.json"));
-            Gate::remembering(Memory { kept, mark, first: None }, clock.clone())
+            Gate::remembering(Memory { kept, mark, ..Memory::default() }, clock.clone())
         };
         let seen = |scope, told: Option<u64>| {
             let not_before = told.map(|seconds| clock.now().after(Duration::from_secs(seconds)));

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
@@ -141,7 +141,7 @@ struct State {
     ledger: Mutex<HashMap<String, usize>>,
     messages: Mutex<Vec<Vec<u8>>>,
     arrivals: Mutex<Vec<Arrival>>,
-    auth_attempts: AtomicUsize,
+    auth_attempts: Mutex<Vec<Instant>>,
     open: Mutex<HashMap<usize, TcpStream>>,
     running: AtomicBool,
 }
@@ -199,7 +199,7 @@ impl Upstream {
             ledger: Mutex::default(),
             messages: Mutex::default(),
             arrivals: Mutex::default(),
-            auth_attempts: AtomicUsize::new(0),
+            auth_attempts: Mutex::default(),
             open: Mutex::default(),
             running: AtomicBool::new(false),
         };
@@ -285,7 +285,12 @@ impl Upstream {
 
     /// How many AUTH commands it has had.
     pub fn auth_attempts(&self) -> usize {
-        self.state.auth_attempts.load(Ordering::SeqCst)
+        locked(&self.state.auth_attempts).len()
+    }
+
+    /// When they came.
+    pub fn auth_times(&self) -> Vec<Instant> {
+        locked(&self.state.auth_attempts).clone()
     }
 
     /// How many connections are open now.

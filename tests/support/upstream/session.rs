@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Instant;
@@ -115,7 +114,7 @@ impl<'a, S: Read + Write> Session<'a, S> {
                     }
                 },
                 "AUTH" => {
-                    self.state.auth_attempts.fetch_add(1, Ordering::SeqCst);
+                    locked(&self.state.auth_attempts).push(Instant::now());
                     self.authenticate(rest, &behaviour)?;
                 }
                 "MAIL" if !self.trusted && !behaviour.open => {
