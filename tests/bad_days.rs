@@ -620,3 +620,29 @@ fn an_upstream_that_takes_helo_alone_today_gets_what_it_can_and_the_rest_waits()
     relay.wait_for_empty_queue();
     assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
 }
+
+#[test]
+fn what_shows_only_behind_the_login_is_asked_about_less_and_less_and_over_one_connection() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.senders.insert("sender@example.test".into(), "530 5.7.0 Authentication required".into());
+    });
+    let relay = Relay::start(&mailer(&upstream).set("smtp_auth_retry", "1s..16s"));
+    send(&relay, "sender@example.test", tokens("behind", 30));
+    wait::until_true("it was asked", || upstream.auth_attempts() > 0);
+    let first = upstream.auth_times()[0];
+    let end = first + std::time::Duration::from_secs(10);
+    wait::until_true("ten seconds are over", || {
+        // Before the first answer others may have been opened.
+        let begins = first.elapsed() < std::time::Duration::from_millis(700);
+        assert!(begins || upstream.connections() <= 1, "{} connections", upstream.connections());
+        std::time::Instant::now() > end
+    });
+    // At the beginning up to three, and then about 1, 3 and 7 seconds later.
+    let asked = upstream.auth_attempts();
+    assert!((3..=6).contains(&asked), "{asked} logins in ten seconds");
+    assert_eq!(bounces(&relay), 0);
+    upstream.set(|it| it.senders.clear());
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
+}

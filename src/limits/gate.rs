@@ -52,6 +52,8 @@ struct Remembered {
     /// Logins since the last that succeeded: those under way, and those refused.
     logins: Vec<Timestamp>,
     failures: u32,
+    #[serde(default)]
+    pauses: u32,
     /// The last answer to this login was yes.
     #[serde(default)]
     good: bool,
@@ -85,6 +87,9 @@ struct State {
     opening: usize,
     /// Failures in a row.
     failures: u32,
+    /// Times that it was closed for all since the last message that was delivered: each of them behind a
+    /// connection that stood, which was no sign of a better day.
+    pauses: u32,
     closed: Option<Closed>,
     /// Logins since the last that succeeded, at most the last few.
     logins: Vec<Timestamp>,
@@ -122,12 +127,13 @@ impl Gate {
 
     /// A gate that keeps refused logins and pauses in `memory`, and begins with what is there.
     pub fn remembering(memory: Memory, clock: Clock) -> Self {
-        let Remembered { mark, logins, failures, good, closed } = memory.kept.read();
+        let Remembered { mark, logins, failures, pauses, good, closed } = memory.kept.read();
         let mut state = State::default();
         if mark == memory.mark {
             let now = clock.now();
             state.logins = logins;
             state.failures = failures;
+            state.pauses = pauses;
             state.good = good;
             state.closed = closed.filter(|(_, until)| *until > now).map(|(evidence, until)| {
                 // A clock that was set back must not keep it closed for longer than it was meant.
@@ -150,7 +156,8 @@ impl Gate {
             let changed = self.0.changed.notified();
             let wait = {
                 let mut state = self.state();
-                let most = if state.proven && !self.memory().twice { OPENING_MAX } else { 1 };
+                let one = !state.proven || state.pauses > 0 || self.memory().twice;
+                let most = if one { 1 } else { OPENING_MAX };
                 match &state.closed {
                     Some(closed) if closed.deadline > Instant::now() => Some(closed.deadline),
                     _ if state.opening < most => match self.too_many_logins(&state) {
@@ -189,6 +196,7 @@ impl Gate {
             logins: state.logins.clone(),
             good: state.good,
             failures: if closed.is_some() { state.failures } else { 0 },
+            pauses: state.pauses,
             closed: closed.map(|closed| (closed.evidence.clone(), closed.until)),
         });
     }
@@ -212,6 +220,25 @@ impl Gate {
         self.close_in(state, waits, evidence, true)
     }
 
+    /// Whether one connection is enough for now: it was closed for all, and no message was delivered since.
+    pub fn is_on_trial(&self) -> bool {
+        self.state().pauses > 0
+    }
+
+    /// A message was delivered. Returns whether that ends a trial.
+    pub fn delivered(&self) -> bool {
+        let mut state = self.state();
+        // One that was under way when it was closed is no sign that it was closed in vain.
+        let ends = state.pauses > 0 && state.closed.is_none();
+        if ends {
+            state.pauses = 0;
+            self.remember(&state);
+            drop(state);
+            self.0.changed.notify_waiters();
+        }
+        ends
+    }
+
     /// Whether it was closed for all connections, those that stand among them.
     pub fn stops_all(&self) -> bool {
         let state = self.state();
@@ -232,13 +259,14 @@ impl Gate {
             closed.everything |= everything;
             return closed.until;
         }
-        state.failures += 1;
+        let times = if everything { &mut state.pauses } else { &mut state.failures };
+        *times = times.saturating_add(1);
+        let times = *times;
         state.proven = false;
         let now = self.0.clock.now();
         // Where the upstream said when, asking earlier only makes it longer.
         let told = evidence.not_before().map_or(Duration::ZERO, |at| at.since(now));
-        let wait =
-            retry::wait(waits, state.failures, fastrand::f64()).max(told).max(Duration::from_millis(100));
+        let wait = retry::wait(waits, times, fastrand::f64()).max(told).max(Duration::from_millis(100));
         let until = now.after(wait);
         if evidence.scope != Scope::Credential {
             // It did not come to a login, or that was not refused.
@@ -424,6 +452,36 @@ mod tests {
         gate.reset();
         before.failed(WAITS, evidence());
         assert!(is_open(&gate).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_grow_while_connections_stand_and_nothing_is_delivered() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000_000));
+        let gate = || {
+            let kept = Kept::at(home.path().join("gate.json"));
+            Gate::remembering(Memory { kept, ..Memory::default() }, clock.clone())
+        };
+        let mut open = gate();
+        let mut waits = Vec::new();
+        for round in 0..7 {
+            assert!(open.pass().await.succeeded() || round == 0);
+            assert_eq!(open.is_on_trial(), round > 0);
+            waits.push(open.close(WAITS, evidence()).since(clock.now()).as_secs());
+            assert!(!open.delivered(), "it was under way");
+            if round == 3 {
+                open = gate();
+            }
+        }
+        let least = [48, 96, 192, 384, 768, 1_440, 1_440];
+        assert!(waits.iter().zip(least).all(|(wait, least)| *wait >= least), "{waits:?}");
+        open.pass().await.succeeded();
+        let _one = open.pass().await;
+        assert!(is_open(&open).await.is_none(), "one is enough to find out");
+        assert!(open.delivered() && !open.is_on_trial() && !open.delivered());
+        assert!(is_open(&open).await.is_some());
+        let wait = open.close(WAITS, evidence()).since(clock.now());
+        assert!(wait <= Duration::from_secs(72), "{wait:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -213,7 +213,11 @@ impl Runner {
             if !lock(&lane.idle).is_empty() {
                 break None;
             }
-            let most = lane.pace.connections(lane.agent.load().upstream().connections);
+            let most = if lane.gate.is_on_trial() {
+                1
+            } else {
+                lane.pace.connections(lane.agent.load().upstream().connections)
+            };
             let room = lane.connections() + lane.gate.opening() < most;
             tokio::select! {
                 pass = lane.gate.pass(), if room => break Some(pass),

@@ -291,6 +291,12 @@ impl Runner {
                     Some(Slower::Connections) => lane.pace.fewer(paced, lane.connections() / 2),
                     None => {}
                 }
+                if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)))
+                    && lane.gate.delivered()
+                {
+                    // There is room for other connections.
+                    lane.idled.notify_one();
+                }
                 let until = self.pause(&orders, lane, agent, &outcomes);
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
