@@ -7,14 +7,14 @@ use super::{
     Orders, Runner,
     lane::{Job, Lane},
     report::is_report,
-    settle::note,
+    settle::{is_over, note},
 };
 use crate::{
     delivery::phase::Phase,
     limits::breaker::{Breaker, HELD, Refused},
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Event, EventKind},
-    queue::{Action, Claim, Listed, QueueId, Search, Settled, Standing, entry::Entry},
+    queue::{Action, Claim, Listed, Next, QueueId, Search, Settled, Standing, entry::Entry},
 };
 
 /// Between two looks for a probe, however soon one is wanted, and however late.
@@ -46,14 +46,31 @@ impl Runner {
     pub(super) fn admit(&self, lane: &Lane, job: Job) -> Result<Job, Settled> {
         let entry = job.claim.entry();
         if let Some(evidence) = lane.breaker.pause_of(entry.reverse_path.as_str()) {
-            let Job { claim, places } = job;
-            let outcomes = vec![Outcome::Deferred(evidence); places.len()];
-            return Err(self.settle(&self.orders(), claim, &places, outcomes, None, None));
+            return Err(self.put_back(job, evidence));
         }
         match lane.breaker.stops(&entry.id.to_string(), entry.reverse_path.as_str()) {
             None => Ok(job),
             Some(reason) => Err(self.hold(job.claim, &reason)),
         }
+    }
+
+    /// Has a message wait for its sender's pause to end. Nothing was tried, so nothing counts as a try.
+    fn put_back(&self, job: Job, evidence: Evidence) -> Settled {
+        let (orders, Job { mut claim, places }) = (self.orders(), job);
+        if is_over(&orders, claim.entry(), evidence.at) {
+            // What was said then was an attempt at this one as well: it would have been its.
+            let outcomes = vec![Outcome::Deferred(evidence); places.len()];
+            return self.settle(&orders, claim, &places, outcomes, None, None);
+        }
+        let entry = claim.entry_mut();
+        let now = self.clock().now();
+        for place in places {
+            let recipient = &mut entry.recipients[place];
+            recipient.due = evidence.not_before();
+            recipient.last = Some(evidence.clone());
+        }
+        let soonest = entry.pending().map(|(_, recipient)| recipient.due.unwrap_or(now)).min();
+        self.queue().settle(claim, Next::Retry(soonest.unwrap_or(now)), Vec::new())
     }
 
     /// What the breaker makes of an attempt: why the message is held instead of what it showed.
