@@ -534,6 +534,35 @@ async fn what_is_said_behind_the_dot_is_never_counted_for_another() {
     }
 }
 
+/// What was announced behind a dot leaves in one write with it: where that fails, the dot may have left.
+#[tokio::test]
+async fn a_write_that_fails_behind_the_dot_leaves_the_message_uncertain() {
+    for (announced, expected) in [(true, "UU"), (false, "WW")] {
+        // So little is buffered that nothing leaves before it is read.
+        let (ours, theirs) = tokio::io::duplex(8);
+        let mut client =
+            Client::new(Stream::Plain(ours), Arc::new(upstream()), "relay.example".into(), Clock::System);
+        client.capabilities = Capabilities::from_reply(&Reply::new(250, None, "up\nPIPELINING"));
+        let last = if announced { ".\r\n" } else { "Subject: x\r\n" };
+        let upstream = tokio::spawn(async move {
+            let mut stream = BufReader::with_capacity(1, theirs);
+            let mut line = String::new();
+            while line != last {
+                line.clear();
+                assert!(stream.read_line(&mut line).await.unwrap() > 0, "it goes on");
+                if line == "DATA\r\n" {
+                    stream.get_mut().write_all(b"250\r\n250\r\n250\r\n354\r\n").await.unwrap();
+                }
+            }
+        });
+        let next = announced.then_some(&ONE[..]);
+        let done = attempt_behind(&mut client, &TWO, &content(), (None, Handling::default()), next).await;
+        assert_eq!(letters(&outcomes(done)), expected);
+        assert!(!client.is_usable());
+        upstream.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_waits_for_one_message_carries_no_other() {
     let (mut client, theirs) = client("PIPELINING");

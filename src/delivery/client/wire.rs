@@ -76,12 +76,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if let Form::Lines(writer) = form {
             self.output.extend_from_slice(writer.end());
         }
-        if let Some(ahead) = behind {
-            self.output.extend_from_slice(&ahead.0);
-            self.ahead = Some(ahead);
-        }
-        self.flush(Phase::Content).await?;
-        Ok(true)
+        let Some(ahead) = behind else { return self.flush(Phase::Content).await.map(|()| true) };
+        self.output.extend_from_slice(&ahead.0);
+        self.ahead = Some(ahead);
+        // The dot may have left before the write failed, and then the message may have been taken.
+        let flushed = self.flush(Phase::Content).await;
+        flushed.map(|()| true).map_err(|lost| Lost { phase: Phase::FinalReply, ..lost })
     }
 
     async fn write_content(&mut self, form: &mut Form, octets: &[u8]) -> Result<(), Lost> {
