@@ -265,7 +265,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.carried += 1;
         let lost = match result {
             // Over a fresh connection the same answer means that it must wait, or it would go on for ever.
-            Ok(Carried::Judged) if stale_allowed && transaction.used_up => return Attempt::Stale,
+            Ok(Carried::Judged) if stale_allowed && transaction.used_up && transaction.is_unsent() => {
+                return Attempt::Stale;
+            }
             Ok(Carried::Judged) => {
                 return Attempt::Done(
                     transaction.finish(|| self.evidence(Phase::FinalReply, Scope::Transaction, None)),

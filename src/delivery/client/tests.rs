@@ -226,8 +226,27 @@ async fn a_connection_that_has_carried_what_it_may_costs_the_message_nothing() {
         drop(client);
         upstream.await.unwrap();
     }
+    // Some say so of the first recipient, and go on to count the others.
+    let (mut client, theirs) = self::client("PIPELINING");
+    let more = "451 mails per session exceeded";
+    let answers = [&["250", "250", "354 go", "250 taken"][..], &["250", more, more, "554 nobody"]];
+    let upstream = play(theirs, Box::leak(answers.concat().into_boxed_slice()));
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert!(matches!(attempt(&mut client, &TWO, &content()).await, Attempt::Stale));
+    assert!(!client.is_usable());
+    drop(client);
+    upstream.await.unwrap();
+    // Whoever was accepted nevertheless has got it.
+    let (mut client, theirs) = self::client("PIPELINING");
+    let answers = [&["250", "250", "354 go", "250 taken"][..], &["250", more, "250", "354 go", "250 taken"]];
+    let upstream = play(theirs, Box::leak(answers.concat().into_boxed_slice()));
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert_eq!(letters(&outcomes(attempt(&mut client, &TWO, &content()).await)), "WD");
+    assert!(!client.is_usable());
+    drop(client);
+    upstream.await.unwrap();
     // One that takes nothing at all is not asked over and over.
-    let (mut client, theirs) = client("8BITMIME");
+    let (mut client, theirs) = self::client("8BITMIME");
     let upstream = play(theirs, &[ENOUGH]);
     let got = outcomes(attempt(&mut client, &["c@d.example"], &content()).await);
     assert_eq!((letters(&got).as_str(), got[0].evidence().scope), ("W", Scope::Transaction));
