@@ -35,7 +35,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{Login, Upstream, UpstreamTls},
-    mail::outcome::{Evidence, Outcome, Scope},
+    mail::outcome::{Advice, Evidence, Outcome, Scope, Who},
     net::Stream,
     smtp::{
         command::Command,
@@ -81,6 +81,9 @@ pub struct Client<S> {
 pub enum Attempt {
     /// An outcome for each recipient, in their order.
     Done(Vec<Outcome>),
+    /// The same of a connection that ended on the way, without a word about why: that concerns no other, and the
+    /// next one will show what it was.
+    Lost(Vec<Outcome>),
     /// The kept connection had ended, or has carried what it may, before anything was said about this message.
     Stale,
     /// The content failed its checksum: not a dot of it was finished.
@@ -255,6 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             Err(SourceError::Unreadable(error)) => {
                 let evidence = Evidence {
                     explanation: Some(format!("the content can't be read from the spool now: {error}")),
+                    advice: advice(Who::Operator),
                     ..self.evidence(Phase::Content, Scope::Message, None)
                 };
                 return Attempt::Done(vec![Outcome::Deferred(evidence); message.recipients.len()]);
@@ -307,9 +311,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             } else {
                 lost.words()
             }),
+            advice: advice(lost.who()),
             ..self.evidence(lost.phase, Scope::Upstream, lost.reply)
         };
-        Attempt::Done(transaction.finish(|| evidence.clone()))
+        Attempt::Lost(transaction.finish(|| evidence.clone()))
     }
 
     /// Says goodbye, without waiting long for an answer.
@@ -329,19 +334,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// What the upstream said in advance that it will not take, or not at once.
     fn lacking(&self, lack: Lack) -> Outcome {
         let Lack { status, words, scope } = lack;
-        let seen = |scope, status, words| Evidence {
+        let seen = |scope, status, words, who: Option<Who>| Evidence {
             status: Some(status),
             explanation: Some(words),
+            advice: who.and_then(advice),
             ..self.evidence(Phase::Mail, scope, None)
         };
         match status {
-            Enhanced(4, ..) => Outcome::Deferred(seen(scope, status, words)),
+            Enhanced(4, ..) => Outcome::Deferred(seen(scope, status, words, Some(Who::Nobody))),
             // It has refused EHLO, which a better day may change. How large a message may be is known otherwise.
             Enhanced(5, subject, detail) if self.bare && status != needs::TOO_LARGE => {
                 let words = format!("{words}: it refuses EHLO, and with HELO it offers nothing");
-                Outcome::Deferred(seen(Scope::Upstream, Enhanced(4, subject, detail), words))
+                let status = Enhanced(4, subject, detail);
+                Outcome::Deferred(seen(Scope::Upstream, status, words, Some(Who::Upstream)))
             }
-            _ => Outcome::Failed(seen(scope, status, words)),
+            _ => Outcome::Failed(seen(scope, status, words, None)),
         }
     }
 
@@ -350,6 +357,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let verified = !matches!(self.upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
         self.is_tls() && verified
     }
+}
+
+/// Who can do something about what nobody gave advice on.
+fn advice(who: Who) -> Option<Box<Advice>> {
+    Some(Box::new(Advice { who, help: None, not_before: None, tries: None, slower: None }))
 }
 
 /// How content travels.

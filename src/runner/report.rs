@@ -120,6 +120,9 @@ impl Runner {
         let gates: Option<Vec<_>> = self.upstreams().into_iter().map(|upstream| upstream.closed).collect();
         let gate = gates.filter(|_| action == Action::Delayed).and_then(|gates| gates.into_iter().next());
         let why = gate.as_ref().map(|closed| &closed.evidence);
+        let now = self.clock().now();
+        let opens = gate.as_ref().map(|closed| closed.until);
+        let next = |recipient: &Recipient| recipient.due.max(opens).filter(|next| *next > now);
         let fate = |place: &usize| {
             let recipient = &entry.recipients[*place];
             Fate {
@@ -127,6 +130,7 @@ impl Runner {
                 original: recipient.original.as_ref(),
                 evidence: later(recipient.last.as_ref(), why),
                 expired: recipient.state == RecipientState::Expired,
+                next: next(recipient),
             }
         };
         let (id, subject) = (entry.id.to_string(), content::decoded_subject(&head));
@@ -140,7 +144,7 @@ impl Runner {
             unique: &unique,
             arrival: entry.received,
             until: given_up_at(orders, entry),
-            now: self.clock().now(),
+            now,
             subject: subject.as_deref(),
             message_id: entry.message_id.as_deref(),
             envid: entry.handling.envid.as_deref(),

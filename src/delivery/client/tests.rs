@@ -138,7 +138,7 @@ fn content() -> Content {
 
 fn outcomes(attempt: Attempt) -> Vec<Outcome> {
     match attempt {
-        Attempt::Done(outcomes) => outcomes,
+        Attempt::Done(outcomes) | Attempt::Lost(outcomes) => outcomes,
         other => panic!("{other:?}"),
     }
 }

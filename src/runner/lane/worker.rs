@@ -278,8 +278,9 @@ impl Runner {
         attempt: Attempt,
     ) -> Carried {
         let orders = self.orders();
+        let is_lost = matches!(attempt, Attempt::Lost(_));
         match attempt {
-            Attempt::Done(outcomes) => {
+            Attempt::Done(outcomes) | Attempt::Lost(outcomes) => {
                 leave.spent(spent(&outcomes));
                 let outcomes = given_up(outcomes, job.claim.entry(), &job.places);
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
@@ -297,7 +298,8 @@ impl Runner {
                     // There is room for other connections.
                     lane.idled.notify_one();
                 }
-                let until = self.pause(&orders, lane, agent, &outcomes);
+                let pauses = if is_lost { &[] } else { &outcomes[..] };
+                let until = self.pause(&orders, lane, agent, pauses);
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
             }
@@ -316,8 +318,8 @@ impl Runner {
         let (evidence, waits) = outcomes.iter().find_map(|outcome| {
             let evidence = outcome.evidence();
             match evidence.scope {
-                // Without advice the connection was lost, which the next one will explain.
-                _ if evidence.advice.is_none() => None,
+                // What it did not say itself is about this message.
+                _ if evidence.reply.is_none() => None,
                 Scope::Credential => Some((evidence, agent.upstream().auth_retry)),
                 Scope::Account | Scope::Upstream => {
                     Some((evidence, retry_after(orders.queue.retry, evidence)))
