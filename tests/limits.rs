@@ -294,6 +294,30 @@ fn other_upstreams_in_the_settings_take_what_is_queued_already() {
     assert_eq!(new.arrived(), 20);
 }
 
+// RFC 6710.
+#[test]
+fn a_higher_priority_goes_first_within_a_limit_however_many_wait_and_by_whatever_way() {
+    let (slow, other) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let relay = Relay::start(&several(&[
+        ("slow", &slow, ", recipients: slow.test, rate_limit: 1/second"),
+        ("other", &other, ", recipients: other.test"),
+    ]));
+    let mut client = relay.client();
+    let mut send = |sender: &str, priority: i8, token: &str| {
+        let mail = format!("<{sender}> MT-PRIORITY={priority}");
+        client.send_as(&mail, &["<a@slow.test>"], &message_with(token)).expect("it is taken");
+    };
+    // Of more senders than a lane asks for at once, so that no turn of theirs would come soon.
+    for number in 0..150 {
+        send(&format!("a@low{number}.test"), -4, &format!("low-{number}"));
+    }
+    wait::until_true("some have gone", || slow.arrived() >= 2);
+    send("a@high.test", 4, "high");
+    wait::until_true("the high one has gone", || slow.ledger().contains_key("high"));
+    let before = slow.arrivals().len();
+    assert!(before <= 20, "{before} went before it");
+}
+
 /// Logs in and sends messages until one is refused; how many were taken, and the refusal.
 fn taken_of_login(port: u16, login: &str, recipients: usize) -> (usize, String) {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a session");
