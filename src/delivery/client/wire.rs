@@ -1,6 +1,6 @@
 //! Octets out and replies in: every wait with its deadline, every buffer with its bound.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
@@ -181,6 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             match self.stream.read_buf(&mut self.input).await {
                 Ok(0) => return Err(Why::Closed),
                 Ok(_) => self.heard = Instant::now(),
+                // In TLS without a word of farewell: many close so.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(Why::Closed),
                 Err(error) => return Err(Why::Broken(error)),
             }
         }
