@@ -175,6 +175,25 @@ fn what_is_over_the_first_upstreams_limit_goes_by_the_second() {
 }
 
 #[test]
+fn a_quota_that_the_first_upstream_tells_of_sends_the_mail_by_the_second() {
+    let (first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let daily = "550 5.4.5 Daily user sending limit exceeded.";
+    first.set(|behaviour| drop(behaviour.senders.insert("sender@example.test".into(), daily.into())));
+    let relay =
+        Relay::start(&several(&[("first", &first, ", priority: 1"), ("second", &second, ", priority: 2")]));
+    send(&relay, "quota", 12);
+    relay.wait_for_empty_queue();
+    assert_eq!((first.arrivals().len(), second.arrivals().len()), (0, 12));
+    assert!(second.ledger().values().all(|count| *count == 1), "{:?}", second.ledger());
+    let status = relay.status();
+    assert_eq!(
+        (&status["upstreams"][0]["state"], &status["upstreams"][1]["state"]),
+        (&"paused".into(), &"up".into())
+    );
+    assert!(!relay.log().contains(" bounced id="), "{}", relay.log());
+}
+
+#[test]
 fn while_the_first_upstream_is_down_the_second_takes_the_mail_and_gives_it_back() {
     let (mut first, second) = (Upstream::stopped(PASSWORD), Upstream::start(PASSWORD));
     let relay =

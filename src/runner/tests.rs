@@ -73,7 +73,7 @@ fn orders(directory: &Path) -> Orders {
 }
 
 /// A runner that sends nothing: the tests say what was seen.
-struct Fixture {
+pub(super) struct Fixture {
     directory: tempfile::TempDir,
     runner: Runner,
     thread: WriterThread,
@@ -81,8 +81,24 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::open(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    pub(super) fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.runner.lanes()[0])
+    }
+
+    /// A message for a worker.
+    pub(super) async fn work(&self) -> (lane::Job, tokio::sync::OwnedSemaphorePermit) {
+        let id = self.accept(Some("a@x.example"), vec![to("b@y.example", None)], Handling::default()).await;
+        let (claim, _) = self.queue().claim_by_id(id).await.unwrap();
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        (lane::Job { claim, places: vec![0] }, permit)
     }
 
     fn open(directory: tempfile::TempDir) -> Self {
@@ -416,7 +432,7 @@ async fn a_message_with_a_time_is_returned_at_it_or_its_sender_told() {
 #[tokio::test]
 async fn mail_of_a_paused_sender_waits_untried_and_expires_only_behind_a_refusal_of_its_time() {
     let fixture = Fixture::new();
-    let lane = fixture.runner.lanes()[0].clone();
+    let lane = fixture.lane();
     let id = fixture.accept(Some("busy@x.example"), vec![to("a@b.example", None)], Handling::default()).await;
     let admit = async || {
         let (claim, _) = fixture.queue().claim_by_id(id).await.unwrap();

@@ -419,6 +419,30 @@ async fn a_server_that_only_claims_to_know_the_password_is_left() {
     }
 }
 
+/// A server that asks on and on hears user name and password once, and then no more.
+#[tokio::test]
+async fn challenges_without_end_end_the_login() {
+    let login = Login {
+        username: "a".into(),
+        password: "secret".to_owned().into(),
+        mechanism: AuthMechanism::Auto,
+        oauth: None,
+    };
+    for mechanism in [Mechanism::Login, Mechanism::CramMd5, Mechanism::Plain, Mechanism::XOAuth2] {
+        let (mut client, theirs) = client("AUTH LOGIN");
+        let upstream = play(theirs, &["334 VXNlcm5hbWU6"; 20]);
+        let lost = client.authenticate(mechanism, &login).await.expect_err("no login");
+        assert!(lost.words().contains("asked without end"), "{}", lost.words());
+        assert!(!client.is_usable());
+        drop(client);
+        let heard = upstream.await.unwrap();
+        assert!(heard.len() <= 1 + CHALLENGES_MAX, "{heard:?}");
+        let secret = heard.iter().filter(|line| **line == sasl::encode("secret")).count();
+        assert_eq!(secret, usize::from(mechanism == Mechanism::Login), "{heard:?}");
+        assert_eq!(heard.last().map(String::as_str), Some("*"), "{heard:?}");
+    }
+}
+
 #[tokio::test]
 async fn another_head_goes_out_in_the_place_of_the_first_octets_and_counts() {
     let octets: Vec<u8> = [&b"Subject: x\r\n"[..], &b"\r\n.hi\r\n".repeat(20_000)].concat();

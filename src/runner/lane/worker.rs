@@ -403,6 +403,27 @@ fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::tests::Fixture;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_waits_in_vain_is_given_back() {
+        let fixture = Fixture::new();
+        let lane = fixture.lane();
+        let begun = Instant::now();
+        assert!(fixture.runner().wait_for_work(&lane).await.is_none());
+        assert_eq!(begun.elapsed(), IDLE);
+        assert!(lock(&lane.idle).is_empty(), "nobody hands it work any more");
+        // Chosen in the last moment, it does what it was chosen for.
+        let waiting = async {
+            tokio::join!(fixture.runner().wait_for_work(&lane), async {
+                tokio::time::sleep(IDLE - Duration::from_millis(1)).await;
+                let (_, chosen) = lock(&lane.idle).pop().expect("it waits");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                chosen.try_send(fixture.work().await).expect("it listens");
+            })
+        };
+        assert!(waiting.await.0.is_some());
+    }
 
     fn seen(phase: Phase, uncertain: bool) -> Evidence {
         Evidence {

@@ -51,6 +51,12 @@ pub enum StartTls {
     Refused,
     /// Plaintext replies glued to the 220, in one segment, for the client to take as said in TLS.
     Injected,
+    /// Offered, and then not a word of a handshake.
+    Stalled,
+    /// Offered; behind the 220 it has nothing more to say, and listens.
+    HalfClosed,
+    /// Offered, and then what is no handshake.
+    Garbage,
 }
 
 /// How it ends a message's transaction.
@@ -81,6 +87,8 @@ pub struct Behaviour {
     pub mechanisms: &'static str,
     /// What else it offers, behind PIPELINING.
     pub keywords: Vec<&'static str>,
+    /// The same in clear, if it is something else there.
+    pub keywords_in_clear: Option<Vec<&'static str>>,
     /// Whether it offers DSN.
     pub dsn: bool,
     /// Whether it offers CHUNKING.
@@ -89,6 +97,8 @@ pub struct Behaviour {
     pub greeting: Option<String>,
     /// What it says to a login, whatever the password.
     pub login: Option<String>,
+    /// It hangs up in the place of its 235.
+    pub login_lost: bool,
     /// Replies to MAIL by address; 250 for all others.
     pub senders: HashMap<String, String>,
     /// Replies to RCPT by address; 250 for all others.
@@ -181,10 +191,12 @@ impl Upstream {
             ehlo: None,
             mechanisms: "PLAIN LOGIN",
             keywords: vec!["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"],
+            keywords_in_clear: None,
             dsn: false,
             chunking: false,
             greeting: None,
             login: None,
+            login_lost: false,
             senders: HashMap::new(),
             recipients: HashMap::new(),
             most_recipients: usize::MAX,

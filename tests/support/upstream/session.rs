@@ -1,7 +1,7 @@
 //! One connection to the scripted upstream: the conversation, and what is done wrong in it.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Instant;
@@ -54,7 +54,16 @@ pub(super) fn converse(stream: TcpStream, state: &State, heard: &Arc<Mutex<Heard
     if let Next::Over = clear.run()? {
         return Ok(());
     }
-    let shows = locked(&state.behaviour).shows;
+    let Behaviour { shows, starttls, .. } = locked(&state.behaviour).clone();
+    match starttls {
+        StartTls::HalfClosed => clear.stream.stream.shutdown(Shutdown::Write)?,
+        StartTls::Garbage => clear.say("not a word of TLS, says the test")?,
+        _ => {}
+    }
+    if matches!(starttls, StartTls::Stalled | StartTls::HalfClosed | StartTls::Garbage) {
+        while clear.read_more()? {}
+        return Ok(());
+    }
     let tls = rustls::ServerConnection::new(Arc::clone(&state.configs[&shows])).map_err(io::Error::other)?;
     let mut stream = rustls::StreamOwned::new(tls, clear.stream);
     while stream.conn.is_handshaking() {
@@ -104,7 +113,7 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 "STARTTLS" if self.inside.is_none() => match behaviour.starttls {
                     StartTls::Refused => self.say("454 4.7.0 TLS not available just now")?,
                     StartTls::Stripped => self.say("502 5.5.1 no such command")?,
-                    StartTls::Offered => {
+                    StartTls::Offered | StartTls::Stalled | StartTls::HalfClosed | StartTls::Garbage => {
                         self.say("220 2.0.0 ready")?;
                         return Ok(Next::StartTls);
                     }
@@ -178,7 +187,8 @@ impl<'a, S: Read + Write> Session<'a, S> {
         } else {
             lines.push("STARTTLS".to_owned());
         }
-        lines.extend(behaviour.keywords.iter().map(ToString::to_string));
+        let keywords = behaviour.keywords_in_clear.as_ref().filter(|_| self.inside.is_none());
+        lines.extend(keywords.unwrap_or(&behaviour.keywords).iter().map(ToString::to_string));
         for (offered, keyword) in [(behaviour.dsn, "DSN"), (behaviour.chunking, "CHUNKING")] {
             lines.extend(offered.then(|| keyword.to_owned()));
         }
@@ -219,10 +229,23 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 let user = if initial.is_empty() { self.ask("334 VXNlcm5hbWU6")? } else { decoded(initial) };
                 (user, self.ask("334 UGFzc3dvcmQ6")?)
             }
+            // These it can't check, and says no.
+            "CRAM-MD5" => {
+                self.ask(&format!("334 {}", BASE64.encode("<4711@upstream.test>")))?;
+                (Vec::new(), Vec::new())
+            }
+            "SCRAM-SHA-256" => {
+                let first = String::from_utf8_lossy(&decoded(initial)).into_owned();
+                let nonce = first.rsplit_once("r=").map_or("", |(_, nonce)| nonce);
+                self.ask(&format!("334 {}", BASE64.encode(format!("r={nonce}4711,s=c2FsdA==,i=4096"))))?;
+                (Vec::new(), Vec::new())
+            }
             _ => return self.say("504 5.5.4 not in the script"),
         };
         self.trusted = given.0 == USER.as_bytes() && given.1 == behaviour.password.as_bytes();
-        if self.trusted {
+        if self.trusted && behaviour.login_lost {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else if self.trusted {
             self.say("235 2.7.0 Accepted")
         } else {
             self.say("535 5.7.8 Username and password not accepted, says the test")
