@@ -555,3 +555,97 @@ fn whoever_complains_about_connections_gets_no_more_than_it_takes() {
     assert!(upstream.arrived() == 60 && upstream.ledger().values().all(|count| *count == 1));
     assert_eq!(bounces(&relay), 0);
 }
+
+/// Thirty messages that this day refuses for good; no more than ten of them bounce.
+fn no_more_than_ten_bounce(name: &str, bad: impl FnOnce(&mut Behaviour), body: &str, more: &[(&str, &str)]) {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(bad);
+    let service = mailer(&upstream).set("smtp_retry", "100ms..200ms");
+    let relay = Relay::start(&more.iter().fold(service, |service, (key, value)| service.set(key, value)));
+    let mut client = relay.client();
+    for token in tokens(name, 30) {
+        let letter = format!("{}{body}\r\n", message_with(&token));
+        client.send("sender@example.test", &["someone@example.test"], &letter).expect("taken");
+    }
+    let of_ours = |item: &&serde_json::Value| item["sender"] == "sender@example.test";
+    wait::until_true(&format!("{name}: the rest is held"), || {
+        let queue = relay.queue();
+        // Reports of bounces, where they are refused as well, are among the ten.
+        queue.iter().filter(of_ours).count() >= 20
+            && queue.iter().filter(of_ours).all(|item| item["state"] == "held")
+    });
+    let bounced = relay.log().lines().filter(|line| line.contains(" bounced id=")).count();
+    assert!(bounced <= 10, "{name}: {bounced} bounced");
+    assert_eq!(upstream_status(&relay)["who_must_act"], "operator", "{name}");
+}
+
+#[test]
+fn what_an_upstream_offers_no_more_bounces_ten_and_then_nothing() {
+    no_more_than_ten_bounce("8bitmime", |it| it.keywords = vec!["SIZE 52428800"], "Grüße", &[]);
+    no_more_than_ten_bounce("size", |it| it.keywords = vec!["8BITMIME", "SIZE 200"], &"x".repeat(900), &[]);
+}
+
+#[test]
+fn what_says_not_now_until_it_is_given_up_bounces_ten_and_then_nothing() {
+    let rule = "[{text: 'is required', tries: 2, scope: message, means: it will never pass}]";
+    let bad = |it: &mut Behaviour| it.refusal = behind_the_dot("450 The subject field is required.");
+    no_more_than_ten_bounce("tries", bad, "", &[("smtp_relay_replies", rule)]);
+}
+
+#[test]
+fn an_upstream_that_takes_helo_alone_today_gets_what_it_can_and_the_rest_waits() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.open = true;
+        it.ehlo = Some("502 5.5.1 not today, says the test".into());
+    });
+    let service = mailer(&upstream)
+        .without("smtp_relay_username")
+        .without("smtp_relay_password")
+        .without("smtp_relay_tls_ca")
+        .set("smtp_relay_tls", "none");
+    let relay = Relay::start(&service);
+    let mut client = relay.client();
+    for token in tokens("helo", 15) {
+        let letter = format!("{}Grüße\r\n", message_with(&token));
+        client.send("sender@example.test", &["someone@example.test"], &letter).expect("taken");
+    }
+    send(&relay, "sender@example.test", tokens("ascii", 15));
+    wait::until_true("the rest waits", || {
+        upstream.arrived() == 15 && states(&relay) == HashMap::from([("deferred".to_owned(), 15)])
+    });
+    assert!(upstream.ledger().keys().all(|token| token.starts_with("ascii-")));
+    let reason = relay.queue()[0]["reason"].as_str().expect("a reason").to_owned();
+    assert!(reason.contains("8BITMIME") && reason.contains("refuses EHLO"), "{reason}");
+    assert_eq!(bounces(&relay), 0);
+    upstream.set(|it| it.ehlo = None);
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
+fn what_shows_only_behind_the_login_is_asked_about_less_and_less_and_over_one_connection() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| {
+        it.senders.insert("sender@example.test".into(), "530 5.7.0 Authentication required".into());
+    });
+    let relay = Relay::start(&mailer(&upstream).set("smtp_auth_retry", "1s..16s"));
+    send(&relay, "sender@example.test", tokens("behind", 30));
+    wait::until_true("it was asked", || upstream.auth_attempts() > 0);
+    let first = upstream.auth_times()[0];
+    let end = first + std::time::Duration::from_secs(10);
+    wait::until_true("ten seconds are over", || {
+        // Before the first answer others may have been opened.
+        let begins = first.elapsed() < std::time::Duration::from_millis(700);
+        assert!(begins || upstream.connections() <= 1, "{} connections", upstream.connections());
+        std::time::Instant::now() > end
+    });
+    // At the beginning up to three, and then about 1, 3 and 7 seconds later.
+    let asked = upstream.auth_attempts();
+    assert!((3..=6).contains(&asked), "{asked} logins in ten seconds");
+    assert_eq!(bounces(&relay), 0);
+    upstream.set(|it| it.senders.clear());
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 30 && upstream.ledger().values().all(|count| *count == 1));
+}

@@ -133,3 +133,41 @@ fn there_is_a_manual_page_for_each_command() {
     fs::write(home.path().join("file"), "").expect("a file");
     assert_eq!(outpost(home.path(), &["man", "file"]).status.code(), Some(73));
 }
+
+#[test]
+fn presets_are_listed_and_shown_one_by_one_for_people_and_programs() {
+    let home = tempfile::tempdir().expect("a directory");
+    let presets = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outpost"));
+        let output = command.arg("presets").args(arguments).current_dir(home.path()).env_clear().output();
+        output.expect("the binary starts")
+    };
+    let list = words(&presets(&[]));
+    assert!(list.lines().next().is_some_and(|head| head.starts_with("NAME")), "{list}");
+    for name in ["mailgun", "mailgun-eu", "gmail", "google-workspace-relay", "sendgrid", "ses", "postmark"] {
+        assert!(list.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {list}");
+    }
+    for name in ["sparkpost", "mailjet", "brevo", "resend", "office365", "zoho", "zeptomail", "fastmail"] {
+        assert!(list.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {list}");
+    }
+    assert!(list.contains("critsend") && list.contains("(gone)"), "{list}");
+    let gmail = words(&presets(&["Gmail"]));
+    for line in ["hosts:", "ports:", "tls:", "user name:", "password:", "rate limits:", "replies:", "source:"]
+    {
+        assert!(gmail.lines().any(|shown| shown.starts_with(line)), "{line} {gmail}");
+    }
+    assert!(gmail.contains("smtp.gmail.com") && gmail.contains("500 recipients/day"), "{gmail}");
+    assert!(gmail.contains("gmail-app-password"), "{gmail}");
+
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_slice(&presets(arguments).stdout).expect("JSON")
+    };
+    let sendgrid = json(&["sendgrid", "--json"]);
+    assert_eq!((&sendgrid["name"], &sendgrid["tls"]), (&"sendgrid".into(), &"starttls".into()));
+    assert!(sendgrid["username"].as_str().is_some_and(|rule| rule.contains("apikey")), "{sendgrid}");
+    assert_eq!(json(&["--json"]).as_array().map(Vec::len), Some(list.lines().count() - 1));
+
+    let unknown = presets(&["sendgird"]);
+    assert_eq!(unknown.status.code(), Some(64));
+    assert!(words(&unknown).contains("there is no preset sendgird"), "{}", words(&unknown));
+}

@@ -281,3 +281,79 @@ fn who_wants_mail_back_rather_than_late_gets_it_back_from_an_upstream_without_de
     let words = reports[0]["text"].as_str().expect("words").split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("no DELIVERBY"), "{words}");
 }
+
+/// The report, its lines in one.
+fn flat(report: &Value) -> String {
+    let text = report["text"].as_str().expect("a text");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn status_queue_api_and_report_say_the_same_of_what_waits() {
+    let quota = "550 5.4.5 Daily user sending limit exceeded, says the test";
+    let busy = "451 4.3.0 not just now, says the test";
+    for (reply, means, who, in_report, at_mail) in [
+        (
+            quota,
+            "the account's daily limit is used up; it frees within 24 hours",
+            ("operator", "You must act"),
+            "Whoever runs this relay must act",
+            true,
+        ),
+        (
+            busy,
+            "the upstream does not take mail for this recipient now",
+            ("nobody", "Nobody must act"),
+            "Nobody must act",
+            false,
+        ),
+    ] {
+        let upstream = Upstream::start(PASSWORD);
+        upstream.set(|it| {
+            let (map, address) = match at_mail {
+                true => (&mut it.senders, "sender@example.test"),
+                false => (&mut it.recipients, "a@example.test"),
+            };
+            map.insert(address.to_owned(), reply.to_owned());
+        });
+        let service = upstream.upstream_of(Service::mailer(), PASSWORD);
+        let relay = Relay::start(&service.set("smtp_delay_warning", "1s").set("smtp_retry", "10m..30m"));
+        relay.client().send_as("<sender@example.test>", &["<a@example.test>"], CONTENT).expect("it is taken");
+        let is_ours = |item: &Value| item["sender"] == "sender@example.test" && item["state"] == "deferred";
+        let item = wait::until("it waits, and its sender is told", || {
+            let queue = relay.queue();
+            let told = queue.len() == 2 || !upstream.messages().is_empty();
+            queue.iter().find(|item| is_ours(item)).filter(|_| told).cloned()
+        });
+        let all = format!("{reply} ({means})");
+        let recipient = &item["recipients"][0];
+        assert_eq!((&item["reason"], &recipient["reason"]), (&all.clone().into(), &all.clone().into()));
+        assert_eq!(recipient["who_must_act"], who.0);
+        let next = recipient["next_attempt"].as_str().expect("a time");
+        let shown = relay.told(&["queue", "show", item["id"].as_str().expect("an id")]);
+        for words in [&all, who.1, &format!("Next try at {next}")] {
+            assert!(shown.contains(words), "{words}: {shown}");
+        }
+        let status = relay.status()["upstreams"][0].clone();
+        if at_mail {
+            assert_eq!((&status["reason"], &status["who_must_act"]), (&all.clone().into(), &who.0.into()));
+            assert_eq!(status["until"], next);
+            let told = relay.told(&["status"]);
+            assert!(told.contains(who.1) && told.contains(means), "{told}");
+        } else {
+            assert_eq!(status["state"], "up", "others are not concerned");
+        }
+        upstream.set(|it| {
+            it.senders.clear();
+            it.recipients.clear();
+        });
+        relay.told(&["queue", "retry", "--all", "--yes"]);
+        relay.wait_for_empty_queue();
+        let reports = reports(&upstream, &relay.home);
+        assert_eq!(reports.len(), 1);
+        let text = flat(&reports[0]);
+        for words in [&all, in_report, &format!("Next try at {next}")] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+}

@@ -107,6 +107,30 @@ fn ten_a_second_and_fifty_a_day_are_never_exceeded_though_it_is_killed_again_and
 }
 
 #[test]
+fn what_left_in_one_flight_with_its_envelope_counts_though_not_a_word_came_back() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| {
+        behaviour.chunking = true;
+        behaviour.ending = Ending::DropBeforeAnyReply;
+    });
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/day");
+    let relay = Relay::start(&service);
+    send(&relay, "flight", 3);
+    wait::until_true("one has arrived", || upstream.arrived() == 1);
+    wait::until_true("all wait for the limit", || {
+        let is_limit = |item: &serde_json::Value| {
+            item["state"] == "deferred"
+                && item["reason"].as_str().is_some_and(|reason| reason.contains("/day"))
+        };
+        relay.status()["upstreams"][0]["state"] == "paused" && relay.queue().iter().any(is_limit)
+    });
+    // Longer than the longest wait between two tries.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((upstream.arrivals().len(), used(&relay, "day")), (1, 1));
+    assert!(relay.log().contains("uncertain"), "{}", relay.log());
+}
+
+#[test]
 fn a_message_to_more_than_may_be_reached_is_split_and_the_rest_waits() {
     let upstream = Upstream::start(PASSWORD);
     let service =
@@ -148,6 +172,25 @@ fn what_is_over_the_first_upstreams_limit_goes_by_the_second() {
         (&status["upstreams"][0]["state"], &status["upstreams"][1]["state"]),
         (&"paused".into(), &"up".into())
     );
+}
+
+#[test]
+fn a_quota_that_the_first_upstream_tells_of_sends_the_mail_by_the_second() {
+    let (first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let daily = "550 5.4.5 Daily user sending limit exceeded.";
+    first.set(|behaviour| drop(behaviour.senders.insert("sender@example.test".into(), daily.into())));
+    let relay =
+        Relay::start(&several(&[("first", &first, ", priority: 1"), ("second", &second, ", priority: 2")]));
+    send(&relay, "quota", 12);
+    relay.wait_for_empty_queue();
+    assert_eq!((first.arrivals().len(), second.arrivals().len()), (0, 12));
+    assert!(second.ledger().values().all(|count| *count == 1), "{:?}", second.ledger());
+    let status = relay.status();
+    assert_eq!(
+        (&status["upstreams"][0]["state"], &status["upstreams"][1]["state"]),
+        (&"paused".into(), &"up".into())
+    );
+    assert!(!relay.log().contains(" bounced id="), "{}", relay.log());
 }
 
 #[test]
@@ -270,6 +313,30 @@ fn other_upstreams_in_the_settings_take_what_is_queued_already() {
     assert_eq!(new.arrived(), 20);
 }
 
+// RFC 6710.
+#[test]
+fn a_higher_priority_goes_first_within_a_limit_however_many_wait_and_by_whatever_way() {
+    let (slow, other) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let relay = Relay::start(&several(&[
+        ("slow", &slow, ", recipients: slow.test, rate_limit: 1/second"),
+        ("other", &other, ", recipients: other.test"),
+    ]));
+    let mut client = relay.client();
+    let mut send = |sender: &str, priority: i8, token: &str| {
+        let mail = format!("<{sender}> MT-PRIORITY={priority}");
+        client.send_as(&mail, &["<a@slow.test>"], &message_with(token)).expect("it is taken");
+    };
+    // Of more senders than a lane asks for at once, so that no turn of theirs would come soon.
+    for number in 0..150 {
+        send(&format!("a@low{number}.test"), -4, &format!("low-{number}"));
+    }
+    wait::until_true("some have gone", || slow.arrived() >= 2);
+    send("a@high.test", 4, "high");
+    wait::until_true("the high one has gone", || slow.ledger().contains_key("high"));
+    let before = slow.arrivals().len();
+    assert!(before <= 20, "{before} went before it");
+}
+
 /// Logs in and sends messages until one is refused; how many were taken, and the refusal.
 fn taken_of_login(port: u16, login: &str, recipients: usize) -> (usize, String) {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a session");
@@ -319,6 +386,8 @@ fn a_login_over_its_limit_is_told_to_come_again_and_a_kill_forgets_nothing() {
     let (taken, refusal) = taken_of_login(relay.smtp, "shop", 7);
     assert_eq!(taken, 0, "{refusal}");
     assert!(refusal.starts_with("452 4.5.3 "), "{refusal}");
+    // What is under way at a kill may arrive twice, and would be counted so.
+    relay.wait_for_empty_queue();
     relay.kill9();
     relay.up();
     assert_eq!(taken_of_login(relay.smtp, "shop", 1).0, 0);

@@ -159,3 +159,24 @@ fn many_connections_fetch_one_token_and_a_refused_code_is_told() {
     assert!(upstream.auth_attempts() > 1, "several connections");
     assert_eq!(endpoint.asked().len() - before, 1, "and one token");
 }
+
+// RFC 6749 §4.4.
+#[test]
+fn without_a_users_consent_the_relay_gets_tokens_as_a_client_of_its_own() {
+    let upstream = Upstream::start("access-1");
+    upstream.set(|it| it.mechanisms = "XOAUTH2");
+    let endpoint = endpoint(&[(
+        "grant_type=client_credentials&client_id=us&client_secret=s%2F1&scope=mail",
+        r#"{"access_token": "access-1", "expires_in": 3600}"#,
+    )]);
+    let oauth = format!(
+        "{{token_url: 'http://127.0.0.1:{}/token', client_id: us, client_secret: s/1, scope: mail}}",
+        endpoint.port
+    );
+    let relay = Relay::start(&endpoint.service(&upstream).set("smtp_relay_oauth", oauth));
+    relay.client().send_token("one").expect("taken");
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&1));
+    assert_eq!(endpoint.asked().len(), 1);
+    assert!(!endpoint.asked()[0].contains("refresh_token"), "{:?}", endpoint.asked());
+}

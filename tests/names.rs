@@ -6,7 +6,7 @@ use support::bytes::contains;
 use support::names::{Names, Says};
 use support::relay::Relay;
 use support::service::{Home, Service};
-use support::upstream::{NAME, Upstream};
+use support::upstream::{NAME, Shows, Upstream};
 use support::{mount, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
@@ -59,4 +59,29 @@ fn whatever_the_name_server_says_mail_waits_and_the_words_tell_what_it_was() {
         relay.wait_for_empty_queue();
         assert_eq!(upstream.ledger().get("one"), Some(&1), "{says:?}");
     }
+}
+
+// RFC 9525 §6.1: what was configured counts, not where a name server leads.
+#[test]
+fn behind_another_name_the_certificate_must_be_for_the_configured_one() {
+    if !mount::wanted() {
+        return;
+    }
+    let names = Names::start(Says::Alias);
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.shows = Shows::WrongName);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_relay_server", NAME);
+    let mut relay = Relay::of(&Home::new(&[&service]), &service);
+    relay.up_under(names.only(), |_| {});
+    relay.client().send_token("one").expect("taken");
+    let status = wait::until("it is told", || {
+        Some(upstream_status(&relay)).filter(|status| status["state"] == "down")
+    });
+    let reason = status["reason"].as_str().expect("a reason");
+    assert!(reason.contains(&format!("for another name than {NAME}")), "{reason}");
+    assert_eq!(upstream.auth_attempts(), 0);
+
+    upstream.set(|it| it.shows = Shows::Good);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&1));
 }

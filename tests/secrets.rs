@@ -416,6 +416,15 @@ fn no_secret_is_repeated_in_any_form_whatever_fails() {
     }
     relay.terminate();
     let log = relay.log();
+    for (mechanism, upstream) in mechanisms.iter().zip(&upstreams) {
+        let inside: Vec<u8> = upstream.heard().into_iter().flat_map(|heard| heard.inside).collect();
+        let said = String::from_utf8_lossy(&inside).into_owned();
+        // More than the word itself: a challenge was answered, or the login went with it.
+        let auth = said.lines().position(|line| line.starts_with(&format!("AUTH {mechanism}")));
+        let auth = auth.unwrap_or_else(|| panic!("no login by {mechanism}: {said}"));
+        let answered = said.lines().nth(auth + 1).is_some_and(|line| !line.contains(' ') && line.len() > 20);
+        assert!(answered || said.lines().nth(auth).is_some_and(|line| line.len() > 40), "{said}");
+    }
     assert!(log.contains("DEBUG") && log.contains("(withheld)"), "the log is as verbose as can be");
     search("the log", log.as_bytes(), &secrets, &mut found);
     search("standard output", relay.stdout().as_bytes(), &secrets, &mut found);

@@ -191,6 +191,134 @@ fn plaintext_glued_to_the_220_gets_neither_login_nor_mail() {
 }
 
 #[test]
+fn a_handshake_that_does_not_go_on_gets_neither_login_nor_mail() {
+    for (starttls, words) in [
+        (StartTls::Stalled, "does not go on with the TLS handshake"),
+        (StartTls::HalfClosed, "closed the connection during the TLS handshake"),
+        (StartTls::Garbage, "TLS fails"),
+    ] {
+        let upstream = Upstream::start(PASSWORD);
+        upstream.set(|it| it.starttls = starttls);
+        let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_relay_timeout", "1s"));
+        relay.client().send_token("one").expect("the relay takes it");
+        wait_for_words(&relay, &[words], || assert_nothing_given_away(&upstream));
+        assert_eq!(relay.status()["upstreams"][0]["state"], "down", "{starttls:?}");
+        assert_eq!(queued_by_id(&relay).len(), 1, "{starttls:?}: it stays");
+        upstream.set(|it| it.starttls = StartTls::Offered);
+        assert_arrives_once(&upstream, &relay, "one");
+    }
+}
+
+// RFC 3207 §4.2.
+#[test]
+fn what_was_offered_before_tls_counts_for_nothing_inside() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.keywords_in_clear = Some(vec!["CHUNKING", "DSN", "SIZE 10", "AUTH CRAM-MD5"]));
+    let relay = Relay::start(&mailer(&upstream, PASSWORD));
+    let mail = "<sender@example.test> RET=HDRS";
+    let content = support::client::message_with("one");
+    relay.client().send_as(mail, &["<someone@example.test>"], &content).expect("it is taken");
+    assert_arrives_once(&upstream, &relay, "one");
+    let inside = String::from_utf8_lossy(&upstream.heard()[0].inside).into_owned();
+    assert!(inside.contains("AUTH PLAIN ") && inside.contains("\r\nDATA\r\n"), "{inside}");
+    for word in ["BDAT", "RET=", "CRAM-MD5"] {
+        assert!(!inside.contains(word), "{word}: {inside}");
+    }
+}
+
+#[test]
+fn an_upstream_that_offers_no_mechanism_of_ours_gets_neither_login_nor_mail() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.mechanisms = "GSSAPI NTLM");
+    let relay = Relay::start(&mailer(&upstream, PASSWORD));
+    relay.client().send_token("one").expect("the relay takes it");
+    wait_for_words(&relay, &["no AUTH mechanism of ours (GSSAPI NTLM)"], || {
+        assert_nothing_given_away(&upstream);
+    });
+    assert_eq!(relay.status()["upstreams"][0]["who_must_act"], "operator");
+    assert_eq!(queued_by_id(&relay).len(), 1, "it stays");
+    upstream.set(|it| it.mechanisms = "PLAIN");
+    assert_arrives_once(&upstream, &relay, "one");
+}
+
+#[test]
+fn a_lost_235_is_no_more_than_a_refused_login_and_keeps_the_mail() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.login_lost = true);
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_auth_retry", "4s..16s"));
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait_for_words(&relay, &["closed the connection during AUTH"], || ());
+    wait::until_true("a probe is lost as well", || upstream.auth_attempts() >= 2);
+    let first = upstream.auth_times()[0];
+    wait::until_true("one and a half of the first wait", || first.elapsed() > Duration::from_secs(6));
+    let times = upstream.auth_times();
+    let within = times.iter().filter(|time| **time - first <= Duration::from_secs(6)).count();
+    assert!(within <= 3, "{within} logins");
+    assert_eq!(queued_by_id(&relay).len(), 20, "all stay");
+    upstream.set(|it| it.login_lost = false);
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 20 && upstream.ledger().values().all(|count| *count == 1));
+}
+
+#[test]
+fn a_probe_that_may_log_in_again_lets_all_go_without_anybody() {
+    let upstream = Upstream::start("not this one");
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_retry", "10m..30m"));
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait_for_words(&relay, &["refuses the login"], || ());
+    upstream.set(|it| it.password = PASSWORD.to_owned());
+    relay.wait_for_empty_queue();
+    assert!(upstream.arrived() == 20 && upstream.ledger().values().all(|count| *count == 1));
+    assert_eq!(relay.status()["upstreams"][0]["state"], "up");
+}
+
+#[test]
+fn a_bad_certificate_costs_a_handshake_now_and_then_however_much_is_queued() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.shows = Shows::Expired);
+    let service = mailer(&upstream, PASSWORD).set("smtp_retry", "10m..30m");
+    let relay = Relay::start(&service.set("smtp_relay_connections", 10));
+    let mut client = relay.client();
+    for number in 0..100 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait_for_words(&relay, &["expired"], || assert_nothing_given_away(&upstream));
+    // The first wait is five seconds, give or take a fifth, and the next one twice as long.
+    let end = Instant::now() + Duration::from_secs(9);
+    wait::until_true("two waits", || {
+        assert!(upstream.heard().len() <= 3, "{} handshakes", upstream.heard().len());
+        Instant::now() > end
+    });
+    assert_eq!(queued_by_id(&relay).len(), 100, "all stay");
+    upstream.set(|it| it.shows = Shows::Good);
+    wait::until_true("the next probe opens it", || upstream.arrived() == 100);
+    relay.wait_for_empty_queue();
+    assert!(upstream.ledger().values().all(|count| *count == 1), "{:?}", upstream.ledger());
+}
+
+#[test]
+fn a_final_reply_that_does_not_come_in_time_leaves_the_message_uncertain() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|it| it.final_delay = Duration::from_secs(8));
+    let relay = Relay::start(&mailer(&upstream, PASSWORD).set("smtp_relay_timeout", "1s"));
+    relay.client().send_token("one").expect("it is taken");
+    wait::until_true("it is told", || {
+        contains_word(relay.log().as_bytes(), "did not answer in time during final reply")
+    });
+    assert!(contains_word(relay.log().as_bytes(), "uncertain"), "{}", relay.log());
+    upstream.set(|it| it.final_delay = Duration::ZERO);
+    relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger().get("one"), Some(&2), "once more, for nobody can know");
+}
+
+#[test]
 fn a_wrong_password_is_tried_three_times_at_most_and_holds_fifty_mails_until_it_is_corrected() {
     let upstream = Upstream::start(PASSWORD);
     let wrong = "wrong-sesame-0815";
@@ -496,6 +624,33 @@ fn a_token_takes_the_password_s_place_and_a_refused_one_is_fetched_anew() {
             assert_no_output_has(&relay, secret);
         }
     }
+}
+
+#[test]
+fn tokens_that_are_all_refused_are_tried_three_times_at_most_within_one_and_a_half_of_the_first_wait() {
+    let upstream = Upstream::start("token-1");
+    upstream.set(|behaviour| behaviour.mechanisms = "XOAUTH2");
+    let (port, _) = token_endpoint(&["token-1", "token-2", "token-3", "token-4", "token-5", "token-6"]);
+    let service =
+        with_tokens(&upstream, port).set("smtp_auth_retry", "4s..16s").set("smtp_relay_messages", 1);
+    let relay = Relay::start(&service);
+    relay.client().send_token("good").expect("it is taken");
+    relay.wait_for_empty_queue();
+
+    let before = upstream.auth_attempts();
+    upstream.set(|behaviour| behaviour.password = "none of them".to_owned());
+    let mut client = relay.client();
+    for number in 0..30 {
+        client.send_token(&format!("mail-{number}")).expect("it is taken");
+    }
+    wait::until_true("a probe is refused as well", || upstream.auth_attempts() >= before + 3);
+    wait::until_true("and another", || upstream.auth_attempts() >= before + 4);
+    let times = upstream.auth_times().split_off(before);
+    for (at, first) in times.iter().enumerate() {
+        let within = times[at..].iter().filter(|time| **time - *first <= Duration::from_secs(6)).count();
+        assert!(within <= 3, "{within} of {times:?}");
+    }
+    assert_eq!(queued_by_id(&relay).len(), 30, "all stay");
 }
 
 #[test]

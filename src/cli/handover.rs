@@ -61,7 +61,7 @@ impl Session {
                 head: None,
             };
             let told = match self.runtime.block_on(self.client.attempt(&message, None, async {})) {
-                Attempt::Done(told) => told,
+                Attempt::Done(told) | Attempt::Lost(told) => told,
                 Attempt::Stale => break,
                 Attempt::Damaged => {
                     let words =

@@ -77,6 +77,19 @@ pub(super) fn of_provider(reader: &mut Reader<'_>, upstream: &Upstream, preset: 
         let help = format!("{title} also has {ports}");
         reader.warn(port, "many networks block outgoing connections to port 25", Some(&help));
     }
+    // Of 465, which is so everywhere, more is said than this.
+    if preset.implicit.contains(&upstream.port)
+        && upstream.port != 465
+        && matches!(upstream.tls, UpstreamTls::StartTls | UpstreamTls::Opportunistic)
+    {
+        let others = preset.ports.iter().filter(|port| !preset.implicit.contains(port));
+        let others = others.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let name = reader.name(key!("smtp_relay_tls"));
+        let help = format!("write `{name}: implicit`, or one of its ports for STARTTLS: {others}");
+        let message =
+            format!("port {} of {title} speaks TLS from the first byte, not STARTTLS", upstream.port);
+        reader.warn(reader.place(key!("smtp_relay_tls")), message, Some(&help));
+    }
     of_limits(reader, upstream, preset);
     let Some(login) = &upstream.login else { return };
     let password = login.oauth.is_none().then(|| login.password.expose_secret());

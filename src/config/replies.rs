@@ -94,9 +94,11 @@ impl Replies {
 
 fn captured_wait(pattern: &Regex, text: &str) -> Option<Duration> {
     let found = pattern.captures(text)?;
-    let number = |unit: &str, seconds: u64| Some(found.name(unit)?.as_str().parse::<u64>().ok()? * seconds);
+    // The upstream chooses the number, and an operator's pattern may let it be of any length.
+    let number =
+        |unit: &str, seconds| Some(found.name(unit)?.as_str().parse::<u64>().ok()?.saturating_mul(seconds));
     let seconds = [number("hours", 3600), number("minutes", 60), number("seconds", 1)];
-    let total: u64 = seconds.into_iter().flatten().sum();
+    let total = seconds.into_iter().flatten().fold(0, u64::saturating_add);
     (total > 0).then(|| Duration::from_secs(total).min(WAIT_MAX))
 }
 
@@ -322,5 +324,14 @@ mod tests {
             let found = Replies::default().asked_wait(None, text).map(|wait| wait.as_secs());
             assert_eq!(found, seconds, "{text}");
         }
+    }
+
+    #[test]
+    fn a_number_of_any_length_asks_for_a_day_at_most() {
+        let pattern = pattern(r"wait (?<hours>\d+)h(?<minutes>\d+)m").expect("a pattern");
+        for text in ["wait 18446744073709551615h18446744073709551615m", "wait 5124095576030432h1m"] {
+            assert_eq!(captured_wait(&pattern, text), Some(WAIT_MAX), "{text}");
+        }
+        assert_eq!(captured_wait(&pattern, "wait 99999999999999999999h2m"), Some(Duration::from_secs(120)));
     }
 }

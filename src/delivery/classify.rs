@@ -38,9 +38,10 @@ pub struct Verdict {
     pub scope: Scope,
     /// What it means beyond the upstream's words.
     pub explanation: Option<String>,
-    /// Who can do something about it, what, and when; where a rule or the upstream's words said so.
+    /// Who can do something about it, what, and when. None of a refusal for good that no rule knows: there
+    /// the upstream's words are all that is known.
     pub advice: Option<Box<Advice>>,
-    /// The rule that fitted.
+    /// The rule that fitted; none, where RFC 5321's digits alone say what it means.
     pub rule: Option<String>,
 }
 
@@ -89,17 +90,23 @@ pub fn judge(replies: &Replies, said: Said<'_>, now: Timestamp) -> Verdict {
     // A refusal for good is not lifted by "try again in …".
     let wait = (permanence == Permanence::Transient).then(|| wait(replies, rule, &text, now)).flatten();
     let not_before = wait.map(|wait| now.after(wait));
-    let advice = match rule {
+    let (explanation, advice) = match rule {
         Some(rule) => {
             let (help, tries) = (rule.help.clone(), rule.tries);
-            Some(Advice { who: rule.who, help, not_before, tries, slower: rule.slower })
+            let advice = Advice { who: rule.who, help, not_before, tries, slower: rule.slower };
+            (Some(rule.means.clone()), Some(advice))
         }
+        None if permanence == Permanence::Permanent => (None, None),
         None => {
-            not_before.map(|_| Advice { who: Who::Nobody, help: None, not_before, tries: None, slower: None })
+            let (who, means) = by_phase(phase);
+            // Where the upstream says when, it is only a matter of time.
+            let who = if not_before.is_some() { Who::Nobody } else { who };
+            let advice = Advice { who, help: None, not_before, tries: None, slower: None };
+            (Some(means.to_owned()), Some(advice))
         }
     };
     Verdict {
-        explanation: rule.map(|rule| rule.means.clone()),
+        explanation,
         advice: advice.map(Box::new),
         rule: rule.map(|rule| rule.name.clone()),
         ..plain(permanence, scope)
@@ -118,6 +125,22 @@ fn own_scope(phase: Phase) -> Scope {
         Phase::Auth => Scope::Credential,
         Phase::Rcpt => Scope::Recipient,
         Phase::Mail | Phase::Data | Phase::Content | Phase::FinalReply => Scope::Message,
+    }
+}
+
+/// What "not now" means where no rule knows more, and who can do something about it. Before MAIL no reply is
+/// the message's fault, and a "never" means no more than that.
+fn by_phase(phase: Phase) -> (Who, &'static str) {
+    match phase {
+        Phase::Connect | Phase::Greeting => (Who::Upstream, "the upstream takes no connection now"),
+        Phase::Ehlo => (Who::Upstream, "the upstream refuses our EHLO"),
+        Phase::StartTls | Phase::Tls => (Who::Upstream, "the upstream does not begin TLS now"),
+        Phase::Auth => (Who::Upstream, "the upstream does not answer the login as it should"),
+        Phase::Mail | Phase::Data => (Who::Nobody, "the upstream does not take this message now"),
+        Phase::Rcpt => (Who::Nobody, "the upstream does not take mail for this recipient now"),
+        Phase::Content | Phase::FinalReply => {
+            (Who::Nobody, "the upstream has seen this message and does not take it now")
+        }
     }
 }
 

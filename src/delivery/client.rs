@@ -27,7 +27,7 @@ use super::{
     Message,
     auth::{Exchange, Mechanism},
     lost::{Lost, Why},
-    needs::Lack,
+    needs::{self, Lack},
     phase::Phase,
     source::{Source, SourceError},
     transaction::Transaction,
@@ -35,13 +35,13 @@ use super::{
 use crate::{
     clock::Clock,
     config::{Login, Upstream, UpstreamTls},
-    mail::outcome::{Evidence, Outcome, Scope},
+    mail::outcome::{Advice, Evidence, Outcome, Scope, Who},
     net::Stream,
     smtp::{
         command::Command,
         extension::Capabilities,
         framing::ContentWriter,
-        reply::{Reply, ReplyReader, Severity},
+        reply::{Enhanced, Reply, ReplyReader, Severity},
         sasl,
     },
 };
@@ -64,6 +64,8 @@ pub struct Client<S> {
     clock: Clock,
     /// The connection can't be used for another message.
     broken: bool,
+    /// It took HELO in the place of EHLO, so that nobody knows what else it could do.
+    bare: bool,
     /// A transaction was left open; RSET before the next.
     reset: bool,
     /// Messages carried.
@@ -79,6 +81,9 @@ pub struct Client<S> {
 pub enum Attempt {
     /// An outcome for each recipient, in their order.
     Done(Vec<Outcome>),
+    /// The same of a connection that ended on the way, without a word about why: that concerns no other, and the
+    /// next one will show what it was.
+    Lost(Vec<Outcome>),
     /// The kept connection had ended, or has carried what it may, before anything was said about this message.
     Stale,
     /// The content failed its checksum: not a dot of it was finished.
@@ -98,6 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             hostname,
             clock,
             broken: false,
+            bare: false,
             reset: false,
             carried: 0,
             ahead: None,
@@ -158,6 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             // RFC 5321 §3.2: a server of before EHLO. It offers nothing, so neither login nor mail goes where
             // TLS is required.
             reply = self.command(Phase::Ehlo, &Command::Helo(self.hostname.to_string())).await?;
+            self.bare = reply.is_success();
         }
         let offered = Capabilities::from_reply(&reply);
         self.capabilities = Capabilities {
@@ -236,9 +243,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         before_content: impl Future<Output = ()>,
     ) -> Attempt {
         if let Some(lack) = self.lack(message) {
+            self.broken |= self.bare;
             return Attempt::Done(vec![self.lacking(lack); message.recipients.len()]);
         }
         let mut transaction = self.begin(message);
+        // The next connection may say EHLO to better ears.
+        self.broken |= self.bare && transaction.outcomes.iter().any(Option::is_some);
         if transaction.open().next().is_none() {
             return Attempt::Done(transaction.outcomes.into_iter().flatten().collect());
         }
@@ -248,6 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             Err(SourceError::Unreadable(error)) => {
                 let evidence = Evidence {
                     explanation: Some(format!("the content can't be read from the spool now: {error}")),
+                    advice: advice(Who::Operator),
                     ..self.evidence(Phase::Content, Scope::Message, None)
                 };
                 return Attempt::Done(vec![Outcome::Deferred(evidence); message.recipients.len()]);
@@ -258,7 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.carried += 1;
         let lost = match result {
             // Over a fresh connection the same answer means that it must wait, or it would go on for ever.
-            Ok(Carried::Judged) if stale_allowed && transaction.used_up => return Attempt::Stale,
+            Ok(Carried::Judged) if stale_allowed && transaction.used_up && transaction.is_unsent() => {
+                return Attempt::Stale;
+            }
             Ok(Carried::Judged) => {
                 return Attempt::Done(
                     transaction.finish(|| self.evidence(Phase::FinalReply, Scope::Transaction, None)),
@@ -298,9 +311,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             } else {
                 lost.words()
             }),
+            advice: advice(lost.who()),
             ..self.evidence(lost.phase, Scope::Upstream, lost.reply)
         };
-        Attempt::Done(transaction.finish(|| evidence.clone()))
+        Attempt::Lost(transaction.finish(|| evidence.clone()))
     }
 
     /// Says goodbye, without waiting long for an answer.
@@ -320,9 +334,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// What the upstream said in advance that it will not take, or not at once.
     fn lacking(&self, lack: Lack) -> Outcome {
         let Lack { status, words, scope } = lack;
-        let evidence = self.evidence(Phase::Mail, scope, None);
-        let evidence = Evidence { status: Some(status), explanation: Some(words), ..evidence };
-        if status.0 == 4 { Outcome::Deferred(evidence) } else { Outcome::Failed(evidence) }
+        let seen = |scope, status, words, who: Option<Who>| Evidence {
+            status: Some(status),
+            explanation: Some(words),
+            advice: who.and_then(advice),
+            ..self.evidence(Phase::Mail, scope, None)
+        };
+        match status {
+            Enhanced(4, ..) => Outcome::Deferred(seen(scope, status, words, Some(Who::Nobody))),
+            // It has refused EHLO, which a better day may change. How large a message may be is known otherwise.
+            Enhanced(5, subject, detail) if self.bare && status != needs::TOO_LARGE => {
+                let words = format!("{words}: it refuses EHLO, and with HELO it offers nothing");
+                let status = Enhanced(4, subject, detail);
+                Outcome::Deferred(seen(Scope::Upstream, status, words, Some(Who::Upstream)))
+            }
+            _ => Outcome::Failed(seen(scope, status, words, None)),
+        }
     }
 
     /// TLS with whom we were told to talk to, and nobody else.
@@ -330,6 +357,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let verified = !matches!(self.upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
         self.is_tls() && verified
     }
+}
+
+/// Who can do something about what nobody gave advice on.
+fn advice(who: Who) -> Option<Box<Advice>> {
+    Some(Box::new(Advice { who, help: None, not_before: None, tries: None, slower: None }))
 }
 
 /// How content travels.

@@ -115,10 +115,12 @@ impl Agent {
         };
         let outcome = match fault {
             Fault::Source(SourceError::Damaged) => return Attempt::Damaged,
-            Fault::Source(SourceError::Unreadable(error)) => Outcome::Deferred(Evidence {
-                advice: None,
-                ..evidence(format!("the content can't be read from the spool now: {error}"))
-            }),
+            Fault::Source(SourceError::Unreadable(error)) => {
+                let words = format!("the content can't be read from the spool now: {error}");
+                let trouble =
+                    self.trouble(Phase::Content, Scope::Message, None, Some(words), Who::Operator, None);
+                Outcome::Deferred(trouble.evidence)
+            }
             Fault::Unsigned(error) => Outcome::Deferred(
                 self.trouble(
                     Phase::Content,

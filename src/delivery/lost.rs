@@ -1,7 +1,7 @@
 //! How a connection can end before its time.
 
 use super::phase::Phase;
-use crate::smtp::reply::Reply;
+use crate::{mail::outcome::Who, smtp::reply::Reply};
 
 /// The connection ended, or what came is no reply.
 #[derive(Debug)]
@@ -25,6 +25,11 @@ pub(super) enum Why {
 impl Lost {
     pub(super) fn new(phase: Phase, why: Why) -> Self {
         Self { phase, reply: None, why }
+    }
+
+    /// Who can do something about it.
+    pub(super) fn who(&self) -> Who {
+        if matches!(self.why, Why::Spool(_)) { Who::Operator } else { Who::Upstream }
     }
 
     /// What happened, in words.

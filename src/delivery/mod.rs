@@ -47,7 +47,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use self::{
     auth::Mechanism,
-    classify::Said,
+    classify::{Said, Verdict},
     client::Client,
     dial::dial,
     dkim::Signer,
@@ -214,7 +214,7 @@ impl Agent {
         // An upstream that hangs up on a login has answered it.
         let scope = if lost.phase == Phase::Auth { Scope::Credential } else { Scope::Upstream };
         match &lost.reply {
-            Some(reply) => self.refused(lost.phase, reply, &lost.words()),
+            Some(reply) => self.refused(lost.phase, reply),
             None => self.trouble(lost.phase, scope, None, Some(lost.words()), Who::Upstream, None),
         }
     }
@@ -390,13 +390,17 @@ impl Agent {
                 let (token, _) = self.token().await?;
                 let given = Login { password: token.unwrap_or(given.password), ..login.clone() };
                 reply = self.authenticate(client, mechanism, &given).await?;
+                if !reply.is_success() {
+                    // It is at hand now, and would be tried twice again.
+                    tokens.forget();
+                }
             }
         }
         if reply.is_success() {
             done(Step::new("AUTH", format!("logged in with {} as {}", mechanism.name(), login.username)));
             return Ok(());
         }
-        Err(self.refused(Phase::Auth, &reply, "the upstream does not answer the login as it should"))
+        Err(self.refused(Phase::Auth, &reply))
     }
 
     /// Logs in; what the upstream says of it repeats nothing of what it was sent.
@@ -461,22 +465,17 @@ impl Agent {
         if reply.is_success() {
             return Ok(());
         }
-        let words = match phase {
-            Phase::Greeting => "the upstream takes no connection now",
-            _ => "the upstream refuses our EHLO",
-        };
-        Err(self.refused(phase, reply, words))
+        Err(self.refused(phase, reply))
     }
 
-    /// What a reply on the way to an open connection means; `words` where no rule knows.
-    fn refused(&self, phase: Phase, reply: &Reply, words: &str) -> Box<Trouble> {
+    /// What a reply on the way to an open connection means.
+    fn refused(&self, phase: Phase, reply: &Reply) -> Box<Trouble> {
         let provider = self.upstream.provider.as_deref();
         let said = Said { phase, reply, others_accepted: false, provider };
         let verdict = classify::judge(&self.upstream.replies, said, self.clock.now());
-        let explanation = verdict.explanation.unwrap_or_else(|| words.to_owned());
-        let mut trouble =
-            self.trouble(phase, verdict.scope, Some(reply.clone()), Some(explanation), Who::Upstream, None);
-        trouble.evidence.advice = verdict.advice.or(trouble.evidence.advice);
+        let Verdict { scope, explanation, advice, .. } = verdict;
+        let mut trouble = self.trouble(phase, scope, Some(reply.clone()), explanation, Who::Upstream, None);
+        trouble.evidence.advice = advice.or(trouble.evidence.advice);
         trouble
     }
 

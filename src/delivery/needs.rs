@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// The message is larger than the upstream takes.
+pub(super) const TOO_LARGE: Enhanced = Enhanced(5, 3, 4);
+
 /// Something that the upstream lacks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lack {
@@ -49,7 +52,7 @@ pub(super) fn of_message(
     if let Some(max) = known.size.flatten().or(documented)
         && message.size() > max
     {
-        return lack(Enhanced(5, 3, 4), &format!("the upstream takes no message larger than {max} octets"));
+        return lack(TOO_LARGE, &format!("the upstream takes no message larger than {max} octets"));
     }
     match message.handling.body {
         // RFC 6152 §3: without the extension the eighth bit may be stripped on the way.

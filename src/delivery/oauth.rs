@@ -12,6 +12,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -177,7 +178,9 @@ pub(super) fn keep(oauth: &OAuth, token: &str) -> io::Result<()> {
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(&serde_json::to_vec(&kept)?)?;
     file.sync_all()?;
-    fs::rename(&beside, &oauth.kept)
+    fs::rename(&beside, &oauth.kept)?;
+    // The old one may be worth nothing any more, so the new one's name must last, too.
+    fs::File::open(oauth.kept.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 impl Held {

@@ -1,6 +1,6 @@
 //! A transaction with the upstream under way: who was accepted so far, and what became of the others.
 
-use super::Message;
+use super::{Message, phase::Phase};
 use crate::mail::outcome::{Evidence, Outcome};
 
 /// A transaction under way: `None` stands for a recipient that was accepted so far.
@@ -11,7 +11,7 @@ pub(super) struct Transaction<'t, 'm> {
     pub outcomes: Vec<Option<Outcome>>,
     /// All of the content was on its way before the envelope was answered.
     pub content_sent: bool,
-    /// MAIL was refused because the connection has carried what it may, which says nothing of this message.
+    /// MAIL or RCPT was refused because the connection has carried what it may, which says nothing of this message.
     pub used_up: bool,
 }
 
@@ -25,6 +25,13 @@ impl<'t, 'm> Transaction<'t, 'm> {
     pub(super) fn open(&self) -> impl Iterator<Item = usize> {
         let open = |(place, outcome): (usize, &Option<Outcome>)| outcome.is_none().then_some(place);
         self.outcomes.iter().enumerate().filter_map(open)
+    }
+
+    /// Whether the content went out for nobody: all were refused before.
+    pub(super) fn is_unsent(&self) -> bool {
+        let envelope = [Phase::Mail.name(), Phase::Rcpt.name()];
+        let refused = |outcome: &Outcome| envelope.contains(&outcome.evidence().phase.as_str());
+        self.outcomes.iter().flatten().all(refused)
     }
 
     /// What became of one recipient.

@@ -80,6 +80,8 @@ pub struct Fate<'a> {
     pub evidence: Option<&'a Evidence>,
     /// It was given up because its time was over, rather than refused.
     pub expired: bool,
+    /// When it is tried next, where that is known; for what is [`Action::Delayed`].
+    pub next: Option<Timestamp>,
 }
 
 impl Report<'_> {

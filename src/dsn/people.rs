@@ -1,7 +1,7 @@
 //! The part of a report for people: what somebody reads who does not know what SMTP is.
 
 use super::{Action, Fate, Report, one_line, programs::status};
-use crate::smtp::reply::Enhanced;
+use crate::{mail::outcome::Who, smtp::reply::Enhanced};
 
 /// Characters of a subject in a sentence.
 const SUBJECT_MAX: usize = 120;
@@ -93,8 +93,23 @@ fn recipient(text: &mut String, action: Action, fate: &Fate<'_>) {
         }
         (None, _) => line(&one_line(&evidence.to_string())),
     }
-    if action == Action::Failed {
-        line(advice(status(action, fate)));
+    match action {
+        Action::Failed => line(advice(status(action, fate))),
+        Action::Delayed => {
+            evidence.who().into_iter().for_each(|who| line(must_act(who)));
+            fate.next.into_iter().for_each(|next| line(&format!("Next try at {next}.")));
+        }
+        Action::Relayed => {}
+    }
+}
+
+/// Who can do something about what waits, as its sender reads it, who need not know this relay.
+fn must_act(who: Who) -> &'static str {
+    match who {
+        Who::Operator => "Whoever runs this relay must act: it won't get better by itself.",
+        Who::Upstream => "Who must act: the upstream.",
+        Who::Sender => "Who must act: you, the sender.",
+        Who::Nobody => "Nobody must act: it passes.",
     }
 }
 

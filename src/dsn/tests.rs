@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    mail::outcome::Scope,
+    mail::outcome::{Advice, Scope, Who},
     smtp::reply::{Enhanced, Reply},
 };
 
@@ -55,7 +55,7 @@ fn report<'a>(action: Action, to: &'a Mailbox, recipients: Vec<Fate<'a>>) -> Rep
 }
 
 fn fate<'a>(recipient: &'a Mailbox, evidence: &'a Evidence) -> Fate<'a> {
-    Fate { recipient, original: None, evidence: Some(evidence), expired: false }
+    Fate { recipient, original: None, evidence: Some(evidence), expired: false, next: None }
 }
 
 /// The blocks of a report's machine part, as mail-parser finds it and RFC 3464 wants it read.
@@ -145,8 +145,11 @@ fn a_late_message_is_told_as_such_with_the_time_until_which_it_is_tried() {
         Some("the account's limit"),
     );
     let (to, a, b) = (mailbox("app@sender.example"), mailbox("a@x.example"), mailbox("b@x.example"));
-    let untried = Fate { recipient: &b, original: None, evidence: None, expired: false };
-    let octets = report(Action::Delayed, &to, vec![fate(&a, &later), untried]).compose();
+    let advice = Advice { who: Who::Operator, help: None, not_before: None, tries: None, slower: None };
+    let later = Evidence { advice: Some(Box::new(advice)), ..later };
+    let waits = Fate { next: Some(Timestamp(1_340_003_700_000)), ..fate(&a, &later) };
+    let untried = Fate { evidence: None, ..fate(&b, &later) };
+    let octets = report(Action::Delayed, &to, vec![waits, untried]).compose();
     assert_golden("delayed", &octets);
     let blocks = blocks(&octets);
     assert_eq!((&*blocks[1]["Action"], &*blocks[1]["Status"]), ("delayed", "4.4.5"));

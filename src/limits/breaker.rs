@@ -206,12 +206,11 @@ impl Breaker {
         }
     }
 
-    /// Why this sender's mail waits, as it would be said now; `None`: it need not.
+    /// Why this sender's mail waits, as it was said; `None`: it need not.
     pub fn pause_of(&self, sender: &str) -> Option<Evidence> {
         let now = self.0.clock.now();
         let state = self.state();
-        let evidence = state.paused.get(sender).filter(|evidence| is_paused(evidence, now))?;
-        Some(Evidence { at: now, ..evidence.clone() })
+        state.paused.get(sender).filter(|evidence| is_paused(evidence, now)).cloned()
     }
 
     fn open_all(&self, mut state: MutexGuard<'_, State>, waits: Waits, evidence: &Evidence, now: Timestamp) {
@@ -384,7 +383,7 @@ mod tests {
         breaker().sender_paused("busy@x", &evidence);
         tokio::time::sleep(Duration::from_secs(20)).await;
         let told = breaker().pause_of("busy@x").expect("it waits");
-        assert_eq!((told.not_before(), told.at), (Some(until), clock.now()));
+        assert_eq!((told.not_before(), told.at), (Some(until), evidence.at));
         assert!(breaker().pause_of("other@x").is_none() && breaker().stops("1", "busy@x").is_none());
         tokio::time::sleep(Duration::from_secs(41)).await;
         assert!(breaker().pause_of("busy@x").is_none());

@@ -25,8 +25,9 @@ use crate::{
     queue::retry,
 };
 
-/// Connections being opened at once, once one has succeeded. Together with one probe after the first
-/// wait this bounds a wrong password to three attempts in the first minute and a half.
+/// Connections being opened at once, once one has succeeded; only one where a login is tried twice. Together
+/// with one probe after the first wait this bounds a wrong password to three attempts in the first minute and a
+/// half.
 const OPENING_MAX: usize = 2;
 
 /// Logins of which nothing good is known, within one and a half of the first wait: 90 s by default.
@@ -41,6 +42,8 @@ pub struct Memory {
     pub mark: u16,
     /// The first wait after a refused login; `None`: there is no login that could be refused.
     pub first: Option<Duration>,
+    /// A login may be tried a second time within one pass, as one by an access token is with another token.
+    pub twice: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -49,6 +52,8 @@ struct Remembered {
     /// Logins since the last that succeeded: those under way, and those refused.
     logins: Vec<Timestamp>,
     failures: u32,
+    #[serde(default)]
+    pauses: u32,
     /// The last answer to this login was yes.
     #[serde(default)]
     good: bool,
@@ -69,7 +74,7 @@ pub struct Gate(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
-    memory: Memory,
+    memory: Mutex<Memory>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -82,6 +87,9 @@ struct State {
     opening: usize,
     /// Failures in a row.
     failures: u32,
+    /// Times that it was closed for all since the last message that was delivered: each of them behind a
+    /// connection that stood, which was no sign of a better day.
+    pauses: u32,
     closed: Option<Closed>,
     /// Logins since the last that succeeded, at most the last few.
     logins: Vec<Timestamp>,
@@ -119,12 +127,13 @@ impl Gate {
 
     /// A gate that keeps refused logins and pauses in `memory`, and begins with what is there.
     pub fn remembering(memory: Memory, clock: Clock) -> Self {
-        let Remembered { mark, logins, failures, good, closed } = memory.kept.read();
+        let Remembered { mark, logins, failures, pauses, good, closed } = memory.kept.read();
         let mut state = State::default();
         if mark == memory.mark {
             let now = clock.now();
             state.logins = logins;
             state.failures = failures;
+            state.pauses = pauses;
             state.good = good;
             state.closed = closed.filter(|(_, until)| *until > now).map(|(evidence, until)| {
                 // A clock that was set back must not keep it closed for longer than it was meant.
@@ -137,7 +146,8 @@ impl Gate {
                 }
             });
         }
-        Self(Arc::new(Inner { clock, memory, state: Mutex::new(state), changed: Notify::new() }))
+        let (memory, state) = (Mutex::new(memory), Mutex::new(state));
+        Self(Arc::new(Inner { clock, memory, state, changed: Notify::new() }))
     }
 
     /// Waits until a connection may be opened.
@@ -146,7 +156,8 @@ impl Gate {
             let changed = self.0.changed.notified();
             let wait = {
                 let mut state = self.state();
-                let most = if state.proven { OPENING_MAX } else { 1 };
+                let one = !state.proven || state.pauses > 0 || self.memory().twice;
+                let most = if one { 1 } else { OPENING_MAX };
                 match &state.closed {
                     Some(closed) if closed.deadline > Instant::now() => Some(closed.deadline),
                     _ if state.opening < most => match self.too_many_logins(&state) {
@@ -172,18 +183,20 @@ impl Gate {
     /// never hears that it was refused.
     fn too_many_logins(&self, state: &State) -> Option<Instant> {
         let first = state.logins.len().checked_sub(LOGINS_MAX)?;
-        let window = self.0.memory.first?.mul_f64(1.5);
+        let window = self.memory().first?.mul_f64(1.5);
         let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
         Some(Instant::now() + left + Duration::from_millis(1))
     }
 
     fn remember(&self, state: &State) {
         let closed = state.closed.as_ref().filter(|closed| survives(&closed.evidence));
-        self.0.memory.kept.write(&Remembered {
-            mark: self.0.memory.mark,
+        let memory = self.memory();
+        memory.kept.write(&Remembered {
+            mark: memory.mark,
             logins: state.logins.clone(),
             good: state.good,
             failures: if closed.is_some() { state.failures } else { 0 },
+            pauses: state.pauses,
             closed: closed.map(|closed| (closed.evidence.clone(), closed.until)),
         });
     }
@@ -207,6 +220,25 @@ impl Gate {
         self.close_in(state, waits, evidence, true)
     }
 
+    /// Whether one connection is enough for now: it was closed for all, and no message was delivered since.
+    pub fn is_on_trial(&self) -> bool {
+        self.state().pauses > 0
+    }
+
+    /// A message was delivered. Returns whether that ends a trial.
+    pub fn delivered(&self) -> bool {
+        let mut state = self.state();
+        // One that was under way when it was closed is no sign that it was closed in vain.
+        let ends = state.pauses > 0 && state.closed.is_none();
+        if ends {
+            state.pauses = 0;
+            self.remember(&state);
+            drop(state);
+            self.0.changed.notify_waiters();
+        }
+        ends
+    }
+
     /// Whether it was closed for all connections, those that stand among them.
     pub fn stops_all(&self) -> bool {
         let state = self.state();
@@ -227,13 +259,14 @@ impl Gate {
             closed.everything |= everything;
             return closed.until;
         }
-        state.failures += 1;
+        let times = if everything { &mut state.pauses } else { &mut state.failures };
+        *times = times.saturating_add(1);
+        let times = *times;
         state.proven = false;
         let now = self.0.clock.now();
         // Where the upstream said when, asking earlier only makes it longer.
         let told = evidence.not_before().map_or(Duration::ZERO, |at| at.since(now));
-        let wait =
-            retry::wait(waits, state.failures, fastrand::f64()).max(told).max(Duration::from_millis(100));
+        let wait = retry::wait(waits, times, fastrand::f64()).max(told).max(Duration::from_millis(100));
         let until = now.after(wait);
         if evidence.scope != Scope::Credential {
             // It did not come to a login, or that was not refused.
@@ -256,6 +289,17 @@ impl Gate {
         self.0.changed.notify_waiters();
     }
 
+    /// Opens it at once for what may be another login.
+    pub fn change(&self, memory: Memory) {
+        *self.memory() = memory;
+        self.reset();
+    }
+
+    /// Locked behind the state, where both are.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -266,7 +310,7 @@ impl Pass {
     /// tried, so that no death can make it unknown.
     pub fn begin(&self) {
         let mut state = self.gate.state();
-        let login = self.gate.0.memory.first.is_some();
+        let login = self.gate.memory().first.is_some();
         if !login || state.proven || state.good || state.epoch != self.epoch {
             return;
         }
@@ -376,6 +420,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_login_that_is_tried_with_two_tokens_is_tried_at_most_three_times_in_ninety_seconds() {
+        let memory = Memory { twice: true, first: Some(Duration::from_secs(60)), ..Memory::default() };
+        let gate = Gate::remembering(memory, Clock::System);
+        gate.pass().await.succeeded();
+        let start = Instant::now();
+        // The token at hand and another one; then only fresh ones, for what was refused is forgotten.
+        let mut attempts = vec![start.elapsed(); 2];
+        let first = gate.pass().await;
+        assert!(is_open(&gate).await.is_none(), "one at a time");
+        first.failed(WAITS, evidence());
+        for _ in 0..20 {
+            let pass = gate.pass().await;
+            attempts.push(start.elapsed());
+            pass.failed(WAITS, evidence());
+        }
+        for (i, first) in attempts.iter().enumerate() {
+            let within = attempts[i..].iter().filter(|t| **t - *first <= Duration::from_secs(90)).count();
+            assert!(within <= 3, "{attempts:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_reset_opens_it_at_once_and_what_began_before_can_not_close_it() {
         let gate = Gate::new(Clock::System);
         gate.pass().await.failed(WAITS, evidence());
@@ -386,6 +452,36 @@ mod tests {
         gate.reset();
         before.failed(WAITS, evidence());
         assert!(is_open(&gate).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_grow_while_connections_stand_and_nothing_is_delivered() {
+        let home = tempfile::TempDir::new().unwrap();
+        let clock = Clock::starting_at(Timestamp(1_000_000_000));
+        let gate = || {
+            let kept = Kept::at(home.path().join("gate.json"));
+            Gate::remembering(Memory { kept, ..Memory::default() }, clock.clone())
+        };
+        let mut open = gate();
+        let mut waits = Vec::new();
+        for round in 0..7 {
+            assert!(open.pass().await.succeeded() || round == 0);
+            assert_eq!(open.is_on_trial(), round > 0);
+            waits.push(open.close(WAITS, evidence()).since(clock.now()).as_secs());
+            assert!(!open.delivered(), "it was under way");
+            if round == 3 {
+                open = gate();
+            }
+        }
+        let least = [48, 96, 192, 384, 768, 1_440, 1_440];
+        assert!(waits.iter().zip(least).all(|(wait, least)| *wait >= least), "{waits:?}");
+        open.pass().await.succeeded();
+        let _one = open.pass().await;
+        assert!(is_open(&open).await.is_none(), "one is enough to find out");
+        assert!(open.delivered() && !open.is_on_trial() && !open.delivered());
+        assert!(is_open(&open).await.is_some());
+        let wait = open.close(WAITS, evidence()).since(clock.now());
+        assert!(wait <= Duration::from_secs(72), "{wait:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -406,7 +502,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
         let memory = |mark| {
             let kept = Kept::at(home.path().join("gate.json"));
-            Memory { kept, mark, first: Some(Duration::from_secs(60)) }
+            Memory { kept, mark, first: Some(Duration::from_secs(60)), twice: false }
         };
         // Dead before it is known what became of each.
         let mut tried = 0;
@@ -445,7 +541,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
         let gate = |mark| {
             let kept = Kept::at(home.path().join("gate.json"));
-            Gate::remembering(Memory { kept, mark, first: None }, clock.clone())
+            Gate::remembering(Memory { kept, mark, ..Memory::default() }, clock.clone())
         };
         let seen = |scope, told: Option<u64>| {
             let not_before = told.map(|seconds| clock.now().after(Duration::from_secs(seconds)));

@@ -1,7 +1,7 @@
 //! Turns: things that wait, of several flows, each of which has its turn. One of a sender who brings
-//! little does not wait behind all of one who brings much.
+//! little does not wait behind all of one who brings much. A higher priority goes before all lower ones.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::marks::Flow;
 
@@ -9,19 +9,19 @@ use super::marks::Flow;
 #[derive(Debug)]
 pub struct Turns<T> {
     flows: HashMap<Flow, VecDeque<T>>,
-    /// The flows of which something waits, the next first.
-    order: VecDeque<Flow>,
+    /// The flows of which something waits, the next first, by their priority. None is empty.
+    order: BTreeMap<u32, VecDeque<Flow>>,
     len: usize,
 }
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { flows: HashMap::new(), order: VecDeque::new(), len: 0 }
+        Self { flows: HashMap::new(), order: BTreeMap::new(), len: 0 }
     }
 }
 
 impl<T> Turns<T> {
-    /// Adds a thing behind those of its flow; a new flow is the last to have its turn.
+    /// Adds a thing behind those of its flow; a new flow is the last of its priority to have its turn.
     pub fn push(&mut self, flow: Flow, thing: T) {
         self.flow(flow).push_back(thing);
     }
@@ -46,21 +46,25 @@ impl<T> Turns<T> {
         self.len += 1;
         let order = &mut self.order;
         self.flows.entry(flow).or_insert_with(|| {
-            order.push_back(flow);
+            order.entry(flow.rank()).or_default().push_back(flow);
             VecDeque::new()
         })
     }
 
     /// Takes the next: the first of the flow whose turn it is.
     pub fn pop(&mut self) -> Option<(Flow, T)> {
-        let flow = self.order.pop_front()?;
+        let mut first = self.order.first_entry()?;
+        let flow = first.get_mut().pop_front()?;
         let waiting = self.flows.get_mut(&flow)?;
         let thing = waiting.pop_front()?;
         self.len -= 1;
-        if waiting.is_empty() {
-            self.flows.remove(&flow);
-        } else {
-            self.order.push_back(flow);
+        if !waiting.is_empty() {
+            first.get_mut().push_back(flow);
+            return Some((flow, thing));
+        }
+        self.flows.remove(&flow);
+        if first.get().is_empty() {
+            first.remove();
         }
         Some((flow, thing))
     }
@@ -83,7 +87,10 @@ impl<T> Turns<T> {
         self.len -= 1;
         if waiting.is_empty() {
             self.flows.remove(&flow);
-            self.order.retain(|other| *other != flow);
+            if let Some(order) = self.order.get_mut(&flow.rank()) {
+                order.retain(|other| *other != flow);
+            }
+            self.order.retain(|_, order| !order.is_empty());
         }
         Some(thing)
     }
@@ -91,8 +98,13 @@ impl<T> Turns<T> {
     /// The flow of which most waits, and how much; of several, the one that has its turn last.
     pub fn longest(&self) -> Option<(Flow, usize)> {
         // By the order of turns, so that nothing depends on the order of a hash map.
-        let lengths = self.order.iter().map(|flow| (*flow, self.len_of(*flow)));
+        let lengths = self.order.values().flatten().map(|flow| (*flow, self.len_of(*flow)));
         lengths.reduce(|longest, other| if other.1 >= longest.1 { other } else { longest })
+    }
+
+    /// The highest priority of which something waits; 0 is before all others.
+    pub fn rank(&self) -> Option<u32> {
+        self.order.keys().next().copied()
     }
 
     /// How much waits of a flow.
@@ -142,6 +154,20 @@ mod tests {
         (10..12).for_each(|number| turns.push(flow(2), number));
         let order: Vec<_> = turns.collect();
         assert_eq!(order, [0, 10, 1, 11, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_higher_priority_goes_first_and_leaves_last() {
+        let of_rank = |rank: i64, sender: i64| flow((rank << 26) + sender);
+        let mut turns = Turns::default();
+        for (rank, sender) in [(9, 1), (9, 2), (4, 1), (18, 1), (4, 1), (9, 1)] {
+            turns.push(of_rank(rank, sender), (rank, sender));
+        }
+        assert_eq!(turns.push_bounded(of_rank(18, 1), (18, 1), 6), Some((18, 1)));
+        assert_eq!(turns.pull(of_rank(9, 2), |_| true), Some((9, 2)));
+        assert_eq!(turns.rank(), Some(4));
+        let order: Vec<_> = turns.collect();
+        assert_eq!(order, [(4, 1), (4, 1), (9, 1), (9, 1), (18, 1)]);
     }
 
     #[test]

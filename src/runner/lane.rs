@@ -25,7 +25,7 @@ use crate::{
     limits::{
         account::Account,
         breaker::Breaker,
-        gate::{Gate, Pass},
+        gate::{Gate, Memory, Pass},
         pace::Pace,
     },
     queue::{Claim, QueueId, Turns},
@@ -102,7 +102,7 @@ impl Lane {
 
     /// Goes by another agent and other limits from the next message on, and lets a closed gate try
     /// again at once. Connections stay where the upstream is the same.
-    pub(super) fn change(&self, agent: Agent) {
+    pub(super) fn change(&self, agent: Agent, memory: Memory) {
         self.account.change(&agent.upstream().limits);
         self.one_at_a_time.store(false, Ordering::Relaxed);
         let old = self.agent.swap(Arc::new(agent));
@@ -113,7 +113,7 @@ impl Lane {
             lock(&self.idle).clear();
         }
         new.hasten_token();
-        self.gate.reset();
+        self.gate.change(memory);
     }
 
     /// The upstream is gone from the settings: what is under way is finished, and no more begun.
@@ -213,7 +213,11 @@ impl Runner {
             if !lock(&lane.idle).is_empty() {
                 break None;
             }
-            let most = lane.pace.connections(lane.agent.load().upstream().connections);
+            let most = if lane.gate.is_on_trial() {
+                1
+            } else {
+                lane.pace.connections(lane.agent.load().upstream().connections)
+            };
             let room = lane.connections() + lane.gate.opening() < most;
             tokio::select! {
                 pass = lane.gate.pass(), if room => break Some(pass),

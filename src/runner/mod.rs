@@ -132,7 +132,7 @@ impl Runner {
             let same = old.iter().find(|lane| lane.name() == agent.upstream().name);
             let lane = match same {
                 Some(lane) => {
-                    lane.change(agent.clone());
+                    lane.change(agent.clone(), memory(&orders, agent));
                     Arc::clone(lane)
                 }
                 None => new_lane(&orders, agent, &self.0.clock),
@@ -236,17 +236,28 @@ fn new_lane(orders: &Orders, agent: &Agent, clock: &Clock) -> Arc<Lane> {
     let upstream = agent.upstream();
     let of = format!("upstream {}", upstream.name);
     let account = Account::open(&orders.data.join("limits"), &of, &upstream.limits, clock.clone());
-    let kept = |what: &str| Kept::at(orders.data.join(format!("{what}-{}.json", upstream.name)));
+    let kept = |what: &str| kept(orders, agent, what);
     let breaker = Breaker::new(&upstream.name, kept("breaker"), clock.clone());
-    let memory = Memory {
-        kept: kept("gate"),
-        mark: upstream.login_mark(),
-        // Without a login there is nothing that could be locked.
-        first: upstream.login.as_ref().map(|_| upstream.auth_retry.first),
-    };
-    let gate = Gate::remembering(memory, clock.clone());
+    let gate = Gate::remembering(memory(orders, agent), clock.clone());
     let pace = Pace::remembering(kept("pace"));
     Arc::new(Lane::new(agent.clone(), gate, account, breaker, pace))
+}
+
+/// Where something about an upstream is remembered.
+fn kept(orders: &Orders, agent: &Agent, what: &str) -> Kept {
+    Kept::at(orders.data.join(format!("{what}-{}.json", agent.upstream().name)))
+}
+
+fn memory(orders: &Orders, agent: &Agent) -> Memory {
+    let upstream = agent.upstream();
+    let login = upstream.login.as_ref();
+    Memory {
+        kept: kept(orders, agent, "gate"),
+        mark: upstream.login_mark(),
+        // Without a login there is nothing that could be locked.
+        first: login.map(|_| upstream.auth_retry.first),
+        twice: login.is_some_and(|login| login.oauth.is_some()),
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use std::time::Duration;
 use super::{
     Orders, Runner,
     lane::{Job, Lane},
-    settle::note,
+    report::is_report,
+    settle::{is_over, note},
 };
 use crate::{
+    delivery::phase::Phase,
     limits::breaker::{Breaker, HELD, Refused},
     mail::outcome::{Evidence, Outcome, Scope},
     observe::{Event, EventKind},
-    queue::{Action, Claim, Listed, QueueId, Search, Settled, Standing, entry::Entry},
+    queue::{Action, Claim, Listed, Next, QueueId, Search, Settled, Standing, entry::Entry},
 };
 
 /// Between two looks for a probe, however soon one is wanted, and however late.
@@ -44,14 +46,31 @@ impl Runner {
     pub(super) fn admit(&self, lane: &Lane, job: Job) -> Result<Job, Settled> {
         let entry = job.claim.entry();
         if let Some(evidence) = lane.breaker.pause_of(entry.reverse_path.as_str()) {
-            let Job { claim, places } = job;
-            let outcomes = vec![Outcome::Deferred(evidence); places.len()];
-            return Err(self.settle(&self.orders(), claim, &places, outcomes, None, None));
+            return Err(self.put_back(job, evidence));
         }
         match lane.breaker.stops(&entry.id.to_string(), entry.reverse_path.as_str()) {
             None => Ok(job),
             Some(reason) => Err(self.hold(job.claim, &reason)),
         }
+    }
+
+    /// Has a message wait for its sender's pause to end. Nothing was tried, so nothing counts as a try.
+    fn put_back(&self, job: Job, evidence: Evidence) -> Settled {
+        let (orders, Job { mut claim, places }) = (self.orders(), job);
+        if is_over(&orders, claim.entry(), evidence.at) {
+            // What was said then was an attempt at this one as well: it would have been its.
+            let outcomes = vec![Outcome::Deferred(evidence); places.len()];
+            return self.settle(&orders, claim, &places, outcomes, None, None);
+        }
+        let entry = claim.entry_mut();
+        let now = self.clock().now();
+        for place in places {
+            let recipient = &mut entry.recipients[place];
+            recipient.due = evidence.not_before();
+            recipient.last = Some(evidence.clone());
+        }
+        let soonest = entry.pending().map(|(_, recipient)| recipient.due.unwrap_or(now)).min();
+        self.queue().settle(claim, Next::Retry(soonest.unwrap_or(now)), Vec::new())
     }
 
     /// What the breaker makes of an attempt: why the message is held instead of what it showed.
@@ -65,6 +84,11 @@ impl Runner {
         let (breaker, waits) = (&lane.breaker, orders.queue.retry);
         let (id, sender) = (entry.id.to_string(), entry.reverse_path.as_str());
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_))) {
+            // That a report of a bounce passes does not mean that what bounced would.
+            if is_report(entry) {
+                breaker.undecided(&id);
+                return None;
+            }
             if breaker.succeeded(sender) {
                 let (runner, breaker) = (self.clone(), breaker.clone());
                 tokio::spawn(async move { runner.release_freed(&breaker).await });
@@ -207,10 +231,13 @@ fn paused_sender(outcome: &Outcome) -> Option<&Evidence> {
     }
 }
 
-/// A refusal for good in the upstream's words. What it said in advance is not one.
+/// A refusal for good, in the upstream's words or in those of its EHLO: what it does not offer from one day
+/// to the next would bounce one message after another as well. What we find wrong ourselves is none.
 fn refused(outcome: &Outcome) -> Option<&Evidence> {
     match outcome {
-        Outcome::Failed(evidence) if evidence.reply.is_some() => Some(evidence),
+        Outcome::Failed(evidence) if evidence.reply.is_some() || evidence.phase == Phase::Mail.name() => {
+            Some(evidence)
+        }
         _ => None,
     }
 }

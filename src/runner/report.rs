@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// What the origin of a report of ours has in the place of a client.
+const REPORT: &str = "report";
+
 /// Of which recipients there is something to tell: their places in the entry. One report for each
 /// list, however long it is.
 #[derive(Debug, Default)]
@@ -117,6 +120,9 @@ impl Runner {
         let gates: Option<Vec<_>> = self.upstreams().into_iter().map(|upstream| upstream.closed).collect();
         let gate = gates.filter(|_| action == Action::Delayed).and_then(|gates| gates.into_iter().next());
         let why = gate.as_ref().map(|closed| &closed.evidence);
+        let now = self.clock().now();
+        let opens = gate.as_ref().map(|closed| closed.until);
+        let next = |recipient: &Recipient| recipient.due.max(opens).filter(|next| *next > now);
         let fate = |place: &usize| {
             let recipient = &entry.recipients[*place];
             Fate {
@@ -124,6 +130,7 @@ impl Runner {
                 original: recipient.original.as_ref(),
                 evidence: later(recipient.last.as_ref(), why),
                 expired: recipient.state == RecipientState::Expired,
+                next: next(recipient),
             }
         };
         let (id, subject) = (entry.id.to_string(), content::decoded_subject(&head));
@@ -137,7 +144,7 @@ impl Runner {
             unique: &unique,
             arrival: entry.received,
             until: given_up_at(orders, entry),
-            now: self.clock().now(),
+            now,
             subject: subject.as_deref(),
             message_id: entry.message_id.as_deref(),
             envid: entry.handling.envid.as_deref(),
@@ -152,15 +159,16 @@ impl Runner {
                 recipients: vec![to.clone().into()],
                 handling: Handling { body, utf8, utf8_header: utf8, ..Handling::default() },
             },
-            origin: Origin {
-                client: "report".to_owned(),
-                hello: orders.hostname.clone(),
-                ..Origin::default()
-            },
+            origin: Origin { client: REPORT.to_owned(), hello: orders.hostname.clone(), ..Origin::default() },
             content,
             held: None,
         }
     }
+}
+
+/// Whether it is a report of ours.
+pub(super) fn is_report(entry: &Entry) -> bool {
+    entry.origin.client == REPORT && entry.reverse_path.mailbox().is_none()
 }
 
 /// Whether it did not arrive although somebody wants to know.

@@ -58,13 +58,6 @@ impl Runner {
                     recipient.state = RecipientState::Bounced;
                     news.note(*place, recipient, Happened::Lost);
                 }
-                // The upstream says "not now" of what it will never take.
-                Outcome::Deferred(evidence)
-                    if evidence.tries().is_some_and(|tries| recipient.attempts >= tries) =>
-                {
-                    recipient.state = RecipientState::Bounced;
-                    news.note(*place, recipient, Happened::Lost);
-                }
                 Outcome::Deferred(evidence)
                     if over && !(somebody && evidence.scope == Scope::Transaction) =>
                 {
@@ -173,6 +166,19 @@ impl Runner {
             });
         }
     }
+}
+
+/// The same outcomes; where the upstream says "not now" of what it will never take, so many tries are worth it,
+/// and the last of them is a refusal for good like any other.
+pub(super) fn given_up(outcomes: Vec<Outcome>, entry: &Entry, places: &[usize]) -> Vec<Outcome> {
+    let is_last = |evidence: &Evidence, place: usize| {
+        evidence.tries().is_some_and(|tries| entry.recipients[place].attempts + 1 >= tries)
+    };
+    let judge = |(outcome, place): (Outcome, &usize)| match outcome {
+        Outcome::Deferred(evidence) if is_last(&evidence, *place) => Outcome::Failed(evidence),
+        other => other,
+    };
+    outcomes.into_iter().zip(places).map(judge).collect()
 }
 
 /// Notes in a recipient what an attempt showed, whatever becomes of it.

@@ -77,6 +77,12 @@ impl Runner {
 
     /// A message that this lane can carry, if one is at hand.
     pub(super) fn try_draw(&self, lane: &Lane) -> Option<Job> {
+        let put_off = lock(&lane.put_off).rank();
+        let laid = lock(&lane.tray).rank();
+        if laid.is_some_and(|laid| put_off.is_some_and(|put_off| put_off < laid)) {
+            // What lies here goes back, too, and then all of it comes by its priority.
+            lane.empty_tray();
+        }
         let laid = lock(&lane.tray).next();
         if laid.is_some() {
             return laid;

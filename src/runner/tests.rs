@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::{late::Walk, *};
 use crate::{
+    clock::Timestamp,
     config::{HistorySettings, Replies, Serves, TlsVersion, Upstream, UpstreamTls, Waits},
     mail::{
         content::{Content, Facts},
         envelope::{Addressee, DeliverBy, Envelope, Handling, Origin},
-        outcome::{Evidence, Outcome, Scope},
+        outcome::{Advice, Evidence, Outcome, Scope, Who},
     },
     queue::{Entry, Next, WriterThread, entry::RecipientState, id::QueueId},
     smtp::{
@@ -72,7 +73,7 @@ fn orders(directory: &Path) -> Orders {
 }
 
 /// A runner that sends nothing: the tests say what was seen.
-struct Fixture {
+pub(super) struct Fixture {
     directory: tempfile::TempDir,
     runner: Runner,
     thread: WriterThread,
@@ -80,8 +81,24 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::open(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    pub(super) fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.runner.lanes()[0])
+    }
+
+    /// A message for a worker.
+    pub(super) async fn work(&self) -> (lane::Job, tokio::sync::OwnedSemaphorePermit) {
+        let id = self.accept(Some("a@x.example"), vec![to("b@y.example", None)], Handling::default()).await;
+        let (claim, _) = self.queue().claim_by_id(id).await.unwrap();
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        (lane::Job { claim, places: vec![0] }, permit)
     }
 
     fn open(directory: tempfile::TempDir) -> Self {
@@ -409,4 +426,40 @@ async fn a_message_with_a_time_is_returned_at_it_or_its_sender_told() {
     fixture.settle(&orders, id, &not_now(), &upstream).await;
     let listed = fixture.queue().get(id).await.unwrap().expect("it waits");
     assert_eq!(listed.due, soon);
+}
+
+/// No message expires, and none counts a try, for what was said of its sender before its time was over.
+#[tokio::test]
+async fn mail_of_a_paused_sender_waits_untried_and_expires_only_behind_a_refusal_of_its_time() {
+    let fixture = Fixture::new();
+    let lane = fixture.lane();
+    let id = fixture.accept(Some("busy@x.example"), vec![to("a@b.example", None)], Handling::default()).await;
+    let admit = async || {
+        let (claim, _) = fixture.queue().claim_by_id(id).await.unwrap();
+        let places = claim.entry().pending().map(|(place, _)| place).collect();
+        let settled = fixture.runner.admit(&lane, lane::Job { claim, places }).expect_err("it is paused");
+        settled.durable().await.unwrap();
+        let listed = fixture.queue().get(id).await.unwrap();
+        listed.map(|listed| (listed.due, listed.entry.expect("none is damaged").recipients.remove(0)))
+    };
+    let until = Clock::System.now().after(Duration::from_secs(3_600));
+    let advice = Advice { who: Who::Nobody, help: None, not_before: Some(until), tries: None, slower: None };
+    let said =
+        Evidence { scope: Scope::Sender, advice: Some(Box::new(advice)), ..evidence(550, Enhanced(5, 4, 5)) };
+    lane.breaker.sender_paused("busy@x.example", &said);
+    for _ in 0..3 {
+        let (due, recipient) = admit().await.expect("it stays");
+        assert_eq!((due, recipient.due, recipient.attempts), (until, Some(until), 0));
+        assert_eq!((recipient.state, recipient.last), (RecipientState::Pending, Some(said.clone())));
+    }
+    // Its time is over, and the pause is from before: it is tried once more, when that may be.
+    let short = |orders: &mut Orders| orders.queue.lifetime = Duration::from_millis(1);
+    let earlier = Evidence { at: Timestamp(0), ..said.clone() };
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    fixture.runner.0.orders.store(Arc::new(fixture.orders(short)));
+    lane.breaker.sender_paused("busy@x.example", &earlier);
+    assert_eq!(admit().await.expect("it stays").1.attempts, 0);
+    lane.breaker.sender_paused("busy@x.example", &Evidence { at: Clock::System.now(), ..said });
+    assert!(admit().await.is_none(), "it is given up");
+    assert_eq!(fixture.reports().await.len(), 1);
 }

@@ -18,6 +18,8 @@ use super::relay::outpost;
 pub enum Says {
     /// It is 127.0.0.1.
     Here,
+    /// It is another name for other.example, which is 127.0.0.1.
+    Alias,
     /// There is no such name (RCODE 3).
     NoSuchName,
     /// The name has no address.
@@ -104,19 +106,29 @@ fn answer(question: &[u8], says: Says) -> Option<Vec<u8>> {
         end += 1 + usize::from(question[end]);
     }
     let asked = question.get(12..end + 5)?;
-    let found = says == Says::Here && question[end + 1..end + 3] == ADDRESS;
+    let is_here = matches!(says, Says::Here | Says::Alias);
+    let found = is_here && question[end + 1..end + 3] == ADDRESS;
     let code = match says {
-        Says::Here | Says::NoAddress => 0,
+        Says::Here | Says::Alias | Says::NoAddress => 0,
         Says::NoSuchName => 3,
         Says::Failure => 2,
         Says::Nothing => return None,
     };
     let mut answer = header[..2].to_vec();
-    answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(found), 0, 0, 0, 0]);
+    let alias = found && says == Says::Alias;
+    answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(found) + u8::from(alias), 0, 0, 0, 0]);
     answer.extend(asked);
+    // Where the name of the address stands: in the question, or in the alias.
+    let mut name = 12;
+    if alias {
+        // The same name, CNAME, of the Internet, good for no time.
+        answer.extend([0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 0, 0, 15]);
+        name = u8::try_from(answer.len()).ok()?;
+        answer.extend(b"\x05other\x07example\0");
+    }
     if found {
-        // The same name, an address, of the Internet, good for no time, four octets of it.
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
+        // That name, an address, of the Internet, good for no time, four octets of it.
+        answer.extend([0xc0, name, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
     }
     Some(answer)
 }

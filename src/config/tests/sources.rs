@@ -165,3 +165,18 @@ fn known_mistakes_with_a_login_are_named_and_never_the_login() {
         assert!(!said.iter().any(|said| said.contains(password) && password.len() > 1), "{said:?}");
     }
 }
+
+#[test]
+fn starttls_on_a_port_that_a_preset_has_for_implicit_tls_is_named() {
+    let said = |port: u16, tls: &str| {
+        let text = format!(
+            "mailer:\n  type: smtp\n  config:\n    smtp_relay_provider: ses-eu-west-1\n    smtp_relay_port: {port}\n    smtp_relay_tls: {tls}\n"
+        );
+        let warnings = read_with(&text, None, &[]).expect("it is right").warnings;
+        warnings.iter().map(ToString::to_string).collect::<String>()
+    };
+    let words = "port 2465 of ";
+    let wrong = said(2465, "starttls");
+    assert!(wrong.contains(words) && wrong.contains("implicit") && wrong.contains("587"), "{wrong}");
+    assert!(!said(2465, "implicit").contains(words) && !said(2587, "starttls").contains("first byte"));
+}

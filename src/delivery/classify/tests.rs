@@ -33,7 +33,10 @@ fn check(rows: &[Row]) {
             not_before.map(|at| at.since(NOW).as_secs()),
         );
         assert_eq!(found, (*permanence, *scope, *rule, *wait), "{phase:?} {text}");
-        assert!(rule.is_none() || verdict.explanation.is_some(), "{text}: unexplained");
+        // "Not now" has a meaning and somebody who can act, whether a rule knows it or not.
+        let explained = verdict.explanation.is_some() && verdict.advice.is_some();
+        let waits = *permanence == Transient;
+        assert!(explained || (rule.is_none() && !waits), "{text}: unexplained");
     }
 }
 
@@ -126,14 +129,23 @@ fn the_decision_table_holds_where_no_provider_is_known() {
         (None, Rcpt, "553 5.1.3 bad address", Permanent, Recipient, None, None),
         (None, Rcpt, "551 user not local", Permanent, Recipient, None, None),
         (None, Rcpt, "550 5.2.1 disabled", Permanent, Recipient, None, None),
-        (None, Rcpt, "450 4.2.0 greylisted", Transient, Recipient, None, None),
-        (None, Rcpt, "451 4.7.1 Greylisted, please try again in 300 seconds", Transient, Recipient, None, Some(300)),
+        (None, Rcpt, "450 4.2.0 greylisted", Transient, Recipient, Some("greylisting"), None),
+        (None, Rcpt, "451 4.7.1 Greylisted, please try again in 300 seconds", Transient, Recipient, Some("greylisting"), Some(300)),
         (None, Rcpt, "452 4.5.3 too many recipients", Transient, Transaction, Some("too-many-recipients"), None),
         (None, Rcpt, "452 too many", Transient, Transaction, Some("too-many-recipients"), None),
         (None, Rcpt, "452 4.3.1 disk full", Transient, Recipient, None, None),
         (None, Rcpt, "552 too many", Transient, Transaction, Some("too-many-recipients-552"), None),
         (None, Rcpt, "552 5.2.2 mailbox full", Permanent, Recipient, Some("mailbox-full"), None),
         (None, Rcpt, "550 quota exceeded", Permanent, Recipient, None, None),
+        (None, Rcpt, "550 5.2.2 account quota exceeded", Permanent, Recipient, Some("mailbox-full"), None),
+        (None, Rcpt, "554 account quota exceeded", Permanent, Recipient, None, None),
+        (None, FinalReply, "552 account quota exceeded", Transient, Account, Some("sending-limit"), Some(60)),
+        (None, Rcpt, "550 Hourly limit exceeded", Transient, Recipient, Some("rate-of-a-recipient"), None),
+        (None, Rcpt, "450 4.7.1 rate limit exceeded for this mailbox", Transient, Recipient, Some("rate-of-a-recipient"), None),
+        (None, Rcpt, "550 Sending limit of your account is reached", Transient, Account, Some("sending-limit-at-rcpt"), Some(60)),
+        (None, Rcpt, "550 Limit exceeded for outgoing mail", Transient, Account, Some("sending-limit-at-rcpt"), Some(60)),
+        (None, Rcpt, "550 busy, try again in 5 minutes", Transient, Recipient, Some("told-when-of-a-recipient"), Some(300)),
+        (None, Mail, "550 try again in 5 minutes", Transient, Account, Some("told-when"), Some(300)),
         (None, Rcpt, "550 5.4.5 whatever", Transient, Account, Some("congestion"), Some(600)),
         (None, FinalReply, "552 5.2.2 mailbox quota exceeded", Permanent, Message, Some("mailbox-full"), None),
         (None, FinalReply, "554 quota exceeded", Transient, Account, Some("quota-behind-the-recipients"), Some(60)),
@@ -166,4 +178,13 @@ fn what_will_never_pass_says_how_many_tries_it_is_worth() {
     let tries = |text| judged(None, FinalReply, text).advice.and_then(|advice| advice.tries);
     assert_eq!(tries("450 The subject field is required. #MS42201"), Some(5));
     assert_eq!(tries("450 4.2.0 greylisted"), None);
+}
+
+/// One recipient whose mailbox is full is no trouble of the account's, nor of the transaction's.
+#[test]
+fn what_is_said_of_one_recipient_s_account_stops_nobody_else() {
+    let full = reply("552 account quota exceeded");
+    let said = Said { phase: Rcpt, reply: &full, others_accepted: false, provider: None };
+    let verdict = judge(&Replies::default(), said, NOW);
+    assert_eq!((verdict.permanence, verdict.scope, verdict.rule), (Permanent, Recipient, None));
 }

@@ -138,7 +138,7 @@ fn content() -> Content {
 
 fn outcomes(attempt: Attempt) -> Vec<Outcome> {
     match attempt {
-        Attempt::Done(outcomes) => outcomes,
+        Attempt::Done(outcomes) | Attempt::Lost(outcomes) => outcomes,
         other => panic!("{other:?}"),
     }
 }
@@ -226,8 +226,27 @@ async fn a_connection_that_has_carried_what_it_may_costs_the_message_nothing() {
         drop(client);
         upstream.await.unwrap();
     }
+    // Some say so of the first recipient, and go on to count the others.
+    let (mut client, theirs) = self::client("PIPELINING");
+    let more = "451 mails per session exceeded";
+    let answers = [&["250", "250", "354 go", "250 taken"][..], &["250", more, more, "554 nobody"]];
+    let upstream = play(theirs, Box::leak(answers.concat().into_boxed_slice()));
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert!(matches!(attempt(&mut client, &TWO, &content()).await, Attempt::Stale));
+    assert!(!client.is_usable());
+    drop(client);
+    upstream.await.unwrap();
+    // Whoever was accepted nevertheless has got it.
+    let (mut client, theirs) = self::client("PIPELINING");
+    let answers = [&["250", "250", "354 go", "250 taken"][..], &["250", more, "250", "354 go", "250 taken"]];
+    let upstream = play(theirs, Box::leak(answers.concat().into_boxed_slice()));
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert_eq!(letters(&outcomes(attempt(&mut client, &TWO, &content()).await)), "WD");
+    assert!(!client.is_usable());
+    drop(client);
+    upstream.await.unwrap();
     // One that takes nothing at all is not asked over and over.
-    let (mut client, theirs) = client("8BITMIME");
+    let (mut client, theirs) = self::client("8BITMIME");
     let upstream = play(theirs, &[ENOUGH]);
     let got = outcomes(attempt(&mut client, &["c@d.example"], &content()).await);
     assert_eq!((letters(&got).as_str(), got[0].evidence().scope), ("W", Scope::Transaction));
@@ -400,6 +419,30 @@ async fn a_server_that_only_claims_to_know_the_password_is_left() {
     }
 }
 
+/// A server that asks on and on hears user name and password once, and then no more.
+#[tokio::test]
+async fn challenges_without_end_end_the_login() {
+    let login = Login {
+        username: "a".into(),
+        password: "secret".to_owned().into(),
+        mechanism: AuthMechanism::Auto,
+        oauth: None,
+    };
+    for mechanism in [Mechanism::Login, Mechanism::CramMd5, Mechanism::Plain, Mechanism::XOAuth2] {
+        let (mut client, theirs) = client("AUTH LOGIN");
+        let upstream = play(theirs, &["334 VXNlcm5hbWU6"; 20]);
+        let lost = client.authenticate(mechanism, &login).await.expect_err("no login");
+        assert!(lost.words().contains("asked without end"), "{}", lost.words());
+        assert!(!client.is_usable());
+        drop(client);
+        let heard = upstream.await.unwrap();
+        assert!(heard.len() <= 1 + CHALLENGES_MAX, "{heard:?}");
+        let secret = heard.iter().filter(|line| **line == sasl::encode("secret")).count();
+        assert_eq!(secret, usize::from(mechanism == Mechanism::Login), "{heard:?}");
+        assert_eq!(heard.last().map(String::as_str), Some("*"), "{heard:?}");
+    }
+}
+
 #[tokio::test]
 async fn another_head_goes_out_in_the_place_of_the_first_octets_and_counts() {
     let octets: Vec<u8> = [&b"Subject: x\r\n"[..], &b"\r\n.hi\r\n".repeat(20_000)].concat();
@@ -534,6 +577,35 @@ async fn what_is_said_behind_the_dot_is_never_counted_for_another() {
     }
 }
 
+/// What was announced behind a dot leaves in one write with it: where that fails, the dot may have left.
+#[tokio::test]
+async fn a_write_that_fails_behind_the_dot_leaves_the_message_uncertain() {
+    for (announced, expected) in [(true, "UU"), (false, "WW")] {
+        // So little is buffered that nothing leaves before it is read.
+        let (ours, theirs) = tokio::io::duplex(8);
+        let mut client =
+            Client::new(Stream::Plain(ours), Arc::new(upstream()), "relay.example".into(), Clock::System);
+        client.capabilities = Capabilities::from_reply(&Reply::new(250, None, "up\nPIPELINING"));
+        let last = if announced { ".\r\n" } else { "Subject: x\r\n" };
+        let upstream = tokio::spawn(async move {
+            let mut stream = BufReader::with_capacity(1, theirs);
+            let mut line = String::new();
+            while line != last {
+                line.clear();
+                assert!(stream.read_line(&mut line).await.unwrap() > 0, "it goes on");
+                if line == "DATA\r\n" {
+                    stream.get_mut().write_all(b"250\r\n250\r\n250\r\n354\r\n").await.unwrap();
+                }
+            }
+        });
+        let next = announced.then_some(&ONE[..]);
+        let done = attempt_behind(&mut client, &TWO, &content(), (None, Handling::default()), next).await;
+        assert_eq!(letters(&outcomes(done)), expected);
+        assert!(!client.is_usable());
+        upstream.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_waits_for_one_message_carries_no_other() {
     let (mut client, theirs) = client("PIPELINING");
@@ -618,6 +690,26 @@ async fn a_server_that_refuses_ehlo_is_greeted_as_in_the_old_days_and_offers_not
     assert_eq!(*client.capabilities(), Capabilities::default());
     drop(client);
     assert_eq!(upstream.await.unwrap(), ["EHLO relay.example", "HELO relay.example"]);
+}
+
+/// What needs more than HELO offers is not refused for good by one that refuses EHLO today.
+#[tokio::test]
+async fn behind_helo_what_is_lacking_waits() {
+    let (mut client, theirs) = client("PIPELINING");
+    let upstream = play(theirs, &["500 what?", "250 up", "250", "250", "250", "354 go", "250 taken"]);
+    client.ehlo().await.unwrap();
+    assert_eq!(letters(&outcomes(attempt(&mut client, &TWO, &content()).await)), "DD");
+    assert!(client.is_usable());
+    let eight_bit = Handling { body: Body::EightBit, ..Handling::default() };
+    let got = outcomes(attempt_with(&mut client, &TWO, &content(), eight_bit).await);
+    assert_eq!(letters(&got), "WW");
+    assert_eq!(
+        (got[0].evidence().scope, got[0].evidence().status),
+        (Scope::Upstream, Some(Enhanced(4, 6, 3)))
+    );
+    assert!(!client.is_usable(), "another connection asks again");
+    drop(client);
+    upstream.await.unwrap();
 }
 
 /// An upstream that says this over and over in the place of a reply, at this pace.

@@ -313,7 +313,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                         transaction.note(place, refusal.clone());
                     } else if !reply.is_success() {
                         let accepted = transaction.outcomes[..place].iter().any(Option::is_none);
-                        transaction.note(place, self.verdict(*phase, reply, accepted));
+                        let refusal = self.verdict(*phase, reply, accepted);
+                        // With nobody accepted yet it can't be the transaction that is full.
+                        let used_up = !accepted && refusal.evidence().scope == Scope::Transaction;
+                        transaction.used_up |= used_up;
+                        self.broken |= used_up;
+                        transaction.note(place, refusal);
                     }
                 }
                 _ => {}

@@ -1,6 +1,6 @@
 //! Octets out and replies in: every wait with its deadline, every buffer with its bound.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
@@ -76,12 +76,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if let Form::Lines(writer) = form {
             self.output.extend_from_slice(writer.end());
         }
-        if let Some(ahead) = behind {
-            self.output.extend_from_slice(&ahead.0);
-            self.ahead = Some(ahead);
-        }
-        self.flush(Phase::Content).await?;
-        Ok(true)
+        let Some(ahead) = behind else { return self.flush(Phase::Content).await.map(|()| true) };
+        self.output.extend_from_slice(&ahead.0);
+        self.ahead = Some(ahead);
+        // The dot may have left before the write failed, and then the message may have been taken.
+        let flushed = self.flush(Phase::Content).await;
+        flushed.map(|()| true).map_err(|lost| Lost { phase: Phase::FinalReply, ..lost })
     }
 
     async fn write_content(&mut self, form: &mut Form, octets: &[u8]) -> Result<(), Lost> {
@@ -181,6 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             match self.stream.read_buf(&mut self.input).await {
                 Ok(0) => return Err(Why::Closed),
                 Ok(_) => self.heard = Instant::now(),
+                // In TLS without a word of farewell: many close so.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(Why::Closed),
                 Err(error) => return Err(Why::Broken(error)),
             }
         }

@@ -26,7 +26,11 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope, Slower, Who},
     observe::UpstreamLabels,
     queue::{DAMAGED, Settled},
-    runner::{Orders, Runner, ready::Ready, settle::is_over},
+    runner::{
+        Orders, Runner,
+        ready::Ready,
+        settle::{given_up, is_over},
+    },
     smtp::extension::Capabilities,
 };
 
@@ -274,9 +278,11 @@ impl Runner {
         attempt: Attempt,
     ) -> Carried {
         let orders = self.orders();
+        let is_lost = matches!(attempt, Attempt::Lost(_));
         match attempt {
-            Attempt::Done(outcomes) => {
+            Attempt::Done(outcomes) | Attempt::Lost(outcomes) => {
                 leave.spent(spent(&outcomes));
+                let outcomes = given_up(outcomes, job.claim.entry(), &job.places);
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
                     let settled = self.settle_held(job.claim, &job.places, outcomes, &reason);
                     return Carried { settled: Some(settled), stop: false };
@@ -286,7 +292,14 @@ impl Runner {
                     Some(Slower::Connections) => lane.pace.fewer(paced, lane.connections() / 2),
                     None => {}
                 }
-                let until = self.pause(&orders, lane, agent, &outcomes);
+                if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)))
+                    && lane.gate.delivered()
+                {
+                    // There is room for other connections.
+                    lane.idled.notify_one();
+                }
+                let pauses = if is_lost { &[] } else { &outcomes[..] };
+                let until = self.pause(&orders, lane, agent, pauses);
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
             }
@@ -305,8 +318,8 @@ impl Runner {
         let (evidence, waits) = outcomes.iter().find_map(|outcome| {
             let evidence = outcome.evidence();
             match evidence.scope {
-                // Without advice the connection was lost, which the next one will explain.
-                _ if evidence.advice.is_none() => None,
+                // What it did not say itself is about this message.
+                _ if evidence.reply.is_none() => None,
                 Scope::Credential => Some((evidence, agent.upstream().auth_retry)),
                 Scope::Account | Scope::Upstream => {
                     Some((evidence, retry_after(orders.queue.retry, evidence)))
@@ -373,16 +386,73 @@ impl Runner {
     }
 }
 
-/// What the upstream may have counted: recipients for whom content was sent. Who is refused before
-/// costs it nothing.
+/// What the upstream may have counted: recipients for whom content was sent, be it in one flight with an
+/// envelope that was never answered. Who is refused before costs it nothing.
 fn spent(outcomes: &[Outcome]) -> Spent {
     let content = [Phase::Content.name(), Phase::FinalReply.name()];
-    let counted = outcomes.iter().filter(|outcome| content.contains(&outcome.evidence().phase.as_str()));
-    Spent::For(counted.count() as u64)
+    let counts = |evidence: &Evidence| evidence.uncertain || content.contains(&evidence.phase.as_str());
+    Spent::For(outcomes.iter().filter(|outcome| counts(outcome.evidence())).count() as u64)
 }
 
 fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
     // A limit of seconds must not grow into one of an hour.
     let Some(told) = evidence.not_before().map(|at| at.since(evidence.at)) else { return waits };
     Waits { first: waits.first.min(told), longest: waits.longest.min(told) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::tests::Fixture;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_waits_in_vain_is_given_back() {
+        let fixture = Fixture::new();
+        let lane = fixture.lane();
+        let begun = Instant::now();
+        assert!(fixture.runner().wait_for_work(&lane).await.is_none());
+        assert_eq!(begun.elapsed(), IDLE);
+        assert!(lock(&lane.idle).is_empty(), "nobody hands it work any more");
+        // Chosen in the last moment, it does what it was chosen for.
+        let waiting = async {
+            tokio::join!(fixture.runner().wait_for_work(&lane), async {
+                tokio::time::sleep(IDLE - Duration::from_millis(1)).await;
+                let (_, chosen) = lock(&lane.idle).pop().expect("it waits");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                chosen.try_send(fixture.work().await).expect("it listens");
+            })
+        };
+        assert!(waiting.await.0.is_some());
+    }
+
+    fn seen(phase: Phase, uncertain: bool) -> Evidence {
+        Evidence {
+            at: Timestamp(0),
+            upstream: "up".into(),
+            phase: phase.name().to_owned(),
+            scope: Scope::Upstream,
+            reply: None,
+            explanation: None,
+            status: None,
+            advice: None,
+            uncertain,
+            tls: None,
+        }
+    }
+
+    #[test]
+    fn what_the_upstream_may_have_counted_is_not_given_back() {
+        let count = |outcomes: &[Outcome]| match spent(outcomes) {
+            Spent::For(count) => count,
+            Spent::Nothing => 0,
+        };
+        let refused = Outcome::Failed(seen(Phase::Rcpt, false));
+        let taken = Outcome::Delivered(seen(Phase::FinalReply, false));
+        let cut_off = Outcome::Deferred(seen(Phase::Content, false));
+        assert_eq!(count(&[refused.clone(), taken, cut_off, refused]), 2);
+        // Envelope and content left together, and not a word came back.
+        let lost = Outcome::Deferred(seen(Phase::Mail, true));
+        assert_eq!(count(&[lost.clone(), lost]), 2);
+        assert_eq!(count(&[Outcome::Deferred(seen(Phase::Mail, false))]), 0);
+    }
 }

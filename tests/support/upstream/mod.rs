@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
@@ -51,6 +51,12 @@ pub enum StartTls {
     Refused,
     /// Plaintext replies glued to the 220, in one segment, for the client to take as said in TLS.
     Injected,
+    /// Offered, and then not a word of a handshake.
+    Stalled,
+    /// Offered; behind the 220 it has nothing more to say, and listens.
+    HalfClosed,
+    /// Offered, and then what is no handshake.
+    Garbage,
 }
 
 /// How it ends a message's transaction.
@@ -58,6 +64,8 @@ pub enum StartTls {
 pub enum Ending {
     /// With a 250.
     Reply,
+    /// It has the message, in one flight with its envelope (CHUNKING), and hangs up without a word to either.
+    DropBeforeAnyReply,
     /// It has the message and hangs up without a word.
     DropBeforeReply,
     /// It says 250 and hangs up.
@@ -71,14 +79,26 @@ pub struct Behaviour {
     pub starttls: StartTls,
     /// The password it takes.
     pub password: String,
+    /// Whether anybody may send without a login.
+    pub open: bool,
+    /// What it says to EHLO instead of what it offers.
+    pub ehlo: Option<String>,
     /// What stands after AUTH in the answer to EHLO.
     pub mechanisms: &'static str,
+    /// What else it offers, behind PIPELINING.
+    pub keywords: Vec<&'static str>,
+    /// The same in clear, if it is something else there.
+    pub keywords_in_clear: Option<Vec<&'static str>>,
     /// Whether it offers DSN.
     pub dsn: bool,
+    /// Whether it offers CHUNKING.
+    pub chunking: bool,
     /// What it says first instead of its greeting, and hangs up.
     pub greeting: Option<String>,
     /// What it says to a login, whatever the password.
     pub login: Option<String>,
+    /// It hangs up in the place of its 235.
+    pub login_lost: bool,
     /// Replies to MAIL by address; 250 for all others.
     pub senders: HashMap<String, String>,
     /// Replies to RCPT by address; 250 for all others.
@@ -131,7 +151,7 @@ struct State {
     ledger: Mutex<HashMap<String, usize>>,
     messages: Mutex<Vec<Vec<u8>>>,
     arrivals: Mutex<Vec<Arrival>>,
-    auth_attempts: AtomicUsize,
+    auth_attempts: Mutex<Vec<Instant>>,
     open: Mutex<HashMap<usize, TcpStream>>,
     running: AtomicBool,
 }
@@ -167,10 +187,16 @@ impl Upstream {
             shows: Shows::Good,
             starttls: StartTls::Offered,
             password: password.to_owned(),
+            open: false,
+            ehlo: None,
             mechanisms: "PLAIN LOGIN",
+            keywords: vec!["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"],
+            keywords_in_clear: None,
             dsn: false,
+            chunking: false,
             greeting: None,
             login: None,
+            login_lost: false,
             senders: HashMap::new(),
             recipients: HashMap::new(),
             most_recipients: usize::MAX,
@@ -185,7 +211,7 @@ impl Upstream {
             ledger: Mutex::default(),
             messages: Mutex::default(),
             arrivals: Mutex::default(),
-            auth_attempts: AtomicUsize::new(0),
+            auth_attempts: Mutex::default(),
             open: Mutex::default(),
             running: AtomicBool::new(false),
         };
@@ -271,7 +297,12 @@ impl Upstream {
 
     /// How many AUTH commands it has had.
     pub fn auth_attempts(&self) -> usize {
-        self.state.auth_attempts.load(Ordering::SeqCst)
+        locked(&self.state.auth_attempts).len()
+    }
+
+    /// When they came.
+    pub fn auth_times(&self) -> Vec<Instant> {
+        locked(&self.state.auth_attempts).clone()
     }
 
     /// How many connections are open now.

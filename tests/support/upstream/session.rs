@@ -1,8 +1,7 @@
 //! One connection to the scripted upstream: the conversation, and what is done wrong in it.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::sync::atomic::Ordering;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Instant;
@@ -55,7 +54,16 @@ pub(super) fn converse(stream: TcpStream, state: &State, heard: &Arc<Mutex<Heard
     if let Next::Over = clear.run()? {
         return Ok(());
     }
-    let shows = locked(&state.behaviour).shows;
+    let Behaviour { shows, starttls, .. } = locked(&state.behaviour).clone();
+    match starttls {
+        StartTls::HalfClosed => clear.stream.stream.shutdown(Shutdown::Write)?,
+        StartTls::Garbage => clear.say("not a word of TLS, says the test")?,
+        _ => {}
+    }
+    if matches!(starttls, StartTls::Stalled | StartTls::HalfClosed | StartTls::Garbage) {
+        while clear.read_more()? {}
+        return Ok(());
+    }
     let tls = rustls::ServerConnection::new(Arc::clone(&state.configs[&shows])).map_err(io::Error::other)?;
     let mut stream = rustls::StreamOwned::new(tls, clear.stream);
     while stream.conn.is_handshaking() {
@@ -93,7 +101,10 @@ impl<'a, S: Read + Write> Session<'a, S> {
             let (verb, rest) = line.split_once(' ').unwrap_or((line.as_str(), ""));
             let behaviour = locked(&self.state.behaviour).clone();
             match verb.to_ascii_uppercase().as_str() {
-                "EHLO" => self.say(&self.extensions(&behaviour))?,
+                "EHLO" => match &behaviour.ehlo {
+                    Some(reply) => self.say(reply)?,
+                    None => self.say(&self.extensions(&behaviour))?,
+                },
                 "HELO" | "NOOP" => self.say("250 2.0.0 Ok")?,
                 "RSET" => {
                     self.recipients = 0;
@@ -102,7 +113,7 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 "STARTTLS" if self.inside.is_none() => match behaviour.starttls {
                     StartTls::Refused => self.say("454 4.7.0 TLS not available just now")?,
                     StartTls::Stripped => self.say("502 5.5.1 no such command")?,
-                    StartTls::Offered => {
+                    StartTls::Offered | StartTls::Stalled | StartTls::HalfClosed | StartTls::Garbage => {
                         self.say("220 2.0.0 ready")?;
                         return Ok(Next::StartTls);
                     }
@@ -112,10 +123,15 @@ impl<'a, S: Read + Write> Session<'a, S> {
                     }
                 },
                 "AUTH" => {
-                    self.state.auth_attempts.fetch_add(1, Ordering::SeqCst);
+                    locked(&self.state.auth_attempts).push(Instant::now());
                     self.authenticate(rest, &behaviour)?;
                 }
-                "MAIL" if !self.trusted => self.say("530 5.7.0 Authentication required")?,
+                "MAIL" if !self.trusted && !behaviour.open => {
+                    self.say("530 5.7.0 Authentication required")?
+                }
+                "MAIL" if behaviour.ending == Ending::DropBeforeAnyReply => {
+                    return self.take_flight().map(|()| Next::Over);
+                }
                 "MAIL" => {
                     self.recipients = 0;
                     let address = between(rest, '<', '>').to_ascii_lowercase();
@@ -140,7 +156,16 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 "DATA" if self.recipients == 0 => self.say("554 5.5.1 no valid recipients")?,
                 "DATA" => {
                     self.say("354 go ahead")?;
-                    if !self.take_message()? {
+                    let message = self.take_lines()?;
+                    if !self.judge_message(message)? {
+                        return Ok(Next::Over);
+                    }
+                }
+                "BDAT" => {
+                    let chunk = self.take_chunk(rest)?;
+                    if self.recipients == 0 {
+                        self.say("503 5.5.1 no valid recipients")?;
+                    } else if !self.judge_message(chunk)? {
                         return Ok(Next::Over);
                     }
                 }
@@ -162,9 +187,10 @@ impl<'a, S: Read + Write> Session<'a, S> {
         } else {
             lines.push("STARTTLS".to_owned());
         }
-        lines.extend(["8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"].map(str::to_owned));
-        if behaviour.dsn {
-            lines.push("DSN".to_owned());
+        let keywords = behaviour.keywords_in_clear.as_ref().filter(|_| self.inside.is_none());
+        lines.extend(keywords.unwrap_or(&behaviour.keywords).iter().map(ToString::to_string));
+        for (offered, keyword) in [(behaviour.dsn, "DSN"), (behaviour.chunking, "CHUNKING")] {
+            lines.extend(offered.then(|| keyword.to_owned()));
         }
         let last = lines.len() - 1;
         let lines: Vec<String> = lines
@@ -203,10 +229,23 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 let user = if initial.is_empty() { self.ask("334 VXNlcm5hbWU6")? } else { decoded(initial) };
                 (user, self.ask("334 UGFzc3dvcmQ6")?)
             }
+            // These it can't check, and says no.
+            "CRAM-MD5" => {
+                self.ask(&format!("334 {}", BASE64.encode("<4711@upstream.test>")))?;
+                (Vec::new(), Vec::new())
+            }
+            "SCRAM-SHA-256" => {
+                let first = String::from_utf8_lossy(&decoded(initial)).into_owned();
+                let nonce = first.rsplit_once("r=").map_or("", |(_, nonce)| nonce);
+                self.ask(&format!("334 {}", BASE64.encode(format!("r={nonce}4711,s=c2FsdA==,i=4096"))))?;
+                (Vec::new(), Vec::new())
+            }
             _ => return self.say("504 5.5.4 not in the script"),
         };
         self.trusted = given.0 == USER.as_bytes() && given.1 == behaviour.password.as_bytes();
-        if self.trusted {
+        if self.trusted && behaviour.login_lost {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else if self.trusted {
             self.say("235 2.7.0 Accepted")
         } else {
             self.say("535 5.7.8 Username and password not accepted, says the test")
@@ -219,23 +258,49 @@ impl<'a, S: Read + Write> Session<'a, S> {
         Ok(decoded(&String::from_utf8_lossy(&line)))
     }
 
-    /// Takes a message to its end; false when the conversation ends with it.
-    fn take_message(&mut self) -> io::Result<bool> {
+    /// Takes a message behind DATA to its end.
+    fn take_lines(&mut self) -> io::Result<Vec<u8>> {
         let mut message = Vec::new();
         loop {
             let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
             if line == b"." {
-                break;
+                return Ok(message);
             }
             message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
             message.extend_from_slice(b"\r\n");
         }
-        let refusal = locked(&self.state.behaviour).refusal.clone();
-        if let Some(reply) = refusal {
-            sleep(locked(&self.state.behaviour).final_delay);
-            self.say(&reply)?;
-            return Ok(!reply.starts_with("421"));
+    }
+
+    /// Takes a message that is one chunk: `19 LAST`.
+    fn take_chunk(&mut self, arguments: &str) -> io::Result<Vec<u8>> {
+        let size = arguments.split(' ').next().and_then(|size| size.parse().ok());
+        let size: usize = size.ok_or(io::ErrorKind::InvalidData)?;
+        while self.buffer.len() < size {
+            if !self.read_more()? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
+        let rest = self.buffer.split_off(size);
+        Ok(std::mem::replace(&mut self.buffer, rest))
+    }
+
+    /// Takes what follows MAIL up to the end of the chunk, and says nothing to any of it.
+    fn take_flight(&mut self) -> io::Result<()> {
+        loop {
+            let line = self.take_until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            match line.split_once(' ') {
+                Some(("BDAT", arguments)) => {
+                    let chunk = self.take_chunk(arguments)?;
+                    self.note_message(chunk);
+                    return Ok(());
+                }
+                _ => self.recipients += 1,
+            }
+        }
+    }
+
+    fn note_message(&self, message: Vec<u8>) {
         *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
         locked(&self.state.messages).push(message);
         locked(&self.state.arrivals).push(Arrival {
@@ -243,6 +308,17 @@ impl<'a, S: Read + Write> Session<'a, S> {
             recipients: self.recipients,
             followed: !self.buffer.is_empty(),
         });
+    }
+
+    /// Says what becomes of a whole message; false when the conversation ends with it.
+    fn judge_message(&mut self, message: Vec<u8>) -> io::Result<bool> {
+        let refusal = locked(&self.state.behaviour).refusal.clone();
+        if let Some(reply) = refusal {
+            sleep(locked(&self.state.behaviour).final_delay);
+            self.say(&reply)?;
+            return Ok(!reply.starts_with("421"));
+        }
+        self.note_message(message);
         let behaviour = locked(&self.state.behaviour).clone();
         sleep(behaviour.final_delay);
         if behaviour.ending != Ending::DropBeforeReply {
@@ -266,16 +342,21 @@ impl<'a, S: Read + Write> Session<'a, S> {
                 line.truncate(at);
                 return Ok(Some(line));
             }
-            let mut chunk = [0; 16 * 1024];
-            let count = self.stream.read(&mut chunk)?;
-            if count == 0 {
+            if !self.read_more()? {
                 return Ok(None);
             }
-            if let Some(heard) = self.inside {
-                locked(heard).inside.extend_from_slice(&chunk[..count]);
-            }
-            self.buffer.extend_from_slice(&chunk[..count]);
         }
+    }
+
+    /// Reads what comes next; false when the peer has left.
+    fn read_more(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; 16 * 1024];
+        let count = self.stream.read(&mut chunk)?;
+        if let Some(heard) = self.inside {
+            locked(heard).inside.extend_from_slice(&chunk[..count]);
+        }
+        self.buffer.extend_from_slice(&chunk[..count]);
+        Ok(count > 0)
     }
 }
 
