@@ -83,6 +83,29 @@ fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
     }
 }
 
+/// The commit of a message is in the log before it is synced; a kill behind the 451 must not bring it back.
+#[test]
+fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
+    for (size, name) in [(SMALL, "small"), (LARGE, "large")] {
+        let mut upstream = Upstream::stopped(PASSWORD);
+        let mut relay = Relay::start(&mailer(&upstream).set("smtp_retry", "1m..1h"));
+        send(&relay, "before", size).expect("it is taken");
+        // From here on it has nothing to write by itself.
+        wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+        let log = relay.data().join("queue/queue.sqlite-wal");
+        let injection =
+            Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[log]);
+        refused(send(&relay, name, size), "451 4.3.0");
+        relay.kill9();
+        drop(injection);
+        relay.up();
+        assert_eq!(relay.queue().len(), 1, "{:?}", relay.queue());
+        upstream.up();
+        relay.wait_for_empty_queue();
+        assert_eq!(upstream.ledger(), [("before".to_owned(), 1)].into());
+    }
+}
+
 #[test]
 fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
     let faults = [

@@ -153,9 +153,11 @@ fn gather(batch: &mut Vec<Request>, requests: &Receiver<Request>) {
 }
 
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
-    if store.restore_reserve() || !shared.health.can_record() {
-        let result = store.probe();
-        recover(store, shared, &result);
+    let trouble = shared.health.trouble().filter(|trouble| !trouble.records);
+    if store.restore_reserve() || trouble.is_some() {
+        let is_broken = trouble.is_some_and(|trouble| !trouble.full);
+        let result = if is_broken { reopen(store, shared) } else { store.probe() };
+        note(store, shared, &result);
         *tidy = false;
     } else if *tidy {
         *tidy = store.tidy().unwrap_or(false);
@@ -194,7 +196,8 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
             return record(store, shared, batch, late);
         }
         Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
-        Err(fault) if batch.len() == 1 => {
+        // One that is alone, or all, because nothing can be written.
+        Err(fault) if batch.len() == 1 || !shared.health.can_record() => {
             batch.into_iter().map(|request| (request, Err(fault.clone()))).collect()
         }
         Err(_) => batch
@@ -224,6 +227,25 @@ fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result
 /// Keeps the store's health. After an error other than a full disk the connection is given up: what
 /// it believes to be in the file may not be there.
 fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
+    note(store, shared, result);
+    if matches!(result, Err(Fault::Broken(_))) {
+        let reopened = reopen(store, shared);
+        note(store, shared, &reopened);
+    }
+}
+
+/// Gives up the connection for a new one, and writes by that at once. What a failed sync has refused
+/// stands in the log, commit mark and all, and after a kill it would be taken for mail: it has to be
+/// written over before anybody hears that it was refused.
+fn reopen(store: &mut Store, shared: &Shared) -> Result<(), Fault> {
+    // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
+    *store =
+        Store::open(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
+    store.probe()
+}
+
+/// Notes how the store is behind an attempt to write, and tells what has changed.
+fn note(store: &Store, shared: &Shared, result: &Result<(), Fault>) {
     let trouble = match result {
         Ok(()) if store.is_full() => Some(Trouble::full()),
         Ok(()) => None,
@@ -241,12 +263,6 @@ fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
         }
     } else if before != trouble {
         tracing::error!(reason = trouble.map(|trouble| trouble.reason), "the queue can't be written");
-    }
-    if matches!(result, Err(Fault::Broken(_))) {
-        match Store::open(&store::path(&shared.directory)) {
-            Ok(fresh) => *store = fresh,
-            Err(error) => tracing::debug!(%error, "the queue can't be opened again"),
-        }
     }
 }
 
