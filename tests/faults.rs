@@ -107,6 +107,35 @@ fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
 }
 
 #[test]
+fn names_of_files_that_could_not_be_synced_are_refused_all_and_not_synced_again() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream).set("smtp_retry", "1m..1h"));
+    send(&relay, "before", SMALL).expect("it is taken");
+    wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+    let queue = relay.data().join("queue");
+    // While a small one is written slowly, two large ones and another small one gather behind it. SQLite has
+    // fdatasync, so the first fsync is that of the names.
+    let faults = ["pwrite64:delay_enter=80000:when=1..10", "fsync:error=EIO:when=1"];
+    let files = [queue.join("queue.sqlite-wal"), queue.join("spool")];
+    let injection = Injection::attach_at(relay.pid(), &faults, &files);
+    std::thread::scope(|scope| {
+        let send = |name, size| send(&relay, name, size);
+        let first = scope.spawn(move || send("first", SMALL));
+        std::thread::sleep(Duration::from_millis(150));
+        let large = ["large-1", "large-2"].map(|name| scope.spawn(move || send(name, LARGE)));
+        let small = scope.spawn(move || send("small", SMALL));
+        for one in large {
+            refused(one.join().expect("a client doesn't panic"), "451 4.3.0");
+        }
+        for one in [first, small] {
+            one.join().expect("a client doesn't panic").expect("it is taken");
+        }
+    });
+    drop(injection);
+    recovers(&mut relay, &mut upstream, &["before", "first", "small"], &["large-1", "large-2"]);
+}
+
+#[test]
 fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
     let faults = [
         ("fsync,fdatasync:error=EIO", "451 4.3.0"),

@@ -183,6 +183,7 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
             return;
         }
     }
+    let Some(batch) = with_names(store, shared, batch, late) else { return };
     // What happened to a message is told before it leaves, so that a crash in between loses none of it.
     if batch.iter().any(|request| matches!(request, Request::Change(..))) {
         shared.history.write();
@@ -211,12 +212,30 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
     settle(shared, store, results, late);
 }
 
+/// Spool files were synced as they were written; their names must be durable before their rows. They are
+/// synced once: after a failed sync a second one would lie. Then all that have a file are refused, and
+/// the rest goes on, if there is any.
+fn with_names(
+    store: &Store,
+    shared: &Arc<Shared>,
+    batch: Vec<Request>,
+    late: &mut Vec<Request>,
+) -> Option<Vec<Request>> {
+    if !batch.iter().any(Request::has_file) {
+        return Some(batch);
+    }
+    let Err(error) = shared.spool.sync_directory() else { return Some(batch) };
+    let fault = Fault::from(error);
+    tracing::error!(reason = %fault, "large mail can't be kept");
+    let (refused, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(Request::has_file);
+    settle(shared, store, refused.into_iter().map(|request| (request, Err(fault.clone()))).collect(), late);
+    Some(rest).filter(|rest| !rest.is_empty())
+}
+
 fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result<(), Fault> {
-    // Spool files were synced as they were written; their names must be durable before their rows.
-    let names = if batch.iter().any(Request::has_file) { shared.spool.sync_directory() } else { Ok(()) };
     let alone = batch.len() == 1;
     let changes = batch.iter().flat_map(Request::changes);
-    let result = names.map_err(Fault::from).and_then(|()| store.apply(changes, alone));
+    let result = store.apply(changes, alone);
     // Damage that hinders one of many is no trouble of the store: each is tried alone.
     if alone || !store.has_met_damage() {
         recover(store, shared, &result);
