@@ -93,8 +93,7 @@ fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
         // From here on it has nothing to write by itself.
         wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
         let log = relay.data().join("queue/queue.sqlite-wal");
-        let injection =
-            Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[log]);
+        let injection = Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[log]);
         refused(send(&relay, name, size), "451 4.3.0");
         relay.kill9();
         drop(injection);
@@ -508,6 +507,25 @@ fn a_clock_set_forward_expires_nothing_that_was_not_tried_since() {
     let ledger = upstream.ledger();
     assert!(tokens.iter().all(|token| ledger.get(token) == Some(&1)), "{ledger:?}");
     assert_eq!(ledger.len(), tokens.len(), "nobody was told that it had expired");
+}
+
+#[test]
+fn a_clock_set_forward_while_the_upstream_is_away_returns_nothing() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let clocked = Clocked::start(&mailer(&upstream).set("smtp_retry", "1s..1m"));
+    let tokens: Vec<String> = (0..20).map(|number| format!("old-{number}")).collect();
+    for token in &tokens {
+        send(&clocked.relay, token, SMALL).expect("it is taken");
+    }
+    let failed = || clocked.relay.log().matches("no mail can be sent").count();
+    let before = failed();
+    clocked.jump("+10d", || ());
+    wait::until_true("it has tried in vain", || failed() >= before + 4);
+    assert_eq!(clocked.relay.told(&["logs", "--event=expired"]), "");
+    upstream.up();
+    clocked.relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger(), tokens.into_iter().map(|token| (token, 1)).collect());
+    assert_eq!(upstream.messages().len(), 20, "nobody was told that it had expired");
 }
 
 #[test]

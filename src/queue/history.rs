@@ -29,9 +29,9 @@ use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use self::tail::{Placed, Tail};
-use super::{Fault, id::QueueId};
+use super::{Fault, id::QueueId, retry};
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Course, Timestamp},
     config::{HistorySettings, QueueSettings},
 };
 
@@ -178,12 +178,18 @@ struct Bounds {
     settings: HistorySettings,
     /// Free octets on the disk below which nothing is written: what is left is for mail.
     min_free: u64,
+    /// For so long nothing becomes too old by a clock that was set forward, or that nobody has seen yet.
+    grace: Duration,
 }
 
 impl Bounds {
     fn of(settings: &QueueSettings) -> Self {
-        // The last half of what must stay free is for what must not be lost.
-        Self { settings: settings.history, min_free: settings.min_free / 2 }
+        Self {
+            settings: settings.history,
+            // The last half of what must stay free is for what must not be lost.
+            min_free: settings.min_free / 2,
+            grace: retry::longest(settings.retry),
+        }
     }
 }
 
@@ -193,6 +199,7 @@ pub(super) struct History {
     directory: PathBuf,
     bounds: ArcSwap<Bounds>,
     clock: Clock,
+    course: Mutex<Course>,
     pending: Mutex<Pending>,
     wake: Condvar,
     desk: Mutex<Desk>,
@@ -206,6 +213,7 @@ impl History {
         Arc::new(Self {
             directory: directory.to_owned(),
             bounds: ArcSwap::from_pointee(Bounds::of(settings)),
+            course: Mutex::new(Course::new(clock.now())),
             clock,
             pending: Mutex::default(),
             wake: Condvar::new(),
@@ -494,8 +502,12 @@ impl History {
     /// Deletes what is too old or too much, in slices between which others write, and keeps the
     /// database's log short.
     fn tidy(&self) {
-        let settings = self.bounds.load().settings;
-        let oldest = place_of(self.clock.now().before(settings.age));
+        let Bounds { settings, grace, .. } = **self.bounds.load();
+        let now = self.clock.now();
+        let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = course.is_straight_for(now, grace);
+        drop(course);
+        let oldest = if is_old { place_of(now.before(settings.age)) } else { 0 };
         loop {
             let mut shelf = self.shelf();
             let Some(writer) = &mut shelf.open else { return };
@@ -807,7 +819,7 @@ mod tests {
             directory: PathBuf::new(),
             lifetime: wait,
             delay_warning: None,
-            retry: crate::config::Waits { first: wait, longest: wait },
+            retry: crate::config::Waits { first: Duration::ZERO, longest: Duration::ZERO },
             max_messages: None,
             max_bytes: None,
             min_free,
@@ -880,6 +892,26 @@ mod tests {
         std::thread::sleep(Duration::from_millis(5));
         history.tidy();
         assert!(told(&history, &ALL).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_forward_makes_nothing_old_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let hour = Duration::from_secs(3_600);
+        let mut settings = of(HistorySettings { age: 2 * hour, ..HistorySettings::default() }, 0);
+        settings.retry.longest = hour;
+        let clock = Clock::starting_at(Timestamp(1_000_000_000_000));
+        let history = History::new(directory.path(), &settings, clock.clone());
+        history.record(None, b"one".to_vec());
+        history.write();
+        tokio::time::sleep(hour * 3 / 2).await;
+        *history.course.lock().unwrap() = Course::new(Timestamp(0));
+        tokio::time::sleep(hour).await;
+        history.tidy();
+        assert_eq!(told(&history, &ALL), ["one"], "the clock was set forward");
+        tokio::time::sleep(hour * 3 / 2).await;
+        history.tidy();
+        assert!(told(&history, &ALL).is_empty(), "it is old by both clocks");
     }
 
     #[test]

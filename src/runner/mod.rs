@@ -23,7 +23,7 @@ mod sort;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use arc_swap::ArcSwap;
@@ -38,7 +38,7 @@ pub use self::{
     sort::{Obstacle, Outlook},
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Course},
     config::QueueSettings,
     delivery::{Agent, TokenInUse},
     limits::{
@@ -103,6 +103,7 @@ struct Inner {
     changed: Notify,
     /// Put off because no lane serves them.
     unserved: Mutex<Vec<QueueId>>,
+    course: Mutex<Course>,
     queue: Queue,
     observer: Observer,
     clock: Clock,
@@ -117,6 +118,7 @@ impl Runner {
             lanes: ArcSwap::from_pointee(lanes),
             changed: Notify::new(),
             unserved: Mutex::default(),
+            course: Mutex::new(Course::new(clock.now())),
             queue,
             observer,
             clock,
@@ -229,6 +231,10 @@ impl Runner {
 
     fn unserved(&self) -> &Mutex<Vec<QueueId>> {
         &self.0.unserved
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        lock(&self.0.course)
     }
 }
 

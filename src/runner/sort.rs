@@ -10,7 +10,6 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     Runner,
     lane::{Job, Lane, lock},
-    settle::is_over,
 };
 use crate::{
     clock::Timestamp,
@@ -170,7 +169,7 @@ impl Runner {
         // The failure that closed the gate was an attempt at this one as well: it would have been its.
         let failed = candidates.iter().find_map(|lane| all.lanes[*lane].gate.closed());
         if let Some(closed) = failed
-            && is_over(&orders, claim.entry(), closed.evidence.at)
+            && self.has_waited_in_vain(&orders, claim.entry(), closed.evidence.at)
         {
             return self.defer(&orders, Job { claim, places }, &closed.evidence, closed.until);
         }
