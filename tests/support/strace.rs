@@ -121,7 +121,8 @@ impl Injection {
 
     /// The same with several faults, in calls on just these files; others are not counted.
     pub fn attach_at(pid: u32, faults: &[&str], files: &[PathBuf]) -> Self {
-        let calls = faults.iter().map(|fault| fault.split_once(':').expect("calls, then what becomes of them").0);
+        let calls =
+            faults.iter().map(|fault| fault.split_once(':').expect("calls, then what becomes of them").0);
         let calls = calls.collect::<Vec<_>>().join(",");
         let mut strace = Command::new(require(Path::new("/usr/bin/strace")));
         strace.args(["-f", "-q", "-o/dev/null", "-e", &format!("trace={calls}")]);
