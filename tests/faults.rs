@@ -203,6 +203,51 @@ fn a_queue_directory_that_is_moved_away_refuses_for_now_and_goes_on_when_it_is_b
     recovers(&mut relay, &mut upstream, taken, &["large"]);
 }
 
+/// As when its volume is not mounted: at the usual place, and at one of its own.
+#[test]
+fn a_queue_that_was_there_and_is_not_is_not_begun_anew_in_silence() {
+    let upstream = Upstream::stopped(PASSWORD);
+    let usual = mailer(&upstream);
+    let home = Home::new(&[&usual]);
+    let elsewhere = usual.clone().set("smtp_queue", home.path("volume/queue").display());
+    for (service, queue) in [(usual, "mailer-data/queue"), (elsewhere, "volume/queue")] {
+        let (queue, away) = (home.path(queue), home.path("away"));
+        let remembered = home.path("mailer-data/queue.id");
+        let _ = fs::remove_file(&remembered);
+        home.write(&[&service]);
+        let mut relay = Relay::start_in(&home, &service);
+        send(&relay, "before", LARGE).expect("it is taken");
+        relay.terminate();
+        fs::rename(&queue, &away).expect("it can be moved");
+        for is_mounted_on in [false, true] {
+            if is_mounted_on {
+                fs::create_dir_all(queue.join("lost+found")).expect("a directory");
+            }
+            for command in [&["serve"][..], &["queue", "import", "-"]] {
+                let output = relay.cli(command);
+                assert_eq!(output.status.code(), Some(73), "{}", shown(&output));
+                for words in ["mount", &queue.display().to_string(), &remembered.display().to_string()] {
+                    assert!(shown(&output).contains(words), "{words}: {}", shown(&output));
+                }
+            }
+            assert!(!queue.join("queue.sqlite").exists(), "nothing is made");
+        }
+        fs::remove_dir_all(&queue).expect("it can be removed");
+        fs::rename(&away, &queue).expect("it can be moved back");
+        relay.up();
+        assert_eq!(relay.queue().len(), 1, "all is there again");
+        // Who wants to begin anew does as it was told.
+        relay.terminate();
+        fs::rename(&queue, &away).expect("it can be moved");
+        fs::remove_file(&remembered).expect("it is there");
+        relay.up();
+        assert_eq!(relay.queue().len(), 0);
+        send(&relay, "again", SMALL).expect("it is taken");
+        relay.terminate();
+        fs::remove_dir_all(&away).expect("it can be removed");
+    }
+}
+
 /// A relay whose data directory is a file system of its own, of so many MiB.
 fn relay_on_a_disk(upstream: &Upstream, mebibytes: u64) -> (Relay, Ext4) {
     let service = mailer(upstream);

@@ -41,6 +41,7 @@ mod format;
 mod health;
 pub mod history;
 pub mod id;
+mod identity;
 pub mod import;
 pub mod incoming;
 mod lock;
@@ -91,6 +92,7 @@ use self::{
     health::Health,
     history::{History, Stops},
     id::QueueIds,
+    identity::Memory,
     lock::Lock,
     reader::Reader,
     schedule::Schedule,
@@ -284,6 +286,28 @@ impl Queue {
     /// # Errors
     /// Another process has it, it is not ours, or the disk refuses.
     pub fn open(settings: &QueueSettings, clock: Clock) -> Result<(Self, WriterThread), OpenError> {
+        Self::open_with(settings, clock, None)
+    }
+
+    /// The same for the queue of a relay, which the directory `data` remembers.
+    ///
+    /// # Errors
+    /// Also: a queue is remembered and none is there.
+    pub fn open_known(
+        settings: &QueueSettings,
+        clock: Clock,
+        data: &Path,
+    ) -> Result<(Self, WriterThread), OpenError> {
+        let memory = Memory::of(data)?;
+        memory.expect(&settings.directory)?;
+        Self::open_with(settings, clock, Some(&memory))
+    }
+
+    fn open_with(
+        settings: &QueueSettings,
+        clock: Clock,
+        memory: Option<&Memory>,
+    ) -> Result<(Self, WriterThread), OpenError> {
         let directory = settings.directory.clone();
         make_directory(&directory)
             .and_then(|()| sync_path_to(&directory))
@@ -292,13 +316,16 @@ impl Queue {
         let spool = Spool::open(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let path = store::path(&directory);
         if !path.exists() {
-            // Also when the volume with the one that was is not mounted; we can't tell, people can.
+            // Also when the volume with all that was is not mounted; we can't tell, people can.
             tracing::info!(directory = %directory.display(), "no queue was there: a new one is made");
         }
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         // Before SQLite does, which would empty it.
         tell_of_damaged_log(&path);
-        let store = Store::open(&path).map_err(refuse)?;
+        let mut store = Store::open(&path).map_err(refuse)?;
+        if let Some(memory) = memory {
+            memory.remember(&directory, store.identity(memory.number()));
+        }
         // What a damaged log has hidden may have left its content there.
         if !wal::aside(&path).exists() {
             sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;

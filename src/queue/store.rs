@@ -147,6 +147,8 @@ pub(super) enum StoreError {
     Newer(i32),
     #[error("it is not an Outpost queue")]
     Foreign,
+    #[error("the queue is gone from where it was")]
+    Gone,
     #[error("{0}")]
     File(String),
     #[error("SQLite did not take synchronous=FULL and journal_mode=WAL ({0})")]
@@ -155,7 +157,8 @@ pub(super) enum StoreError {
 
 /// What to do about damage.
 const WHAT_NOW: &str = "the database is damaged: `outpost queue check` tells what is; stop the relay and restore \
-    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one";
+    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one (the start then \
+    says what else to remove)";
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -184,7 +187,16 @@ impl Store {
         // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
         let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         made.map_err(|error| StoreError::File(error.to_string()))?;
-        let found = format::look(path)?;
+        Self::open_found(path, format::look(path)?)
+    }
+
+    /// Opens the database once more; it must be there.
+    pub(super) fn reopen(path: &Path) -> Result<Self, StoreError> {
+        let found = format::look(path)?.ok_or(StoreError::Gone)?;
+        Self::open_found(path, Some(found))
+    }
+
+    fn open_found(path: &Path, found: Option<i32>) -> Result<Self, StoreError> {
         let mut connection = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -233,6 +245,17 @@ impl Store {
     /// How much is queued.
     pub(super) fn tally(&self) -> Tally {
         self.tally
+    }
+
+    /// The number that tells this queue from others; it gets this one if it has none. It does without where that
+    /// can't be written.
+    pub(super) fn identity(&mut self, number: i64) -> i64 {
+        let give = "INSERT INTO meta(key, value) VALUES('identity', ?) ON CONFLICT DO NOTHING";
+        if let Err(error) = self.connection.execute(give, [number]) {
+            tracing::warn!(%error, "the queue can't be given a number");
+        }
+        let given = "SELECT value FROM meta WHERE key = 'identity'";
+        self.connection.query_row(given, [], |row| row.get(0)).unwrap_or(number)
     }
 
     /// Whether there is an entry of this id.

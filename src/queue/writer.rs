@@ -259,7 +259,7 @@ fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
 fn reopen(store: &mut Store, shared: &Shared) -> Result<(), Fault> {
     // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
     *store =
-        Store::open(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
+        Store::reopen(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
     store.probe()
 }
 
