@@ -535,9 +535,14 @@ impl Queue {
 /// Removes spool files that have no row: see the table of states.
 fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {
     for id in spool.ids()? {
-        if !store.contains(id).map_err(io::Error::other)? {
-            tracing::info!(%id, "removing content of a message that was never accepted or has left");
-            spool.remove(id);
+        let row = store::unless_damaged(store.contains(id)).map_err(io::Error::other)?;
+        match row {
+            Some(true) => {}
+            Some(false) => {
+                tracing::info!(%id, "removing content of a message that was never accepted or has left");
+                spool.remove(id);
+            }
+            None => tracing::warn!(%id, "content is kept whose row can't be read"),
         }
     }
     Ok(())
