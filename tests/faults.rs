@@ -141,6 +141,7 @@ fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
         ("pwrite64:error=EIO", "451 4.3.0"),
         ("pwrite64,openat:error=EROFS", "451 4.3.0"),
         ("pwrite64:error=ENOSPC", "452 4.3.1"),
+        ("pwrite64:error=EDQUOT", "452 4.3.1"),
     ];
     for (fault, reply) in faults {
         let mut upstream = Upstream::stopped(PASSWORD);

@@ -171,6 +171,10 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
+fn is_failed_write(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(error, _) if error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
+}
+
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
@@ -289,7 +293,11 @@ impl Store {
                 break;
             }
         }
-        Ok(result?)
+        match result {
+            // SQLite knows of full disks, and takes a full quota for a broken one.
+            Err(error) if is_failed_write(&error) && self.reserve.is_over_quota() => Err(Fault::Full),
+            other => Ok(other?),
+        }
     }
 
     /// Whether the last changes failed because a page can't be read.
