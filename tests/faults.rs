@@ -18,7 +18,7 @@ use support::programs::{run, shown};
 use support::relay::Relay;
 use support::service::{Home, Service};
 use support::strace::Injection;
-use support::upstream::Upstream;
+use support::upstream::{USER, Upstream};
 use support::{http, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
@@ -156,6 +156,41 @@ fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
         drop(injection);
         recovers(&mut relay, &mut upstream, &["before"], &["small", "small again"]);
     }
+}
+
+/// Mail that one upstream's lane drew for another's lies ready there. It has to wait like all else.
+#[test]
+fn while_outcomes_can_not_be_recorded_nothing_more_is_sent() {
+    const MESSAGES: usize = 12;
+    let (idle, slow) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    slow.set(|behaviour| behaviour.final_delay = Duration::from_millis(400));
+    let relays = [("idle", &idle), ("slow", &slow)].map(|(name, upstream)| {
+        format!(
+            "\n      - {{name: {name}, server: localhost, port: {}, username: {USER}, password: {PASSWORD}, \
+             tls_ca: {}, connections: 1, recipients: {name}.test}}",
+            upstream.port,
+            upstream.ca_file().display()
+        )
+    });
+    let service = Service::mailer().set("smtp_queue_min_free", 0).set("smtp_relays", relays.concat());
+    let mut relay = Relay::start(&service);
+    let mut client = relay.client();
+    for number in 0..MESSAGES {
+        let letter = letter(&format!("token-{number}"), SMALL);
+        client.send("sender@example.test", &["someone@slow.test"], &letter).expect("it is taken");
+    }
+    wait::until_true("it sends", || slow.arrived() > 0);
+    let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO");
+    let before = slow.arrived();
+    std::thread::sleep(Duration::from_secs(3));
+    let since = slow.arrived() - before;
+    // One was on its way, and one may have been announced behind it.
+    assert!(since <= 2, "{since} were sent");
+    drop(injection);
+    wait::until_true("it goes on", || slow.arrived() == MESSAGES);
+    relay.wait_for_empty_queue();
+    assert!(slow.ledger().values().all(|count| *count == 1), "{:?}", slow.ledger());
+    relay.terminate();
 }
 
 #[test]

@@ -414,10 +414,15 @@ impl Queue {
         }
     }
 
+    /// Whether outcomes can be recorded. While they can't, nothing is to be sent: it would be sent again after a
+    /// restart.
+    pub fn can_record(&self) -> bool {
+        self.shared.health.can_record()
+    }
+
     /// Claims an entry that is due, if one is at hand.
     pub fn try_claim(&self) -> Option<Claim> {
-        // While outcomes can't be recorded, nothing is sent: it would be sent again after a restart.
-        if !self.shared.health.can_record() {
+        if !self.can_record() {
             return None;
         }
         let mut schedule = self.shared.schedule();

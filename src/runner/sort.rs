@@ -90,6 +90,11 @@ impl Runner {
 
     /// A message that this lane can carry, if one is at hand.
     pub(super) fn try_draw(&self, lane: &Lane) -> Option<Job> {
+        if !self.queue().can_record() {
+            // The queue gives it out again when they can be.
+            lane.empty_tray();
+            return None;
+        }
         let laid = lock(&lane.tray).next();
         if laid.is_some() {
             return laid;
