@@ -201,6 +201,8 @@ fn a_spool_that_takes_no_file_refuses_large_mail_for_now() {
         send(&relay, "before", LARGE).expect("it is taken");
         let injection = Injection::attach(relay.pid(), fault);
         refused(send(&relay, "large", LARGE), reply);
+        let (status, reason) = ready(&relay);
+        assert!(status == 503 && reason.contains("large mail can't be kept"), "{status} {reason}");
         drop(injection);
         recovers(&mut relay, &mut upstream, &["before"], &["large"]);
     }

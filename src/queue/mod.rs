@@ -362,6 +362,7 @@ impl Queue {
             // Whoever may write holds the lock, and nobody else: a reader that lingers keeps no one out.
             let _lock = lock;
             let _stops = stops;
+            let _ended = Ended(Arc::clone(&writer));
             writer::run(store, &received, &writer);
         });
         Ok((Self { shared, requests }, WriterThread([start("queue-writer", writing)?, keeping])))
@@ -392,8 +393,7 @@ impl Queue {
 
     /// Why new mail can't be made durable now, or what is queued can't be read, if so.
     pub fn trouble(&self) -> Option<String> {
-        let health = &self.shared.health;
-        if let Some(reason) = health.trouble().map(|trouble| trouble.reason).or_else(|| health.unread()) {
+        if let Some(reason) = self.shared.health.reason() {
             return Some(reason);
         }
         match self.begin() {
@@ -534,6 +534,15 @@ impl Queue {
         tokio::task::spawn_blocking(move || shared.with_reader(|reader| read(&shared, reader)))
             .await
             .map_err(|_| Fault::stopped())?
+    }
+}
+
+/// Notes that the writer is gone, however it ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.health.ended();
     }
 }
 

@@ -136,6 +136,7 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
         // Where mail trickles on, there is never an idle second.
         if tidied.elapsed() > BETWEEN_SLICES {
             let _ = store.give_back_some(FREE_WHILE_BUSY);
+            look_at_spool(shared);
             tidied = Instant::now();
         }
     }
@@ -152,7 +153,16 @@ fn gather(batch: &mut Vec<Request>, requests: &Receiver<Request>) {
     }
 }
 
+/// Where the spool took no file it is tried whether it does again.
+fn look_at_spool(shared: &Shared) {
+    if shared.health.spool().is_some() {
+        let probed = shared.spool.probe().map_err(Fault::from);
+        shared.health.note_spool(probed.as_ref().copied());
+    }
+}
+
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
+    look_at_spool(shared);
     let trouble = shared.health.trouble().filter(|trouble| !trouble.records);
     if store.restore_reserve() || trouble.is_some() {
         let is_broken = trouble.is_some_and(|trouble| !trouble.full);
@@ -224,9 +234,9 @@ fn with_names(
     if !batch.iter().any(Request::has_file) {
         return Some(batch);
     }
-    let Err(error) = shared.spool.sync_directory() else { return Some(batch) };
-    let fault = Fault::from(error);
-    tracing::error!(reason = %fault, "large mail can't be kept");
+    let names = shared.spool.sync_directory().map_err(Fault::from);
+    shared.health.note_spool(names.as_ref().copied());
+    let Err(fault) = names else { return Some(batch) };
     let (refused, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(Request::has_file);
     settle(shared, store, refused.into_iter().map(|request| (request, Err(fault.clone()))).collect(), late);
     Some(rest).filter(|rest| !rest.is_empty())
