@@ -132,6 +132,17 @@ impl Injection {
         for file in files {
             strace.arg("-P").arg(file);
         }
+        Self::begin(strace, pid)
+    }
+
+    /// Changes nothing, and writes each of these calls to a log, with the file that it is about.
+    pub fn none(pid: u32, calls: &str, log: &Path) -> Self {
+        let mut strace = Command::new(require(Path::new("/usr/bin/strace")));
+        strace.args(["-f", "-q", "-y", "-e", &format!("trace={calls}"), "-o"]).arg(log);
+        Self::begin(strace, pid)
+    }
+
+    fn begin(mut strace: Command, pid: u32) -> Self {
         strace.args(["-p", &pid.to_string()]);
         let mut child = strace.stderr(Stdio::null()).spawn().expect("strace starts");
         super::wait::until("strace has all threads", || {
