@@ -103,9 +103,10 @@ impl Runner {
     pub(super) fn has_waited_in_vain(&self, orders: &Orders, entry: &Entry, at: Timestamp) -> bool {
         let now = self.clock().now();
         let grace = retry::longest(orders.queue.retry).min(orders.queue.lifetime);
-        let mut course = self.course();
-        is_over(orders, entry, at)
-            && (course.has_seen(now, entry.received) || course.is_straight_for(now, grace))
+        is_over(orders, entry, at) && {
+            let mut course = self.course();
+            course.has_seen(now, entry.received) || course.is_straight_for(now, grace)
+        }
     }
 
     pub(super) fn note_held(&self, claim: &mut Claim, reason: &str) {
