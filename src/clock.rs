@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// A point in wall time: milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,14 +76,14 @@ pub enum Clock {
         /// The wall time at `origin`.
         start: Timestamp,
         /// When the clock was made.
-        origin: Option<tokio::time::Instant>,
+        origin: Option<Instant>,
     },
 }
 
 impl Clock {
     /// A clock for tests that reads `start` now and follows tokio's clock from here.
     pub fn starting_at(start: Timestamp) -> Self {
-        Self::Test { start, origin: Some(tokio::time::Instant::now()) }
+        Self::Test { start, origin: Some(Instant::now()) }
     }
 
     /// The wall time.
@@ -95,6 +96,57 @@ impl Clock {
                 start.after(origin.map_or(Duration::ZERO, |origin| origin.elapsed()))
             }
         }
+    }
+}
+
+/// Wall time beside monotonic time, to see where the one jumps.
+#[derive(Debug)]
+pub struct Course {
+    wall: Timestamp,
+    monotonic: Instant,
+    /// When it began to go straight on, by both.
+    straight: (Timestamp, Instant),
+}
+
+impl Course {
+    /// Less is not worth looking for.
+    const BACK: Duration = Duration::from_secs(1);
+    /// Less brings nothing near its end.
+    const FORWARD: Duration = Duration::from_secs(60);
+
+    /// Begins now; what was before is not known.
+    pub fn new(now: Timestamp) -> Self {
+        let monotonic = Instant::now();
+        Self { wall: now, monotonic, straight: (now, monotonic) }
+    }
+
+    /// Whether wall time went back since the last time that it was asked for.
+    pub fn went_back(&mut self, now: Timestamp) -> bool {
+        let expected = self.look(now);
+        expected.since(now) > Self::BACK
+    }
+
+    /// Whether `wait` has passed since the clock was last set forward, and since this was begun. Then no time
+    /// that has come has come by that alone.
+    pub fn is_straight_for(&mut self, now: Timestamp, wait: Duration) -> bool {
+        self.look(now);
+        self.straight.1.elapsed() >= wait
+    }
+
+    /// Whether all that has passed since `time` was seen to pass.
+    pub fn has_seen(&mut self, now: Timestamp, time: Timestamp) -> bool {
+        self.look(now);
+        time >= self.straight.0
+    }
+
+    /// What time it should be, by the last look and monotonic time.
+    fn look(&mut self, now: Timestamp) -> Timestamp {
+        let expected = self.wall.after(self.monotonic.elapsed());
+        (self.wall, self.monotonic) = (now, Instant::now());
+        if now.since(expected) > Self::FORWARD {
+            self.straight = (now, self.monotonic);
+        }
+        expected
     }
 }
 
@@ -117,5 +169,22 @@ mod tests {
         let clock = Clock::starting_at(Timestamp(1_000));
         tokio::time::sleep(Duration::from_secs(86_400)).await;
         assert_eq!(clock.now(), Timestamp(86_401_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_course_sees_jumps_and_knows_how_long_there_was_none() {
+        let (start, second) = (Timestamp(1_000_000_000), Duration::from_secs(1));
+        let mut course = Course::new(start);
+        assert!(course.has_seen(start, start) && !course.has_seen(start, start.before(second)));
+        assert!(course.is_straight_for(start, Duration::ZERO) && !course.is_straight_for(start, second));
+        tokio::time::sleep(10 * second).await;
+        let now = start.after(12 * second);
+        assert!(course.is_straight_for(now, 10 * second), "two seconds are no jump");
+        assert!(!course.went_back(now) && course.went_back(now.before(2 * second)));
+        let then = now.after(86_400 * second);
+        assert!(!course.is_straight_for(then, second) && !course.has_seen(then, now));
+        assert!(course.has_seen(then, then));
+        tokio::time::sleep(second).await;
+        assert!(course.is_straight_for(then.after(second), second));
     }
 }

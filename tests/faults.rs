@@ -18,7 +18,7 @@ use support::programs::{run, shown};
 use support::relay::Relay;
 use support::service::{Home, Service};
 use support::strace::Injection;
-use support::upstream::Upstream;
+use support::upstream::{USER, Upstream};
 use support::{http, wait};
 
 const PASSWORD: &str = "upstream-sesame-4711";
@@ -83,6 +83,57 @@ fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
     }
 }
 
+/// The commit of a message is in the log before it is synced; a kill behind the 451 must not bring it back.
+#[test]
+fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
+    for (size, name) in [(SMALL, "small"), (LARGE, "large")] {
+        let mut upstream = Upstream::stopped(PASSWORD);
+        let mut relay = Relay::start(&mailer(&upstream).set("smtp_retry", "1m..1h"));
+        send(&relay, "before", size).expect("it is taken");
+        // From here on it has nothing to write by itself.
+        wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+        let log = relay.data().join("queue/queue.sqlite-wal");
+        let injection = Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[log]);
+        refused(send(&relay, name, size), "451 4.3.0");
+        relay.kill9();
+        drop(injection);
+        relay.up();
+        assert_eq!(relay.queue().len(), 1, "{:?}", relay.queue());
+        upstream.up();
+        relay.wait_for_empty_queue();
+        assert_eq!(upstream.ledger(), [("before".to_owned(), 1)].into());
+    }
+}
+
+#[test]
+fn names_of_files_that_could_not_be_synced_are_refused_all_and_not_synced_again() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let mut relay = Relay::start(&mailer(&upstream).set("smtp_retry", "1m..1h"));
+    send(&relay, "before", SMALL).expect("it is taken");
+    wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+    let queue = relay.data().join("queue");
+    // While a small one is written slowly, two large ones and another small one gather behind it. SQLite has
+    // fdatasync, so the first fsync is that of the names.
+    let faults = ["pwrite64:delay_enter=80000:when=1..10", "fsync:error=EIO:when=1"];
+    let files = [queue.join("queue.sqlite-wal"), queue.join("spool")];
+    let injection = Injection::attach_at(relay.pid(), &faults, &files);
+    std::thread::scope(|scope| {
+        let send = |name, size| send(&relay, name, size);
+        let first = scope.spawn(move || send("first", SMALL));
+        std::thread::sleep(Duration::from_millis(150));
+        let large = ["large-1", "large-2"].map(|name| scope.spawn(move || send(name, LARGE)));
+        let small = scope.spawn(move || send("small", SMALL));
+        for one in large {
+            refused(one.join().expect("a client doesn't panic"), "451 4.3.0");
+        }
+        for one in [first, small] {
+            one.join().expect("a client doesn't panic").expect("it is taken");
+        }
+    });
+    drop(injection);
+    recovers(&mut relay, &mut upstream, &["before", "first", "small"], &["large-1", "large-2"]);
+}
+
 #[test]
 fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
     let faults = [
@@ -90,6 +141,7 @@ fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
         ("pwrite64:error=EIO", "451 4.3.0"),
         ("pwrite64,openat:error=EROFS", "451 4.3.0"),
         ("pwrite64:error=ENOSPC", "452 4.3.1"),
+        ("pwrite64:error=EDQUOT", "452 4.3.1"),
     ];
     for (fault, reply) in faults {
         let mut upstream = Upstream::stopped(PASSWORD);
@@ -106,6 +158,41 @@ fn while_the_disk_refuses_mail_is_answered_451_and_readiness_says_why() {
     }
 }
 
+/// Mail that one upstream's lane drew for another's lies ready there. It has to wait like all else.
+#[test]
+fn while_outcomes_can_not_be_recorded_nothing_more_is_sent() {
+    const MESSAGES: usize = 12;
+    let (idle, slow) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    slow.set(|behaviour| behaviour.final_delay = Duration::from_millis(400));
+    let relays = [("idle", &idle), ("slow", &slow)].map(|(name, upstream)| {
+        format!(
+            "\n      - {{name: {name}, server: localhost, port: {}, username: {USER}, password: {PASSWORD}, \
+             tls_ca: {}, connections: 1, recipients: {name}.test}}",
+            upstream.port,
+            upstream.ca_file().display()
+        )
+    });
+    let service = Service::mailer().set("smtp_queue_min_free", 0).set("smtp_relays", relays.concat());
+    let mut relay = Relay::start(&service);
+    let mut client = relay.client();
+    for number in 0..MESSAGES {
+        let letter = letter(&format!("token-{number}"), SMALL);
+        client.send("sender@example.test", &["someone@slow.test"], &letter).expect("it is taken");
+    }
+    wait::until_true("it sends", || slow.arrived() > 0);
+    let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO");
+    let before = slow.arrived();
+    std::thread::sleep(Duration::from_secs(3));
+    let since = slow.arrived() - before;
+    // One was on its way, and one may have been announced behind it.
+    assert!(since <= 2, "{since} were sent");
+    drop(injection);
+    wait::until_true("it goes on", || slow.arrived() == MESSAGES);
+    relay.wait_for_empty_queue();
+    assert!(slow.ledger().values().all(|count| *count == 1), "{:?}", slow.ledger());
+    relay.terminate();
+}
+
 #[test]
 fn a_spool_that_takes_no_file_refuses_large_mail_for_now() {
     for (fault, reply) in [("openat:error=EACCES", "451 4.3.0"), ("openat:error=EROFS", "451 4.3.0")] {
@@ -114,6 +201,8 @@ fn a_spool_that_takes_no_file_refuses_large_mail_for_now() {
         send(&relay, "before", LARGE).expect("it is taken");
         let injection = Injection::attach(relay.pid(), fault);
         refused(send(&relay, "large", LARGE), reply);
+        let (status, reason) = ready(&relay);
+        assert!(status == 503 && reason.contains("large mail can't be kept"), "{status} {reason}");
         drop(injection);
         recovers(&mut relay, &mut upstream, &["before"], &["large"]);
     }
@@ -150,6 +239,51 @@ fn a_queue_directory_that_is_moved_away_refuses_for_now_and_goes_on_when_it_is_b
     // The database is open: what was taken lies in it, wherever it is.
     let taken: &[&str] = if small.is_ok() { &["before", "small"] } else { &["before"] };
     recovers(&mut relay, &mut upstream, taken, &["large"]);
+}
+
+/// As when its volume is not mounted: at the usual place, and at one of its own.
+#[test]
+fn a_queue_that_was_there_and_is_not_is_not_begun_anew_in_silence() {
+    let upstream = Upstream::stopped(PASSWORD);
+    let usual = mailer(&upstream);
+    let home = Home::new(&[&usual]);
+    let elsewhere = usual.clone().set("smtp_queue", home.path("volume/queue").display());
+    for (service, queue) in [(usual, "mailer-data/queue"), (elsewhere, "volume/queue")] {
+        let (queue, away) = (home.path(queue), home.path("away"));
+        let remembered = home.path("mailer-data/queue.id");
+        let _ = fs::remove_file(&remembered);
+        home.write(&[&service]);
+        let mut relay = Relay::start_in(&home, &service);
+        send(&relay, "before", LARGE).expect("it is taken");
+        relay.terminate();
+        fs::rename(&queue, &away).expect("it can be moved");
+        for is_mounted_on in [false, true] {
+            if is_mounted_on {
+                fs::create_dir_all(queue.join("lost+found")).expect("a directory");
+            }
+            for command in [&["serve"][..], &["queue", "import", "-"]] {
+                let output = relay.cli(command);
+                assert_eq!(output.status.code(), Some(73), "{}", shown(&output));
+                for words in ["mount", &queue.display().to_string(), &remembered.display().to_string()] {
+                    assert!(shown(&output).contains(words), "{words}: {}", shown(&output));
+                }
+            }
+            assert!(!queue.join("queue.sqlite").exists(), "nothing is made");
+        }
+        fs::remove_dir_all(&queue).expect("it can be removed");
+        fs::rename(&away, &queue).expect("it can be moved back");
+        relay.up();
+        assert_eq!(relay.queue().len(), 1, "all is there again");
+        // Who wants to begin anew does as it was told.
+        relay.terminate();
+        fs::rename(&queue, &away).expect("it can be moved");
+        fs::remove_file(&remembered).expect("it is there");
+        relay.up();
+        assert_eq!(relay.queue().len(), 0);
+        send(&relay, "again", SMALL).expect("it is taken");
+        relay.terminate();
+        fs::remove_dir_all(&away).expect("it can be removed");
+    }
 }
 
 /// A relay whose data directory is a file system of its own, of so many MiB.
@@ -456,6 +590,25 @@ fn a_clock_set_forward_expires_nothing_that_was_not_tried_since() {
     let ledger = upstream.ledger();
     assert!(tokens.iter().all(|token| ledger.get(token) == Some(&1)), "{ledger:?}");
     assert_eq!(ledger.len(), tokens.len(), "nobody was told that it had expired");
+}
+
+#[test]
+fn a_clock_set_forward_while_the_upstream_is_away_returns_nothing() {
+    let mut upstream = Upstream::stopped(PASSWORD);
+    let clocked = Clocked::start(&mailer(&upstream).set("smtp_retry", "1s..1m"));
+    let tokens: Vec<String> = (0..20).map(|number| format!("old-{number}")).collect();
+    for token in &tokens {
+        send(&clocked.relay, token, SMALL).expect("it is taken");
+    }
+    let failed = || clocked.relay.log().matches("no mail can be sent").count();
+    let before = failed();
+    clocked.jump("+10d", || ());
+    wait::until_true("it has tried in vain", || failed() >= before + 4);
+    assert_eq!(clocked.relay.told(&["logs", "--event=expired"]), "");
+    upstream.up();
+    clocked.relay.wait_for_empty_queue();
+    assert_eq!(upstream.ledger(), tokens.into_iter().map(|token| (token, 1)).collect());
+    assert_eq!(upstream.messages().len(), 20, "nobody was told that it had expired");
 }
 
 #[test]

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use support::client::Load;
+use support::client::{Load, message_with};
 use support::relay::{Relay, outpost};
 use support::service::Service;
+use support::strace::Injection;
 use support::upstream::Upstream;
 use support::{http, wait};
 
@@ -94,6 +95,94 @@ fn what_happened_is_found_after_it_left_after_a_restart_and_while_stopped() {
         cursor = next.to_owned();
     }
     assert_eq!(seen.len(), 4);
+    relay.terminate();
+}
+
+#[test]
+fn each_attempt_at_each_recipient_is_found() {
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(|behaviour| {
+        behaviour.recipients.insert("busy@example.test".into(), "450 4.2.1 busy, says the test".into());
+        behaviour.recipients.insert("late@example.test".into(), "451 4.7.1 greylisted, says the test".into());
+        behaviour
+            .recipients
+            .insert("gone@example.test".into(), "550 5.1.1 no such user, says the test".into());
+    });
+    let mut relay = relay(&upstream);
+    let to = ["busy@example.test", "gone@example.test", "late@example.test", "quick@example.test"];
+    let said = relay.client().send("app@example.test", &to, &message_with("many")).expect("it is taken");
+    let id = said.trim().rsplit(' ').next().expect("an id").to_owned();
+    let of = |relay: &Relay, who: &str| -> Vec<(String, u64, String)> {
+        let events = logged(relay, &id)
+            .into_iter()
+            .filter(|event| event["recipient"] == format!("{who}@example.test"));
+        events
+            .map(|event| {
+                let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+                (text("event"), event["attempt"].as_u64().unwrap_or_default(), text("reply"))
+            })
+            .collect()
+    };
+    wait::until_true("the one was tried twice", || of(&relay, "busy").len() == 2);
+    upstream.set(|behaviour| drop(behaviour.recipients.remove("busy@example.test")));
+    wait::until_true("it is reached", || of(&relay, "busy").len() == 3);
+    upstream.set(|behaviour| behaviour.recipients.clear());
+    relay.wait_for_empty_queue();
+    let look = |relay: &Relay| {
+        let busy = of(relay, "busy");
+        for (number, (event, attempt, reply)) in (1..).zip(&busy) {
+            let expected = if number == 3 { ("delivered", "250") } else { ("deferred", "450 4.2.1 busy") };
+            assert!(*event == expected.0 && *attempt == number && reply.starts_with(expected.1), "{busy:?}");
+        }
+        let late = of(relay, "late");
+        let (last, others) = late.split_last().expect("some");
+        assert!(others.len() >= 2 && last.0 == "delivered", "{late:?}");
+        assert!(
+            others.iter().all(|(event, _, reply)| event == "deferred" && reply.contains("greylisted")),
+            "{late:?}"
+        );
+        assert!((1..).zip(&late).all(|(number, (_, attempt, _))| *attempt == number), "{late:?}");
+        let gone = of(relay, "gone");
+        assert!(gone.len() == 1 && gone[0].0 == "bounced" && gone[0].2.starts_with("550 5.1.1"), "{gone:?}");
+        let quick = of(relay, "quick");
+        assert!(quick.len() == 1 && (quick[0].0.as_str(), quick[0].1) == ("delivered", 1), "{quick:?}");
+        let shown: Value =
+            serde_json::from_str(&relay.told(&["queue", "show", "--json", &id])).expect("JSON");
+        let states: Vec<_> =
+            shown["recipients"].as_array().expect("recipients").iter().map(|r| &r["state"]).collect();
+        assert_eq!(states, ["delivered", "bounced", "delivered", "delivered"], "{shown}");
+        assert_eq!(
+            shown["history"].as_array().map(Vec::len),
+            Some(1 + busy.len() + late.len() + 2),
+            "{shown}"
+        );
+    };
+    look(&relay);
+    relay.kill9();
+    relay.up();
+    look(&relay);
+    relay.terminate();
+}
+
+#[test]
+fn it_costs_no_sync_of_its_own() {
+    const MESSAGES: usize = 30;
+    let upstream = Upstream::start(PASSWORD);
+    let mut relay = relay(&upstream);
+    // The file is synced when it is made.
+    deliver(&relay, &upstream, "first");
+    let log = relay.home.path("syncs");
+    let watching = Injection::none(relay.pid(), "fsync,fdatasync", &log);
+    for number in 0..MESSAGES {
+        deliver(&relay, &upstream, &format!("token-{number}"));
+    }
+    drop(watching);
+    let log = std::fs::read_to_string(log).expect("strace's log");
+    let of = |file: &str| log.lines().filter(|line| line.contains(file)).count();
+    assert!(of("/queue.sqlite-wal") >= MESSAGES, "each was synced:\n{log}");
+    assert_eq!(of("/history.sqlite"), 0, "{log}");
+    let told = relay.told(&["logs", "--event=delivered"]);
+    assert_eq!(told.lines().count(), MESSAGES + 1, "and remembered");
     relay.terminate();
 }
 

@@ -251,6 +251,38 @@ fn mail_for_a_closed_upstream_is_in_nobodys_way_and_goes_when_it_opens() {
 }
 
 #[test]
+fn mail_that_no_upstream_serves_is_returned_or_held_when_its_time_is_over() {
+    let upstream = Upstream::start(PASSWORD);
+    let relays = several(&[("only", &upstream, ", recipients: example.test")]);
+    let relay = Relay::start(&relays.set("smtp_queue_lifetime", "3s"));
+    for sender in ["a@example.test", ""] {
+        relay.client().send(sender, &["b@nowhere.test"], &message_with("unserved")).expect("it is taken");
+    }
+    wait::until_true("its sender is told", || upstream.arrived() == 1);
+    let report = String::from_utf8_lossy(&upstream.messages()[0]).into_owned();
+    for words in ["Final-Recipient: rfc822; b@nowhere.test", "Status: 4.4.7", "no upstream of smtp_relays"] {
+        assert!(report.contains(words), "{words}: {report}");
+    }
+    wait::until_true("what has no sender is held", || relay.status()["queue"]["held"] == 1);
+    assert_eq!(relay.status()["queue"]["messages"], 1);
+    assert_eq!(relay.told(&["logs", "--event=expired"]).lines().count(), 2);
+}
+
+#[test]
+fn whom_no_upstream_serves_keeps_nobody_else_of_the_message_waiting() {
+    let upstream = Upstream::start(PASSWORD);
+    let busy = "450 4.2.0 greylisted, says the test".to_owned();
+    upstream.set(|behaviour| drop(behaviour.recipients.insert("a@example.test".to_owned(), busy)));
+    let relay = Relay::start(&several(&[("only", &upstream, ", recipients: example.test")]));
+    let to = ["a@example.test", "b@nowhere.test"];
+    relay.client().send("a@example.test", &to, &message_with("both")).expect("it is taken");
+    wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+    upstream.set(|behaviour| behaviour.recipients.clear());
+    wait::until_true("the one is reached", || relay.queue()[0]["recipients"][0]["state"] == "delivered");
+    assert_eq!(relay.queue()[0]["recipients"][1]["state"], "deferred");
+}
+
+#[test]
 fn recipients_of_one_message_go_by_their_own_upstreams_each_at_its_own_pace() {
     let (slow, quick) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
     let busy = "450 4.2.0 greylisted, says the test".to_owned();

@@ -19,7 +19,7 @@ use support::ledger::{self, Ledger};
 use support::mount::{self, Ext4};
 use support::relay::Relay;
 use support::service::{Home, Service};
-use support::strace::{Event, Operation, Trace, recorded};
+use support::strace::{Event, Injection, Operation, Trace, recorded};
 use support::upstream::Upstream;
 use support::workload::{Notes, Workload, envelope, settings};
 use support::{programs, seed};
@@ -226,6 +226,36 @@ fn a_real_disk_that_loses_its_power_behind_a_250_has_the_message() {
         messages.iter().any(|message| message.ends_with(letter.as_bytes()))
     };
     assert_eq!((0..ROUNDS).filter(whole).count(), ROUNDS, "each is whole");
+}
+
+/// The control: the same relay whose syncs do nothing loses what it acknowledged.
+#[test]
+fn a_relay_whose_syncs_do_nothing_loses_what_it_acknowledged_with_the_power() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    if !mount::wanted() {
+        return;
+    }
+    let upstream = Upstream::stopped(PASSWORD);
+    for size in [1_000, 300_000] {
+        let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_queue_min_free", 0);
+        let home = Home::new(&[&service]);
+        let mut relay = Relay::of(&home, &service);
+        let disk = Ext4::new(&home.path("disk.img"), 96, relay.data());
+        relay.up();
+        let lie = Injection::attach(relay.pid(), "fsync,fdatasync:retval=0");
+        let mut client = relay.client();
+        let switch = disk.switch();
+        let letter = letter("lost", size);
+        client.send("sender@example.test", &["someone@example.test"], &letter).expect("it is taken");
+        switch.cut();
+        relay.kill9();
+        drop(lie);
+        disk.again();
+        relay.up();
+        let left = relay.status()["queue"]["messages"].clone();
+        assert_eq!(left, 0, "a message of {size} octets is there: the test is blind");
+        relay.kill9();
+    }
 }
 
 /// The control: without a sync of the file, and without one of the directory, the same cut takes the file.

@@ -159,6 +159,45 @@ fn many_are_meant_only_after_it_was_said_how_many() {
     assert_eq!(nothing.status, 400, "without a word on which nothing is deleted");
 }
 
+/// Also of a relay that is stopped, which knows its upstreams all the same.
+#[test]
+fn many_are_meant_by_their_age_and_by_the_upstream_that_they_wait_for() {
+    let upstream = |name: &str, domain: &str| {
+        format!(
+            "\n      - {{name: {name}, server: 127.0.0.1, port: {}, tls: none, recipients: {domain}}}",
+            ports::free()
+        )
+    };
+    let relays = upstream("east", "east.example") + &upstream("west", "west.example");
+    let mut relay = Relay::start(&Service::mailer().set("smtp_relays", relays).set("smtp_retry", "1h..2h"));
+    let east = send(&relay, "a@one.example", "user@east.example");
+    support::wait::until_true("it is three seconds old", || list(&relay, &["--older-than", "3s"]).len() == 1);
+    let west = send(&relay, "a@one.example", "user@west.example");
+    let nowhere = send(&relay, "a@one.example", "user@nowhere.example");
+    let ids = |relay: &Relay, filter: &[&str]| -> Vec<Value> {
+        list(relay, filter).into_iter().map(|item| item["id"].clone()).collect()
+    };
+    assert_eq!(ids(&relay, &["--older-than", "3s"]), [east.as_str()]);
+    assert_eq!(relay.told(&["queue", "hold", "--older-than", "3s", "--yes"]), "1 message held\n");
+    assert_eq!(relay.told(&["queue", "hold", "--older-than", "1h", "--yes"]), "No message is meant.\n");
+    assert_eq!(ids(&relay, &["--state", "held"]), [east.as_str()]);
+    relay.told(&["queue", "release", &east]);
+    let look = |relay: &Relay| {
+        assert_eq!(ids(relay, &["--upstream", "east"]), [east.as_str()]);
+        assert_eq!(ids(relay, &["--upstream", "west"]), [west.as_str()]);
+        assert_eq!(ids(relay, &["--upstream", ""]), [nowhere.as_str()], "whom none serves");
+        assert_eq!(ids(relay, &["--upstream", "none such"]), Vec::<Value>::new());
+    };
+    look(&relay);
+    assert_eq!(relay.told(&["queue", "retry", "--upstream", "west", "--dry-run"]), "1 message is meant.\n");
+    relay.terminate();
+    look(&relay);
+    assert_eq!(relay.told(&["queue", "delete", "--upstream", "west", "--yes"]), "1 message deleted\n");
+    let mut left = ids(&relay, &[]);
+    left.sort_by_key(Value::to_string);
+    assert_eq!(left, [east.as_str(), nowhere.as_str()]);
+}
+
 #[test]
 fn a_queue_in_use_whose_relay_does_not_answer_is_left_alone() {
     let relay = Relay::start(&service());

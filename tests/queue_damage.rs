@@ -257,6 +257,41 @@ async fn damage_in_the_store_takes_no_message_in_silence() {
     }
 }
 
+/// Where it can't be read whose a file is, the queue opens all the same, and the file stays.
+#[tokio::test]
+async fn a_page_that_tells_whose_a_file_is_takes_no_file_with_it() {
+    const FILES: u64 = 30;
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let (sound, damaged) = (dir.path().join("sound"), dir.path().join("damaged"));
+    let (queue, writer) = Queue::open(&settings(&sound), Clock::System).expect("it opens");
+    for number in 0..300 {
+        let mut incoming = queue.begin().expect("there is room");
+        incoming.push(&content(number, if number % 10 == 0 { 300_000 } else { 100 }));
+        incoming.flush().await.expect("there is room");
+        let facts = incoming.facts().expect("a short header");
+        incoming.commit(envelope(), Origin::default(), facts).await.expect("it is taken");
+    }
+    drop(queue);
+    writer.join();
+    let database = rusqlite::Connection::open(sound.join("queue.sqlite")).expect("the database");
+    let mut pages = database.prepare("SELECT pageno FROM dbstat WHERE name = 'message'").expect("its pages");
+    let pages = pages.query_map([], |row| row.get::<_, i64>(0)).expect("its pages");
+    let pages: Vec<usize> = pages.map(|page| page.expect("a page") as usize).collect();
+    assert!(pages.len() > 3, "{pages:?}");
+    for page in pages {
+        let _ = fs::remove_dir_all(&damaged);
+        copy(&sound, &damaged);
+        let mut octets = fs::read(damaged.join("queue.sqlite")).expect("the database");
+        octets[(page - 1) * PAGE..][..PAGE].fill(0);
+        fs::write(damaged.join("queue.sqlite"), octets).expect("the database");
+        let (queue, writer) = Queue::open(&settings(&damaged), Clock::System).expect("it opens");
+        drop(queue);
+        writer.join();
+        let left = fs::read_dir(damaged.join("spool")).expect("the spool").count();
+        assert_eq!(left as u64, FILES, "page {page}");
+    }
+}
+
 #[tokio::test]
 async fn damage_in_the_wal_takes_no_more_than_the_wal_held_and_lets_nothing_half_through() {
     let store = store().await;

@@ -1,9 +1,12 @@
 //! The queue and a plain map, given the same verbs in any order, agree: on what is there, on what can be claimed,
-//! on what an operator is told; also when it was closed in the middle and opened again.
+//! on what an operator is told; also when it was closed in the middle and opened again, and when it was not closed
+//! and what a kill leaves of it is opened.
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use outpost::clock::Clock;
@@ -29,6 +32,7 @@ enum Verb {
     Hold(usize),
     Operate(Act, usize),
     Reopen,
+    Crash,
 }
 
 /// When it is tried again.
@@ -60,6 +64,7 @@ fn verbs() -> impl Strategy<Value = Verb> {
         1 => any::<usize>().prop_map(Verb::Hold),
         4 => (act, any::<usize>()).prop_map(|(act, which)| Verb::Operate(act, which)),
         1 => Just(Verb::Reopen),
+        1 => Just(Verb::Crash),
     ]
 }
 
@@ -91,11 +96,45 @@ fn open(dir: &TempDir) -> (Queue, WriterThread, JoinHandle<()>) {
     (queue, writer, feeder)
 }
 
+/// Copies the files of a queue in use, as they stand at one moment. SQLite's index of its log is memory that no
+/// crash keeps.
+fn copy(from: &Path, to: &Path, lost: &[&str]) {
+    let is_kept = |name: &str| !name.ends_with("-shm") && !lost.contains(&name);
+    let look = || {
+        let mut files = BTreeMap::new();
+        for directory in ["", "spool"] {
+            for file in fs::read_dir(from.join(directory)).expect("the queue") {
+                let name = Path::new(directory).join(file.expect("a file").file_name());
+                let path = from.join(&name);
+                if path.is_file() && is_kept(&name.display().to_string()) {
+                    files.insert(name, fs::read(path).unwrap_or_default());
+                }
+            }
+        }
+        files
+    };
+    // The writer may be tidying up: what is seen twice alike was so at one moment.
+    let mut files = look();
+    loop {
+        let again = look();
+        if again == files {
+            break;
+        }
+        files = again;
+    }
+    fs::create_dir_all(to.join("spool")).expect("a directory");
+    files.iter().for_each(|(name, octets)| fs::write(to.join(name), octets).expect("a copy"));
+}
+
 impl Both {
     fn new() -> Self {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        Self::open(dir, BTreeMap::new(), 0)
+    }
+
+    fn open(dir: TempDir, map: BTreeMap<QueueId, Known>, number: u64) -> Self {
         let (queue, writer, feeder) = open(&dir);
-        Self { dir, queue, writer, feeder, map: BTreeMap::new(), claims: Vec::new(), number: 0 }
+        Self { dir, queue, writer, feeder, map, claims: Vec::new(), number }
     }
 
     async fn apply(mut self, verb: Verb) -> Result<Self, TestCaseError> {
@@ -137,17 +176,34 @@ impl Both {
             }
             Verb::Operate(act, which) => self.operate(act, which).await?,
             Verb::Reopen => {
-                // What was claimed is as if nothing had been tried.
-                self.claims.clear();
-                self.feeder.abort();
-                let _ = self.feeder.await;
-                drop(self.queue);
-                self.writer.join();
-                (self.queue, self.writer, self.feeder) = open(&self.dir);
+                let (dir, map, number) = self.close().await;
+                self = Self::open(dir, map, number);
+                self.compare().await?;
+            }
+            Verb::Crash => {
+                self = self.crash(&[]).await;
                 self.compare().await?;
             }
         }
         Ok(self)
+    }
+
+    /// Goes on with what a kill at this moment would have left, but for files of these names.
+    async fn crash(self, lost: &[&str]) -> Self {
+        let left = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        copy(&self.dir.path().join("queue"), &left.path().join("queue"), lost);
+        let (_, map, number) = self.close().await;
+        Self::open(left, map, number)
+    }
+
+    async fn close(mut self) -> (TempDir, BTreeMap<QueueId, Known>, u64) {
+        // What was claimed is as if nothing had been tried.
+        self.claims.clear();
+        self.feeder.abort();
+        let _ = self.feeder.await;
+        drop(self.queue);
+        self.writer.join();
+        (self.dir, self.map, self.number)
     }
 
     async fn receive(&self, size: usize) -> outpost::queue::Incoming {
@@ -258,4 +314,28 @@ fn the_queue_and_a_plain_map_agree_whatever_is_done_in_whatever_order() {
             })
         })
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The control: what a kill leaves is more than what was brought into the database, and less is missed.
+#[tokio::test]
+async fn a_crash_that_takes_the_log_or_a_file_is_missed_by_the_map() {
+    let verbs = [Verb::Accept { size: 1_000 }, Verb::Accept { size: 400_000 }, Verb::Claim];
+    let prepare = async || {
+        let mut both = Both::new();
+        for verb in verbs.clone() {
+            both = both.apply(verb).await.expect("they agree");
+        }
+        both
+    };
+    prepare().await.crash(&[]).await.compare().await.expect("they agree");
+    let mut missed = false;
+    // Once a second the log is brought into the database.
+    for _ in 0..5 {
+        missed |= prepare().await.crash(&["queue.sqlite-wal"]).await.compare().await.is_err();
+    }
+    assert!(missed, "the log is lost");
+    let both = prepare().await;
+    let file = fs::read_dir(both.dir.path().join("queue/spool")).expect("the spool").next();
+    let name = file.expect("a file").expect("a file").file_name().into_string().expect("an id");
+    both.crash(&[&format!("spool/{name}")]).await.compare().await.expect_err("a file is lost");
 }

@@ -48,7 +48,7 @@ impl Stopped {
             return Err(Failure::new(Exit::NOT_PERMITTED, words));
         }
         let clock = Clock::System;
-        let (queue, writer) = Queue::open(&settings.queue, clock.clone()).map_err(|error| match error {
+        let (queue, writer) = Queue::open_known(&settings.queue, clock.clone(), data).map_err(|error| match error {
             OpenError::InUse { .. } => Failure::new(
                 Exit::TRY_AGAIN,
                 format!("{error}, but nobody answers at {socket}\n  help: it may be starting or stopping: try again; or name its --data"),

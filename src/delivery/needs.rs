@@ -173,7 +173,11 @@ mod tests {
     use super::*;
     use crate::{
         mail::{content::Content, envelope::Handling},
-        smtp::{address::ReversePath, reply::Reply},
+        smtp::{
+            address::ReversePath,
+            parameter::{Notify, OriginalRecipient, Ret},
+            reply::Reply,
+        },
     };
 
     /// What the upstream lacks for the message, then for each recipient, as enhanced codes; then MAIL.
@@ -213,6 +217,62 @@ mod tests {
         let mut line = Vec::new();
         mail(&message, &known, Timestamp(0)).write_to(&mut line);
         assert_eq!(String::from_utf8(line).unwrap().trim_end(), mail_line, "{keywords}");
+    }
+
+    /// RFC 3461 §5.2, every combination: with DSN all goes on as it came, without it nothing does.
+    #[test]
+    fn wishes_for_reports_go_on_as_they_came_or_not_at_all() {
+        let rets = [(None, ""), (Some(Ret::Full), " RET=FULL"), (Some(Ret::Hdrs), " RET=HDRS")];
+        let envids = [(None, ""), (Some("QQ+1=2"), " ENVID=QQ+2B1+3D2")];
+        let originals =
+            [(None, ""), (Some("rfc822;anna+2Bx@old.example"), " ORCPT=rfc822;anna+2Bx@old.example")];
+        let notifies = [
+            (None, ""),
+            (Some("NEVER"), " NOTIFY=NEVER"),
+            (Some("SUCCESS"), " NOTIFY=SUCCESS"),
+            (Some("FAILURE"), " NOTIFY=FAILURE"),
+            (Some("DELAY"), " NOTIFY=DELAY"),
+            (Some("SUCCESS,FAILURE"), " NOTIFY=SUCCESS,FAILURE"),
+            (Some("SUCCESS,DELAY"), " NOTIFY=SUCCESS,DELAY"),
+            (Some("FAILURE,DELAY"), " NOTIFY=FAILURE,DELAY"),
+            (Some("SUCCESS,FAILURE,DELAY"), " NOTIFY=SUCCESS,FAILURE,DELAY"),
+        ];
+        let said = |command: Command| {
+            let mut line = Vec::new();
+            command.write_to(&mut line);
+            String::from_utf8(line).unwrap().trim_end().to_owned()
+        };
+        let known = [false, true].map(|dsn| Capabilities { dsn, ..Capabilities::default() });
+        let mailbox = Mailbox::parse("a@b.example").unwrap();
+        let content = Content::Memory(Bytes::from_static(b"x\r\n"));
+        let mut cases = 0;
+        for (ret, ret_said) in rets {
+            for (envid, envid_said) in envids {
+                let handling = Handling { ret, envid: envid.map(str::to_owned), ..Handling::default() };
+                let message = Message {
+                    reverse_path: &ReversePath::NULL,
+                    recipients: Vec::new(),
+                    handling: &handling,
+                    content: &content,
+                    head: None,
+                };
+                let mail = |known| said(mail(&message, known, Timestamp(0)));
+                assert_eq!(mail(&known[0]), "MAIL FROM:<>");
+                assert_eq!(mail(&known[1]), format!("MAIL FROM:<>{ret_said}{envid_said}"));
+                for (original, original_said) in originals {
+                    let original = original.map(|text| OriginalRecipient::parse(text).unwrap());
+                    for (notify, notify_said) in notifies {
+                        let notify = notify.map(|words| Notify::parse(words).unwrap());
+                        let to = Forward { mailbox: &mailbox, notify, original: original.as_ref() };
+                        assert_eq!(said(rcpt(&to, &known[0])), "RCPT TO:<a@b.example>");
+                        let expected = format!("RCPT TO:<a@b.example>{notify_said}{original_said}");
+                        assert_eq!(said(rcpt(&to, &known[1])), expected);
+                        cases += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(cases, 3 * 2 * 2 * 9);
     }
 
     #[test]

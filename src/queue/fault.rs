@@ -42,6 +42,19 @@ pub enum OpenError {
         /// By whom, as far as it said so.
         process: Option<u32>,
     },
+    /// The data directory remembers a queue, and none is there.
+    #[error(
+        "this relay has a queue, and it is not in {}: if it lies on a volume, mount that; if it was moved, name where \
+         it is by smtp_queue; to begin anew with an empty one, remove {}",
+        directory.display(),
+        remembered.display()
+    )]
+    Missing {
+        /// Where it should be.
+        directory: PathBuf,
+        /// Where it is remembered.
+        remembered: PathBuf,
+    },
     /// A file can't be used.
     #[error("{}: {error}", path.display())]
     Io {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     store::State,
     writer::{Astray, EntryChange, Request},
 };
-use crate::clock::Timestamp;
+use crate::clock::{Course, Timestamp};
 
 /// The store is looked at so often, however far away the next due time is.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -43,28 +43,6 @@ enum Loaded {
     Damaged(Option<Box<Entry>>),
     /// Something that can't even be set aside.
     Unreadable,
-}
-
-/// Wall time beside monotonic time, to see when the one goes back.
-struct Course {
-    wall: Timestamp,
-    monotonic: Instant,
-}
-
-impl Course {
-    /// Less is not worth looking for.
-    const TOLERANCE: Duration = Duration::from_secs(1);
-
-    fn new(now: Timestamp) -> Self {
-        Self { wall: now, monotonic: Instant::now() }
-    }
-
-    /// Whether wall time went back since the last time that it was asked.
-    fn went_back(&mut self, now: Timestamp) -> bool {
-        let expected = self.wall.after(self.monotonic.elapsed());
-        *self = Self::new(now);
-        expected.since(now) > Self::TOLERANCE
-    }
 }
 
 impl Queue {

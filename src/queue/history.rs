@@ -7,8 +7,8 @@
 //! over into the database, many at once. With `synchronous=NORMAL` that costs no sync; only a checkpoint
 //! does, every some thousand events. A power cut may take the latest events, never the file.
 //!
-//! What is damaged is set aside and begun anew; what can't be written is kept for a while, then dropped
-//! and counted. What an event is, is not known here: octets.
+//! What is damaged is set aside and begun anew; a file of another version is left as it is, and nothing is
+//! written. What can't be written is kept for a while, then dropped and counted. What an event is, is not known here: octets.
 
 mod tail;
 
@@ -29,9 +29,9 @@ use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use self::tail::{Placed, Tail};
-use super::{Fault, id::QueueId};
+use super::{Fault, id::QueueId, retry};
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Course, Timestamp},
     config::{HistorySettings, QueueSettings},
 };
 
@@ -178,12 +178,18 @@ struct Bounds {
     settings: HistorySettings,
     /// Free octets on the disk below which nothing is written: what is left is for mail.
     min_free: u64,
+    /// For so long nothing becomes too old by a clock that was set forward, or that nobody has seen yet.
+    grace: Duration,
 }
 
 impl Bounds {
     fn of(settings: &QueueSettings) -> Self {
-        // The last half of what must stay free is for what must not be lost.
-        Self { settings: settings.history, min_free: settings.min_free / 2 }
+        Self {
+            settings: settings.history,
+            // The last half of what must stay free is for what must not be lost.
+            min_free: settings.min_free / 2,
+            grace: retry::longest(settings.retry),
+        }
     }
 }
 
@@ -193,6 +199,7 @@ pub(super) struct History {
     directory: PathBuf,
     bounds: ArcSwap<Bounds>,
     clock: Clock,
+    course: Mutex<Course>,
     pending: Mutex<Pending>,
     wake: Condvar,
     desk: Mutex<Desk>,
@@ -206,6 +213,7 @@ impl History {
         Arc::new(Self {
             directory: directory.to_owned(),
             bounds: ArcSwap::from_pointee(Bounds::of(settings)),
+            course: Mutex::new(Course::new(clock.now())),
             clock,
             pending: Mutex::default(),
             wake: Condvar::new(),
@@ -372,9 +380,13 @@ impl History {
         shelf: &mut Shelf,
         mut act: impl FnMut(&mut Writer) -> rusqlite::Result<T>,
     ) -> Result<T, String> {
+        let path = self.directory.join(NAME);
+        if shelf.open.is_none() && is_foreign(&path) {
+            return Err(format!("{} {FOREIGN}", path.display()));
+        }
         let mut attempt = |shelf: &mut Shelf| match &mut shelf.open {
             Some(writer) => act(writer),
-            closed => act(closed.insert(Writer::open(&self.directory.join(NAME))?)),
+            closed => act(closed.insert(Writer::open(&path)?)),
         };
         match attempt(shelf) {
             Err(error) if is_damage(&error) => {
@@ -494,8 +506,12 @@ impl History {
     /// Deletes what is too old or too much, in slices between which others write, and keeps the
     /// database's log short.
     fn tidy(&self) {
-        let settings = self.bounds.load().settings;
-        let oldest = place_of(self.clock.now().before(settings.age));
+        let Bounds { settings, grace, .. } = **self.bounds.load();
+        let now = self.clock.now();
+        let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = course.is_straight_for(now, grace);
+        drop(course);
+        let oldest = if is_old { place_of(now.before(settings.age)) } else { 0 };
         loop {
             let mut shelf = self.shelf();
             let Some(writer) = &mut shelf.open else { return };
@@ -620,15 +636,10 @@ impl Writer {
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "journal_size_limit", 8 * CHECKPOINT_AFTER as i64)?;
         connection.pragma_update(None, "cache_size", -2 * 1024)?;
-        let format: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let owner: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        match (owner, format) {
-            (0, 0) => connection.execute_batch(&format!(
+        if connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))? == 0 {
+            connection.execute_batch(&format!(
                 "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
-            ))?,
-            (APPLICATION_ID, FORMAT) => {}
-            // Of another version or another program: not to be written into.
-            _ => return Err(rusqlite::Error::QueryReturnedNoRows),
+            ))?;
         }
         connection.execute_batch(INDEX_OF_NONE)?;
         let last = connection
@@ -699,6 +710,21 @@ fn keep_count(connection: &Connection, number: i64) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE meta SET value = ? WHERE key = 'events'")?.execute([number]).map(|_| ())
 }
 
+/// Whether the file is of another version or of another program: not to be written into, nor to be set aside.
+/// Nothing of it is changed by looking.
+fn is_foreign(path: &Path) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let Ok(connection) = Connection::open_with_flags(path, flags) else { return false };
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    // What can't be read is damaged, and that is another matter.
+    let (Ok(owner), Ok(format)) = (number("application_id"), number("user_version")) else { return false };
+    !matches!((owner, format), (0, 0) | (APPLICATION_ID, FORMAT))
+}
+
+/// What is said of it.
+const FOREIGN: &str =
+    "is of a later version of Outpost, or no history: it is left as it is, and nothing is remembered";
+
 /// Whether whoever made the file died before there was a table in it: only a writer can go on with that.
 fn is_unborn(connection: &Connection) -> bool {
     match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)) {
@@ -733,6 +759,7 @@ impl Reader {
                 Ok(Self { connection: None, tail, damage })
             }
             Err(error) => Err(error.into()),
+            Ok(_) if is_foreign(&path) => Err(Fault::Broken(format!("{} {FOREIGN}", path.display()))),
             Ok(_) => {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let connection = Connection::open_with_flags(&path, flags)?;
@@ -807,7 +834,7 @@ mod tests {
             directory: PathBuf::new(),
             lifetime: wait,
             delay_warning: None,
-            retry: crate::config::Waits { first: wait, longest: wait },
+            retry: crate::config::Waits { first: Duration::ZERO, longest: Duration::ZERO },
             max_messages: None,
             max_bytes: None,
             min_free,
@@ -880,6 +907,26 @@ mod tests {
         std::thread::sleep(Duration::from_millis(5));
         history.tidy();
         assert!(told(&history, &ALL).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_forward_makes_nothing_old_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let hour = Duration::from_secs(3_600);
+        let mut settings = of(HistorySettings { age: 2 * hour, ..HistorySettings::default() }, 0);
+        settings.retry.longest = hour;
+        let clock = Clock::starting_at(Timestamp(1_000_000_000_000));
+        let history = History::new(directory.path(), &settings, clock.clone());
+        history.record(None, b"one".to_vec());
+        keep(&history);
+        tokio::time::sleep(hour * 3 / 2).await;
+        *history.course.lock().unwrap() = Course::new(Timestamp(0));
+        tokio::time::sleep(hour).await;
+        history.tidy();
+        assert_eq!(told(&history, &ALL), ["one"], "the clock was set forward");
+        tokio::time::sleep(hour * 3 / 2).await;
+        history.tidy();
+        assert!(told(&history, &ALL).is_empty(), "it is old by both clocks");
     }
 
     #[test]
@@ -1012,6 +1059,27 @@ mod tests {
         assert_eq!(history.health(), HistoryHealth { lost: 0, set_aside: 1 });
         let aside = fs::read(directory.path().join(NAME_DAMAGED)).unwrap();
         assert_eq!(aside, vec![b'?'; 20_000]);
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_is_left_alone_and_mail_goes_on_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        let first = history(directory.path(), HistorySettings::default());
+        first.record(None, b"one".to_vec());
+        keep(&first);
+        let writer = first.shelf().open.take().unwrap();
+        writer.connection.pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        drop((writer, first));
+        let before = fs::read(&path).unwrap();
+        let history = history(directory.path(), HistorySettings::default());
+        history.record(None, b"two".to_vec());
+        keep(&history);
+        history.tidy();
+        let told = history.read(|reader| reader.events(&ALL)).unwrap_err().to_string();
+        assert!(told.contains("later version") && told.contains(NAME), "{told}");
+        assert_eq!(history.health(), HistoryHealth::default());
+        assert!(fs::read(&path).unwrap() == before && !directory.path().join(NAME_DAMAGED).exists());
     }
 
     #[test]

@@ -217,16 +217,19 @@ impl Incoming {
         let path = self.queue.shared.spool.path(self.id);
         let file = self.file.take();
         let octets = std::mem::take(&mut self.buffer);
-        let (file, octets) = tokio::task::spawn_blocking(move || {
+        let written = tokio::task::spawn_blocking(move || {
             let mut file = file.map_or_else(|| SpoolFile::create(path), Ok)?;
             file.write(&octets)?;
             if finish {
                 file.finish()?;
             }
             std::io::Result::Ok((file, octets))
-        })
-        .await
-        .map_err(|_| Fault::stopped())??;
+        });
+        let written = written.await.map_err(|_| Fault::stopped())?.map_err(Fault::from);
+        if let Err(fault) = &written {
+            self.queue.shared.health.note_spool(Err(fault));
+        }
+        let (file, octets) = written?;
         self.file = Some(file);
         self.buffer = octets;
         self.buffer.clear();

@@ -41,6 +41,7 @@ mod format;
 mod health;
 pub mod history;
 pub mod id;
+mod identity;
 pub mod import;
 pub mod incoming;
 mod lock;
@@ -91,6 +92,7 @@ use self::{
     health::Health,
     history::{History, Stops},
     id::QueueIds,
+    identity::Memory,
     lock::Lock,
     reader::Reader,
     schedule::Schedule,
@@ -284,6 +286,28 @@ impl Queue {
     /// # Errors
     /// Another process has it, it is not ours, or the disk refuses.
     pub fn open(settings: &QueueSettings, clock: Clock) -> Result<(Self, WriterThread), OpenError> {
+        Self::open_with(settings, clock, None)
+    }
+
+    /// The same for the queue of a relay, which the directory `data` remembers.
+    ///
+    /// # Errors
+    /// Also: a queue is remembered and none is there.
+    pub fn open_known(
+        settings: &QueueSettings,
+        clock: Clock,
+        data: &Path,
+    ) -> Result<(Self, WriterThread), OpenError> {
+        let memory = Memory::of(data)?;
+        memory.expect(&settings.directory)?;
+        Self::open_with(settings, clock, Some(&memory))
+    }
+
+    fn open_with(
+        settings: &QueueSettings,
+        clock: Clock,
+        memory: Option<&Memory>,
+    ) -> Result<(Self, WriterThread), OpenError> {
         let directory = settings.directory.clone();
         make_directory(&directory)
             .and_then(|()| sync_path_to(&directory))
@@ -292,13 +316,16 @@ impl Queue {
         let spool = Spool::open(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let path = store::path(&directory);
         if !path.exists() {
-            // Also when the volume with the one that was is not mounted; we can't tell, people can.
+            // Also when the volume with all that was is not mounted; we can't tell, people can.
             tracing::info!(directory = %directory.display(), "no queue was there: a new one is made");
         }
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         // Before SQLite does, which would empty it.
         tell_of_damaged_log(&path);
-        let store = Store::open(&path).map_err(refuse)?;
+        let mut store = Store::open(&path).map_err(refuse)?;
+        if let Some(memory) = memory {
+            memory.remember(&directory, store.identity(memory.number()));
+        }
         // What a damaged log has hidden may have left its content there.
         if !wal::aside(&path).exists() {
             sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
@@ -335,6 +362,7 @@ impl Queue {
             // Whoever may write holds the lock, and nobody else: a reader that lingers keeps no one out.
             let _lock = lock;
             let _stops = stops;
+            let _ended = Ended(Arc::clone(&writer));
             writer::run(store, &received, &writer);
         });
         Ok((Self { shared, requests }, WriterThread([start("queue-writer", writing)?, keeping])))
@@ -365,8 +393,7 @@ impl Queue {
 
     /// Why new mail can't be made durable now, or what is queued can't be read, if so.
     pub fn trouble(&self) -> Option<String> {
-        let health = &self.shared.health;
-        if let Some(reason) = health.trouble().map(|trouble| trouble.reason).or_else(|| health.unread()) {
+        if let Some(reason) = self.shared.health.reason() {
             return Some(reason);
         }
         match self.begin() {
@@ -387,10 +414,15 @@ impl Queue {
         }
     }
 
+    /// Whether outcomes can be recorded. While they can't, nothing is to be sent: it would be sent again after a
+    /// restart.
+    pub fn can_record(&self) -> bool {
+        self.shared.health.can_record()
+    }
+
     /// Claims an entry that is due, if one is at hand.
     pub fn try_claim(&self) -> Option<Claim> {
-        // While outcomes can't be recorded, nothing is sent: it would be sent again after a restart.
-        if !self.shared.health.can_record() {
+        if !self.can_record() {
             return None;
         }
         let mut schedule = self.shared.schedule();
@@ -505,12 +537,26 @@ impl Queue {
     }
 }
 
+/// Notes that the writer is gone, however it ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.health.ended();
+    }
+}
+
 /// Removes spool files that have no row: see the table of states.
 fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {
     for id in spool.ids()? {
-        if !store.contains(id).map_err(io::Error::other)? {
-            tracing::info!(%id, "removing content of a message that was never accepted or has left");
-            spool.remove(id);
+        let row = store::unless_damaged(store.contains(id)).map_err(io::Error::other)?;
+        match row {
+            Some(true) => {}
+            Some(false) => {
+                tracing::info!(%id, "removing content of a message that was never accepted or has left");
+                spool.remove(id);
+            }
+            None => tracing::warn!(%id, "content is kept whose row can't be read"),
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -75,12 +75,25 @@ impl Reserve {
         self.state != State::Spent
     }
 
+    /// Whether a quota is what keeps a page from being written.
+    pub(super) fn is_over_quota(&self) -> bool {
+        let path = self.path.with_extension("quota");
+        let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let written = written.and_then(|file| {
+            file.write_all_at(&[0; 4_096], 0)?;
+            file.sync_all()
+        });
+        let _ = fs::remove_file(&path);
+        written.is_err_and(|error| error.kind() == io::ErrorKind::QuotaExceeded)
+    }
+
     fn make(&self) -> io::Result<State> {
         let directory = self.path.parent().unwrap_or(&self.path);
         let disk = rustix::fs::statvfs(directory)?;
         let size = (disk.f_blocks.saturating_mul(disk.f_frsize) / SHARE).min(SIZE_MAX);
-        let there = fs::symlink_metadata(&self.path).map_or(0, |file| file.len());
-        if there == size {
+        // A file of this length may have holes, as a copy often has, and then makes no room when it is given up.
+        let is_whole = |file: fs::Metadata| file.len() == size && file.blocks() * 512 >= size;
+        if fs::symlink_metadata(&self.path).is_ok_and(is_whole) {
             return Ok(State::Held);
         }
         if disk.f_bavail.saturating_mul(disk.f_frsize) < size * PLENTY {
@@ -95,7 +108,11 @@ impl Reserve {
             Ok(()) => Ok(State::Held),
             Err(error) => {
                 fs::remove_file(&self.path)?;
-                if error == Errno::NOSPC { Ok(State::Spent) } else { Err(error.into()) }
+                if matches!(error, Errno::NOSPC | Errno::DQUOT) {
+                    Ok(State::Spent)
+                } else {
+                    Err(error.into())
+                }
             }
         }
     }
@@ -117,5 +134,18 @@ mod tests {
         assert!(reserve.restore() && !reserve.is_spent());
         // The next process takes over what it finds.
         assert!(!Reserve::new(directory.path()).is_spent());
+        assert!(!reserve.is_over_quota());
+    }
+
+    #[test]
+    fn one_that_takes_no_room_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("reserve");
+        Reserve::new(directory.path());
+        let size = fs::metadata(&path).unwrap().len();
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        assert!(!Reserve::new(directory.path()).is_spent());
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 >= size);
     }
 }

@@ -44,6 +44,17 @@ impl Spool {
         File::open(&self.0)?.sync_all()
     }
 
+    /// Makes a file, syncs it and removes it, to learn whether that can be done again.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        // No id, so that nobody takes it for content.
+        let path = self.0.join("probe");
+        let _ = fs::remove_file(&path);
+        let mut file = SpoolFile::create(path)?;
+        file.write(b"x")?;
+        file.finish()?;
+        self.sync_directory()
+    }
+
     /// Removes a file whose message has left. If that fails it is swept at the next start.
     pub(super) fn remove(&self, id: QueueId) {
         if let Err(error) = fs::remove_file(self.path(id)) {

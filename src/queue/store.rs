@@ -147,6 +147,8 @@ pub(super) enum StoreError {
     Newer(i32),
     #[error("it is not an Outpost queue")]
     Foreign,
+    #[error("the queue is gone from where it was")]
+    Gone,
     #[error("{0}")]
     File(String),
     #[error("SQLite did not take synchronous=FULL and journal_mode=WAL ({0})")]
@@ -155,7 +157,8 @@ pub(super) enum StoreError {
 
 /// What to do about damage.
 const WHAT_NOW: &str = "the database is damaged: `outpost queue check` tells what is; stop the relay and restore \
-    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one";
+    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one (the start then \
+    says what else to remove)";
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -166,6 +169,10 @@ impl From<rusqlite::Error> for StoreError {
 /// Whether it is the file that is wrong, and not the disk or the moment.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn is_failed_write(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(error, _) if error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
 }
 
 impl From<rusqlite::Error> for Fault {
@@ -184,7 +191,16 @@ impl Store {
         // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
         let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         made.map_err(|error| StoreError::File(error.to_string()))?;
-        let found = format::look(path)?;
+        Self::open_found(path, format::look(path)?)
+    }
+
+    /// Opens the database once more; it must be there.
+    pub(super) fn reopen(path: &Path) -> Result<Self, StoreError> {
+        let found = format::look(path)?.ok_or(StoreError::Gone)?;
+        Self::open_found(path, Some(found))
+    }
+
+    fn open_found(path: &Path, found: Option<i32>) -> Result<Self, StoreError> {
         let mut connection = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -235,6 +251,17 @@ impl Store {
         self.tally
     }
 
+    /// The number that tells this queue from others; it gets this one if it has none. It does without where that
+    /// can't be written.
+    pub(super) fn identity(&mut self, number: i64) -> i64 {
+        let give = "INSERT INTO meta(key, value) VALUES('identity', ?) ON CONFLICT DO NOTHING";
+        if let Err(error) = self.connection.execute(give, [number]) {
+            tracing::warn!(%error, "the queue can't be given a number");
+        }
+        let given = "SELECT value FROM meta WHERE key = 'identity'";
+        self.connection.query_row(given, [], |row| row.get(0)).unwrap_or(number)
+    }
+
     /// Whether there is an entry of this id.
     pub(super) fn contains(&self, id: QueueId) -> rusqlite::Result<bool> {
         self.connection.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])
@@ -266,7 +293,11 @@ impl Store {
                 break;
             }
         }
-        Ok(result?)
+        match result {
+            // SQLite knows of full disks, and takes a full quota for a broken one.
+            Err(error) if is_failed_write(&error) && self.reserve.is_over_quota() => Err(Fault::Full),
+            other => Ok(other?),
+        }
     }
 
     /// Whether the last changes failed because a page can't be read.
@@ -363,9 +394,11 @@ impl Store {
         Ok(())
     }
 
-    /// A write that changes nothing, to learn whether the disk takes writes again.
+    /// A write that changes nothing, to learn whether the disk takes writes again. Where the log ends
+    /// stands a new frame then, whatever stood there before.
     pub(super) fn probe(&mut self) -> Result<(), Fault> {
-        self.apply(std::iter::empty(), false)
+        // A row that is as it should be SQLite does not write, and then syncs nothing; this it always does.
+        Ok(self.connection.pragma_update(None, "user_version", FORMAT)?)
     }
 
     /// Brings the WAL's pages into the database: once there are many, or when it was not done for a second,

@@ -136,6 +136,7 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
         // Where mail trickles on, there is never an idle second.
         if tidied.elapsed() > BETWEEN_SLICES {
             let _ = store.give_back_some(FREE_WHILE_BUSY);
+            look_at_spool(shared);
             tidied = Instant::now();
         }
     }
@@ -152,10 +153,21 @@ fn gather(batch: &mut Vec<Request>, requests: &Receiver<Request>) {
     }
 }
 
+/// Where the spool took no file it is tried whether it does again.
+fn look_at_spool(shared: &Shared) {
+    if shared.health.spool().is_some() {
+        let probed = shared.spool.probe().map_err(Fault::from);
+        shared.health.note_spool(probed.as_ref().copied());
+    }
+}
+
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
-    if store.restore_reserve() || !shared.health.can_record() {
-        let result = store.probe();
-        recover(store, shared, &result);
+    look_at_spool(shared);
+    let trouble = shared.health.trouble().filter(|trouble| !trouble.records);
+    if store.restore_reserve() || trouble.is_some() {
+        let is_broken = trouble.is_some_and(|trouble| !trouble.full);
+        let result = if is_broken { reopen(store, shared) } else { store.probe() };
+        note(store, shared, &result);
         *tidy = false;
     } else if *tidy {
         *tidy = store.tidy().unwrap_or(false);
@@ -181,6 +193,7 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
             return;
         }
     }
+    let Some(batch) = with_names(store, shared, batch, late) else { return };
     // What happened to a message is told before it leaves, so that a crash in between loses none of it.
     if batch.iter().any(|request| matches!(request, Request::Change(..))) {
         shared.history.write();
@@ -194,7 +207,8 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
             return record(store, shared, batch, late);
         }
         Ok(()) => batch.into_iter().map(|request| (request, Ok(()))).collect(),
-        Err(fault) if batch.len() == 1 => {
+        // One that is alone, or all, because nothing can be written.
+        Err(fault) if batch.len() == 1 || !shared.health.can_record() => {
             batch.into_iter().map(|request| (request, Err(fault.clone()))).collect()
         }
         Err(_) => batch
@@ -208,12 +222,30 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
     settle(shared, store, results, late);
 }
 
+/// Spool files were synced as they were written; their names must be durable before their rows. They are
+/// synced once: after a failed sync a second one would lie. Then all that have a file are refused, and
+/// the rest goes on, if there is any.
+fn with_names(
+    store: &Store,
+    shared: &Arc<Shared>,
+    batch: Vec<Request>,
+    late: &mut Vec<Request>,
+) -> Option<Vec<Request>> {
+    if !batch.iter().any(Request::has_file) {
+        return Some(batch);
+    }
+    let names = shared.spool.sync_directory().map_err(Fault::from);
+    shared.health.note_spool(names.as_ref().copied());
+    let Err(fault) = names else { return Some(batch) };
+    let (refused, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(Request::has_file);
+    settle(shared, store, refused.into_iter().map(|request| (request, Err(fault.clone()))).collect(), late);
+    Some(rest).filter(|rest| !rest.is_empty())
+}
+
 fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result<(), Fault> {
-    // Spool files were synced as they were written; their names must be durable before their rows.
-    let names = if batch.iter().any(Request::has_file) { shared.spool.sync_directory() } else { Ok(()) };
     let alone = batch.len() == 1;
     let changes = batch.iter().flat_map(Request::changes);
-    let result = names.map_err(Fault::from).and_then(|()| store.apply(changes, alone));
+    let result = store.apply(changes, alone);
     // Damage that hinders one of many is no trouble of the store: each is tried alone.
     if alone || !store.has_met_damage() {
         recover(store, shared, &result);
@@ -224,6 +256,25 @@ fn make_durable(store: &mut Store, shared: &Shared, batch: &[Request]) -> Result
 /// Keeps the store's health. After an error other than a full disk the connection is given up: what
 /// it believes to be in the file may not be there.
 fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
+    note(store, shared, result);
+    if matches!(result, Err(Fault::Broken(_))) {
+        let reopened = reopen(store, shared);
+        note(store, shared, &reopened);
+    }
+}
+
+/// Gives up the connection for a new one, and writes by that at once. What a failed sync has refused
+/// stands in the log, commit mark and all, and after a kill it would be taken for mail: it has to be
+/// written over before anybody hears that it was refused.
+fn reopen(store: &mut Store, shared: &Shared) -> Result<(), Fault> {
+    // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
+    *store =
+        Store::reopen(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
+    store.probe()
+}
+
+/// Notes how the store is behind an attempt to write, and tells what has changed.
+fn note(store: &Store, shared: &Shared, result: &Result<(), Fault>) {
     let trouble = match result {
         Ok(()) if store.is_full() => Some(Trouble::full()),
         Ok(()) => None,
@@ -241,12 +292,6 @@ fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
         }
     } else if before != trouble {
         tracing::error!(reason = trouble.map(|trouble| trouble.reason), "the queue can't be written");
-    }
-    if matches!(result, Err(Fault::Broken(_))) {
-        match Store::open(&store::path(&shared.directory)) {
-            Ok(fresh) => *store = fresh,
-            Err(error) => tracing::debug!(%error, "the queue can't be opened again"),
-        }
     }
 }
 

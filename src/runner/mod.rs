@@ -23,13 +23,14 @@ mod sort;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::lane::{Lane, lock};
@@ -38,7 +39,7 @@ pub use self::{
     sort::{Obstacle, Outlook},
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Course},
     config::QueueSettings,
     delivery::{Agent, TokenInUse},
     limits::{
@@ -101,8 +102,9 @@ struct Inner {
     lanes: ArcSwap<Vec<Arc<Lane>>>,
     /// There are other lanes than before.
     changed: Notify,
-    /// Put off because no lane serves them.
-    unserved: Mutex<Vec<QueueId>>,
+    /// Put off because no lane serves them, until they are to be looked at again.
+    unserved: Mutex<Vec<(Instant, QueueId)>>,
+    course: Mutex<Course>,
     queue: Queue,
     observer: Observer,
     clock: Clock,
@@ -117,6 +119,7 @@ impl Runner {
             lanes: ArcSwap::from_pointee(lanes),
             changed: Notify::new(),
             unserved: Mutex::default(),
+            course: Mutex::new(Course::new(clock.now())),
             queue,
             observer,
             clock,
@@ -151,7 +154,8 @@ impl Runner {
             let put_off = std::mem::take(&mut *lock(&lane.put_off));
             self.0.queue.bring_back(&put_off.collect::<Vec<_>>());
         }
-        self.0.queue.bring_back(&std::mem::take(&mut *lock(&self.0.unserved)));
+        let unserved = std::mem::take(&mut *lock(&self.0.unserved));
+        self.0.queue.bring_back(&unserved.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
         self.0.changed.notify_one();
         self.resume();
     }
@@ -185,6 +189,8 @@ impl Runner {
         let feeder = tokio::spawn(async move { feeding.feed().await });
         let warning = self.clone();
         let warner = tokio::spawn(async move { warning.warn_of_late_mail().await });
+        let looking = self.clone();
+        let looker = tokio::spawn(async move { looking.look_at_unserved().await });
         let mut running = JoinSet::new();
         let mut known: Vec<Arc<Lane>> = Vec::new();
         let told = shutdown.clone();
@@ -203,6 +209,7 @@ impl Runner {
         }
         feeder.abort();
         warner.abort();
+        looker.abort();
         teller.abort();
         while running.join_next().await.is_some() {}
     }
@@ -227,8 +234,12 @@ impl Runner {
         &self.0.clock
     }
 
-    fn unserved(&self) -> &Mutex<Vec<QueueId>> {
+    fn unserved(&self) -> &Mutex<Vec<(Instant, QueueId)>> {
         &self.0.unserved
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        lock(&self.0.course)
     }
 }
 

@@ -38,6 +38,7 @@ impl Runner {
     ) -> Settled {
         let now = self.clock().now();
         let over = is_over(orders, claim.entry(), now);
+        let in_vain = self.has_waited_in_vain(orders, claim.entry(), now);
         let entry = claim.entry_mut();
         let somebody = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)));
         let taken = match entry.handling.deliver_by {
@@ -59,7 +60,8 @@ impl Runner {
                     news.note(*place, recipient, Happened::Lost);
                 }
                 Outcome::Deferred(evidence)
-                    if over && !(somebody && evidence.scope == Scope::Transaction) =>
+                    if (if is_its_own(&evidence) { over } else { in_vain })
+                        && !(somebody && evidence.scope == Scope::Transaction) =>
                 {
                     recipient.state = RecipientState::Expired;
                     news.note(*place, recipient, Happened::Lost);
@@ -86,6 +88,18 @@ impl Runner {
         let eight_bit = upstream.is_some_and(|upstream| upstream.eight_bit_mime);
         let (reports, next) = self.reports(orders, &mut claim, &news, eight_bit, next);
         self.queue().settle(claim, next, reports)
+    }
+
+    /// Whether a message's time is over also where nothing was seen but that no mail goes. A clock that was set
+    /// forward while the upstream was away, or while nobody watched it, would end all that waits by a single
+    /// connection that failed: so what is older than the clock's straight course gets the longest wait more.
+    pub(super) fn has_waited_in_vain(&self, orders: &Orders, entry: &Entry, at: Timestamp) -> bool {
+        let now = self.clock().now();
+        let grace = retry::longest(orders.queue.retry).min(orders.queue.lifetime);
+        is_over(orders, entry, at) && {
+            let mut course = self.course();
+            course.has_seen(now, entry.received) || course.is_straight_for(now, grace)
+        }
     }
 
     pub(super) fn note_held(&self, claim: &mut Claim, reason: &str) {
@@ -155,7 +169,7 @@ impl Runner {
             self.observer().emit(Event {
                 sender: Some(entry.reverse_path.as_str().to_owned()),
                 recipient: Some(recipient.address.to_string()),
-                upstream: Some(evidence.upstream.clone()),
+                upstream: Some(evidence.upstream.clone()).filter(|upstream| !upstream.is_empty()),
                 reply: Some(evidence.to_string()),
                 attempt: Some(recipient.attempts),
                 next_attempt: next_attempt.filter(|_| kind == EventKind::Deferred),
@@ -188,6 +202,11 @@ pub(super) fn note(recipient: &mut Recipient, evidence: &Evidence) {
         recipient.perhaps = Some(evidence.upstream.clone());
     }
     recipient.last = Some(evidence.clone());
+}
+
+/// Whether it was said of this message, and not of the way that all take.
+fn is_its_own(evidence: &Evidence) -> bool {
+    matches!(evidence.scope, Scope::Recipient | Scope::Message | Scope::Transaction | Scope::Sender)
 }
 
 /// Whether a message has outlived the queue's patience, or the time that its sender gave it. Asked

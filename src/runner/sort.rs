@@ -5,20 +5,26 @@
 //! nobody's way, until a lane that it may go by is ready and draws it. Trays are short, and of what is
 //! put off only the id is kept. In both, too, senders take turns.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::{
-    Runner,
+    Orders, Runner,
     lane::{Job, Lane, lock},
-    settle::is_over,
+    settle::given_up_at,
 };
 use crate::{
     clock::Timestamp,
     config::Serves,
     delivery::{Agent, route},
     limits::account::Blocked,
-    mail::outcome::Evidence,
-    queue::{Claim, Flow, Next, Report, entry::Entry},
+    mail::outcome::{Advice, Evidence, Scope, Who},
+    queue::{Claim, Flow, Next, QueueId, Report, entry::Entry},
+    smtp::reply::Enhanced,
 };
 
 /// What a tray holds: enough that a worker never waits for the queue, little enough to be given back.
@@ -26,7 +32,14 @@ const TRAY: usize = 20;
 /// How many of the messages put off for it a lane asks for at once.
 const BROUGHT_BACK: usize = 100;
 /// When so much is put off that not even the ids are kept, a message is looked at again after so long.
-const LATER: std::time::Duration = std::time::Duration::from_secs(60);
+const LATER: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether the time of mail that nobody serves is over, and how long it is left alone at
+/// most, whatever the clock does.
+const LOOK: Duration = Duration::from_secs(1);
+const LEFT_ALONE: Duration = Duration::from_secs(3_600);
+/// Why it waits.
+const UNSERVED: &str = "no upstream of smtp_relays serves this sender, recipient and login";
 
 /// The lanes at one moment, with what routes depend on.
 struct Lanes {
@@ -77,6 +90,11 @@ impl Runner {
 
     /// A message that this lane can carry, if one is at hand.
     pub(super) fn try_draw(&self, lane: &Lane) -> Option<Job> {
+        if !self.queue().can_record() {
+            // The queue gives it out again when they can be.
+            lane.empty_tray();
+            return None;
+        }
         let put_off = lock(&lane.put_off).rank();
         let laid = lock(&lane.tray).rank();
         if laid.is_some_and(|laid| put_off.is_some_and(|put_off| put_off < laid)) {
@@ -116,10 +134,9 @@ impl Runner {
         let order = all.order(entry, place);
         let name = |lane: &usize| all.agents[*lane].upstream().name.clone();
         let Some(first) = order.first() else {
-            let reason = "no upstream of smtp_relays serves this sender, recipient and login".to_owned();
             return Outlook {
                 upstream: None,
-                blocked: Some(Obstacle { reason, until: None, evidence: None }),
+                blocked: Some(Obstacle { reason: UNSERVED.to_owned(), until: None, evidence: None }),
             };
         };
         let obstacle = |lane: &usize| obstacle(&all.lanes[*lane], now);
@@ -176,11 +193,16 @@ impl Runner {
         // The failure that closed the gate was an attempt at this one as well: it would have been its.
         let failed = candidates.iter().find_map(|lane| all.lanes[*lane].gate.closed());
         if let Some(closed) = failed
-            && is_over(&orders, claim.entry(), closed.evidence.at)
+            && self.has_waited_in_vain(&orders, claim.entry(), closed.evidence.at)
         {
             return self.defer(&orders, Job { claim, places }, &closed.evidence, closed.until);
         }
+        let now = self.clock().now();
+        if candidates.is_empty() && self.has_waited_in_vain(&orders, claim.entry(), now) {
+            return self.defer(&orders, Job { claim, places }, &unserved(now), now);
+        }
         let (id, flow) = (claim.entry().id, Flow::of(claim.entry()));
+        let look = Instant::now() + unserved_until(&orders, claim.entry(), now);
         match claim.put_off() {
             Ok(()) => {
                 for lane in &candidates {
@@ -189,13 +211,29 @@ impl Runner {
                     lane.laid.notify_one();
                 }
                 if candidates.is_empty() {
-                    lock(self.unserved()).push(id);
+                    lock(self.unserved()).push((look, id));
                 }
             }
             Err(claim) => {
-                let later = self.clock().now().after(LATER);
+                let later = now.after(LATER);
                 drop(self.queue().settle(claim, Next::Retry(later), Vec::<Report>::new()));
             }
+        }
+    }
+
+    /// Lets mail that no upstream serves come again when its time is over, or when others of its recipients, who
+    /// are served, are due. Runs until it is dropped.
+    pub(super) async fn look_at_unserved(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = Instant::now();
+            let mut unserved = lock(self.unserved());
+            let (again, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut *unserved).into_iter().partition(|(look, _)| *look <= now);
+            *unserved = later;
+            drop(unserved);
+            let ids: Vec<QueueId> = again.into_iter().map(|(_, id)| id).collect();
+            self.queue().bring_back(&ids);
         }
     }
 
@@ -261,6 +299,32 @@ fn due(entry: &Entry, now: Timestamp) -> Vec<usize> {
     let due: Vec<usize> =
         entry.pending().filter(|(_, recipient)| is_due(recipient.due)).map(|(place, _)| place).collect();
     if due.is_empty() { entry.pending().map(|(place, _)| place).collect() } else { due }
+}
+
+/// How long it is until something may come of an entry that no upstream serves.
+fn unserved_until(orders: &Orders, entry: &Entry, now: Timestamp) -> Duration {
+    let end = given_up_at(orders, entry).since(now);
+    let end = if end.is_zero() { LATER } else { end };
+    let dues = entry.pending().filter_map(|(_, recipient)| recipient.due).filter(|due| *due > now);
+    dues.map(|due| due.since(now)).min().map_or(end, |due| due.min(end)).min(LEFT_ALONE)
+}
+
+/// What is known of one that no upstream serves.
+fn unserved(at: Timestamp) -> Evidence {
+    let advice = Advice { who: Who::Operator, help: None, not_before: None, tries: None, slower: None };
+    Evidence {
+        at,
+        upstream: String::new(),
+        phase: "route".to_owned(),
+        scope: Scope::Network,
+        reply: None,
+        explanation: Some(UNSERVED.to_owned()),
+        // RFC 3463 §3.5: unable to route.
+        status: Some(Enhanced(4, 4, 4)),
+        advice: Some(Box::new(advice)),
+        uncertain: false,
+        tls: None,
+    }
 }
 
 fn is_for_all(serves: &Serves) -> bool {

@@ -110,7 +110,7 @@ impl StartError {
                 77
             }
             Self::Bind { .. } => 69,
-            Self::Queue(OpenError::Io { .. }) | Self::Data { .. } => 73,
+            Self::Queue(OpenError::Io { .. } | OpenError::Missing { .. }) | Self::Data { .. } => 73,
             Self::Identity(_) | Self::Tls(_) | Self::Key(_) => 78,
         }
     }
@@ -242,7 +242,11 @@ impl Service {
         let (shutdown, told) = watch::channel(false);
 
         parts::make_data_directory(&settings)?;
-        let (queue, writer) = Queue::open(&settings.queue, clock.clone())?;
+        let (queue, writer) = match source {
+            Some(_) => Queue::open_known(&settings.queue, clock.clone(), &settings.data)?,
+            // Local mode begins anew wherever it finds nothing.
+            None => Queue::open(&settings.queue, clock.clone())?,
+        };
         let keeper = queue.clone();
         observer.keep_by(Box::new(move |event| {
             keeper.record(event.id.parse().ok(), event.octets());

@@ -116,10 +116,34 @@ pub struct Injection(Child);
 impl Injection {
     /// Attaches to all threads: `calls:fault:when=...` as strace's `inject` has it. Each thread counts for itself.
     pub fn attach(pid: u32, fault: &str) -> Self {
-        let (calls, _) = fault.split_once(':').expect("calls, then what becomes of them");
+        Self::attach_at(pid, &[fault], &[])
+    }
+
+    /// The same with several faults, in calls on just these files; others are not counted.
+    pub fn attach_at(pid: u32, faults: &[&str], files: &[PathBuf]) -> Self {
+        let calls =
+            faults.iter().map(|fault| fault.split_once(':').expect("calls, then what becomes of them").0);
+        let calls = calls.collect::<Vec<_>>().join(",");
         let mut strace = Command::new(require(Path::new("/usr/bin/strace")));
         strace.args(["-f", "-q", "-o/dev/null", "-e", &format!("trace={calls}")]);
-        strace.args(["-e", &format!("inject={fault}"), "-p", &pid.to_string()]);
+        for fault in faults {
+            strace.args(["-e", &format!("inject={fault}")]);
+        }
+        for file in files {
+            strace.arg("-P").arg(file);
+        }
+        Self::begin(strace, pid)
+    }
+
+    /// Changes nothing, and writes each of these calls to a log, with the file that it is about.
+    pub fn none(pid: u32, calls: &str, log: &Path) -> Self {
+        let mut strace = Command::new(require(Path::new("/usr/bin/strace")));
+        strace.args(["-f", "-q", "-y", "-e", &format!("trace={calls}"), "-o"]).arg(log);
+        Self::begin(strace, pid)
+    }
+
+    fn begin(mut strace: Command, pid: u32) -> Self {
+        strace.args(["-p", &pid.to_string()]);
         let mut child = strace.stderr(Stdio::null()).spawn().expect("strace starts");
         super::wait::until("strace has all threads", || {
             let ended = child.try_wait().expect("our child").is_some();

@@ -26,11 +26,7 @@ use crate::{
     mail::outcome::{Evidence, Outcome, Scope, Slower, Who},
     observe::UpstreamLabels,
     queue::{DAMAGED, Settled},
-    runner::{
-        Orders, Runner,
-        ready::Ready,
-        settle::{given_up, is_over},
-    },
+    runner::{Orders, Runner, ready::Ready, settle::given_up},
     smtp::extension::Capabilities,
 };
 
@@ -364,7 +360,8 @@ impl Runner {
         }
         // Others whose time is over have had this attempt too: it would have been theirs.
         while let Some(job) = self.try_draw(lane) {
-            if self.can_go_elsewhere(&job) || !is_over(&orders, job.claim.entry(), evidence.at) {
+            let over = self.has_waited_in_vain(&orders, job.claim.entry(), evidence.at);
+            if self.can_go_elsewhere(&job) || !over {
                 break;
             }
             self.defer(&orders, job, &evidence, until);
