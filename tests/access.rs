@@ -5,12 +5,12 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     time::Duration,
 };
 
-use support::{ports, relay::Relay, service::Service};
+use support::{client::connect_from, ports, relay::Relay, service::Service};
 
 /// A relay whose upstream is never there: what is taken stays in the queue.
 fn mailer() -> Service {
@@ -189,6 +189,50 @@ fn whoever_is_turned_away_leaves_an_event_and_is_counted() {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }
     assert!(metrics.contains("outpost_rejections_total{reason=\"connections\"} "), "{metrics}");
+}
+
+#[test]
+fn strangers_of_many_addresses_leave_room_for_an_app_and_go_when_they_do_not_log_in() {
+    let relay = Relay::start(
+        &mailer()
+            .set("smtp_max_connections", "20")
+            .set("smtp_networks", "127.0.0.1/32")
+            .set("smtp_login_timeout", "4s"),
+    );
+    let stranger = |number: u8| {
+        let mut stream = connect_from(Ipv4Addr::new(127, 0, 3, number), relay.smtp).expect("a connection");
+        stream.write_all(b"EHLO a\r\n").expect("it is heard");
+        let mut heard = [0; 3];
+        stream.read_exact(&mut heard).expect("a word");
+        (heard, stream)
+    };
+    let mut held: Vec<_> = (1..=16).map(stranger).collect();
+    assert!(held.iter().all(|(heard, _)| heard == b"220"), "four fifths of the places are anybody's");
+    assert_eq!(&stranger(17).0, b"421", "and no more");
+    relay.client().send_token("app").expect("an app's mail is taken meanwhile");
+
+    for (_, stream) in &mut held {
+        let mut heard = String::new();
+        let _ = stream.read_to_string(&mut heard);
+        assert!(heard.contains("421 4.7.0 you have not logged in in time (smtp_login_timeout)"), "{heard}");
+    }
+    support::wait::until_true("the places are free again", || &stranger(18).0 == b"220");
+}
+
+#[test]
+fn a_handshake_does_not_outlast_the_time_for_a_login() {
+    let port = ports::free();
+    let listen = format!("[{{address: '127.0.0.1:{port}', tls: implicit}}]");
+    let relay = Relay::start(
+        &mailer()
+            .set("smtp_listen", listen)
+            .set("smtp_networks", "192.0.2.1")
+            .set("smtp_login_timeout", "2s"),
+    );
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    silent.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    assert_eq!(silent.read(&mut [0; 9]).expect("the relay ends it"), 0);
+    drop(relay);
 }
 
 /// What `openssl s_client` sees of the relay's STARTTLS.

@@ -7,7 +7,7 @@ mod support;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,7 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{client::Client, ports, relay::Relay, service::Service, upstream::Upstream, wait};
+use support::{
+    client::{Client, connect_from},
+    ports,
+    relay::Relay,
+    service::Service,
+    upstream::Upstream,
+    wait,
+};
 
 const SLOW: usize = 500;
 /// How long the app sends under attack.
@@ -24,17 +31,6 @@ const UNDER_ATTACK: Duration = Duration::from_secs(12);
 /// The promises.
 const P99_MAX: Duration = Duration::from_secs(1);
 const RSS_MAX_KB: u64 = 150_000;
-
-/// A connection from an address of its own: all of 127/8 is loopback.
-fn connect_from(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((source, 0)).into())?;
-    socket.connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into(), Duration::from_secs(5))?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-    Ok(stream)
-}
 
 /// A figure of `/proc/PID/status`, in kB.
 fn memory(pid: u32, name: &str) -> u64 {

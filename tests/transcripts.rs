@@ -24,7 +24,9 @@ use outpost::{
         budget::Budget,
         connection::{self, Surroundings},
         intake::Intake,
+        pace::Pace,
         penalty::Penalties,
+        places::{Most, Places},
         policy::{Client, Rules, Senders},
         tls,
     },
@@ -344,6 +346,9 @@ impl Peer {
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
+        // The only place there is leaves no other.
+        let most = Most { all: if setting.crowded { 1 } else { 100 }, of_one: 100 };
+        let pace = Pace::new(setting.bounds);
         let surroundings = Surroundings {
             intake: Intake {
                 allowances: Default::default(),
@@ -357,7 +362,7 @@ impl Peer {
             penalties: Penalties::default(),
             budget: Budget::default(),
             buffered: setting.buffered,
-            crowded: watch::channel(setting.crowded).1,
+            place: Places::default().take(most).expect("a place"),
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.
@@ -373,7 +378,7 @@ impl Peer {
             };
             let binding = stream.channel_binding();
             let client = Client { binding, login_required, ..Client::new(address, stream.is_tls()) };
-            connection::serve(stream, client, surroundings).await
+            connection::serve(stream, client, pace, surroundings).await
         });
         let mut peer = Self {
             stream: Some(Stream::Plain(client)),

@@ -127,6 +127,11 @@ impl Session {
         &self.client
     }
 
+    /// Whether it may relay: by its address, or because it has logged in.
+    pub fn is_known(&self) -> bool {
+        policy::is_known(&self.rules, &self.client)
+    }
+
     /// The first thing said.
     pub fn greeting(&self) -> Reply {
         Reply::greeting(&self.rules.hostname)
@@ -458,8 +463,7 @@ impl Session {
         }
         let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
         let bounds = &self.rules.bounds;
-        let known = policy::is_known(&self.rules, &self.client);
-        let commands = if known { bounds.commands } else { bounds.commands_before_auth };
+        let commands = if self.is_known() { bounds.commands } else { bounds.commands_before_auth };
         if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
             self.state = State::Closed;
             return (Some(Reply::too_many_errors()), Next::Close);

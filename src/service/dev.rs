@@ -28,6 +28,7 @@ use crate::{
     listener::{
         Listener, Terms,
         auth::Credentials,
+        places::Most,
         policy::{Rules, Senders},
         tls,
     },
@@ -238,8 +239,7 @@ fn listener(
         rules: Arc::new(rules),
         allowances: Arc::default(),
         tls: Some(identity.config),
-        connections: 50,
-        connections_per_client: 50,
+        connections: Most { all: 50, of_one: 50 },
         buffered: 64_000_000,
     };
     let (shutdown, told) = watch::channel(false);

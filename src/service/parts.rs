@@ -22,6 +22,7 @@ use crate::{
         Entrance, Terms,
         allowance::Allowances,
         auth::Credentials,
+        places::Most,
         policy::{Rules, Senders},
         tls::{self, Identity},
     },
@@ -210,8 +211,10 @@ pub(crate) fn terms(
         rules: Arc::new(rules),
         allowances,
         tls: identity.map(|identity| Arc::clone(&identity.config)),
-        connections: within_descriptors(bounds.connections, upstreams),
-        connections_per_client: bounds.connections_per_client,
+        connections: Most {
+            all: within_descriptors(bounds.connections, upstreams),
+            of_one: bounds.connections_per_client,
+        },
         buffered: bounds.buffered,
     }
 }

@@ -247,6 +247,10 @@ impl Setting {
             ("errors", _) => self.bounds.errors = value.parse().ok()?,
             ("commands", _) => self.bounds.commands = value.parse().ok()?,
             ("commands-before-auth", _) => self.bounds.commands_before_auth = value.parse().ok()?,
+            ("login-timeout", _) => self.bounds.login_timeout = seconds(value)?,
+            ("timeout", _) => self.bounds.timeout = seconds(value)?,
+            ("transaction-timeout", _) => self.bounds.transaction_timeout = seconds(value)?,
+            ("min-rate", _) => self.bounds.min_rate = value.parse().ok()?,
             ("auth", "required") => self.login_required = true,
             ("senders", _) => self.senders = patterns(value),
             ("user-senders", _) => self.user_senders = patterns(value),
@@ -263,6 +267,10 @@ impl Setting {
         }
         Some(())
     }
+}
+
+fn seconds(value: &str) -> Option<Duration> {
+    value.strip_suffix(" s")?.parse().ok().map(Duration::from_secs)
 }
 
 fn patterns(list: &str) -> Option<Vec<AddressPattern>> {

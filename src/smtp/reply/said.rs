@@ -17,14 +17,17 @@ impl Reply {
     pub fn greeting(hostname: &str) -> Self {
         Self::new(220, None, format!("{hostname} ESMTP Outpost"))
     }
-    pub fn too_many_connections() -> Self {
-        Self::say(421, (4, 7, 0), "too many connections at once; try again later")
+    pub fn too_many_connections(key: &'static str) -> Self {
+        Self::say(421, (4, 7, 0), format!("too many connections at once ({key}); try again later"))
     }
     pub fn shutting_down(hostname: &str) -> Self {
         Self::say(421, (4, 3, 2), format!("{hostname} is shutting down; try again"))
     }
     pub fn idle_too_long(hostname: &str) -> Self {
         Self::say(421, (4, 4, 2), format!("{hostname} waited too long for you; closing"))
+    }
+    pub fn no_login_in_time() -> Self {
+        Self::say(421, (4, 7, 0), "you have not logged in in time (smtp_login_timeout); closing")
     }
     pub fn too_slow() -> Self {
         Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
