@@ -431,7 +431,8 @@ impl Session {
     }
 
     /// RFC 3030 §2: the octets follow at once, whatever is said of them. A refusal drops the transaction:
-    /// else the rest of its message could be taken for the whole.
+    /// else the rest of its message could be taken for the whole. They are read over only for whom and as far
+    /// as a message would be read: a size is quickly said, and its octets could stream for ever.
     fn bdat(&mut self, size: u64, last: bool) -> Step {
         if size > 0 {
             self.idle_commands = 0;
@@ -447,6 +448,10 @@ impl Session {
             State::Connected => (State::Connected, Reply::hello_first()),
             other => (other, Reply::mail_first()),
         };
+        if size > self.rules.message_size || size > 0 && !self.is_known() {
+            self.state = State::Closed;
+            return (Some(Reply::refused_chunk_not_read()), Next::Close);
+        }
         self.state = state;
         (Some(refusal), Next::Skip(size))
     }

@@ -242,6 +242,20 @@ fn a_refused_chunk_drops_the_transaction_so_that_no_part_passes_for_the_whole() 
 }
 
 #[test]
+fn a_refused_chunk_is_read_over_only_as_far_as_a_message_and_only_for_whom_may_relay() {
+    assert_eq!(say(&mut in_state("ready"), "BDAT 1000"), (503, Next::Skip(1_000)));
+    for size in ["1001", "9223372036854775807"] {
+        let mut s = in_state("ready");
+        assert_eq!(say(&mut s, &format!("BDAT {size}")), (421, Next::Close));
+        assert_eq!(say(&mut s, "NOOP").1, Next::Close, "whatever comes of it is no command");
+    }
+    let mut stranger = session(OUTSIDE, false);
+    say(&mut stranger, "EHLO a");
+    assert_eq!(say(&mut stranger, "BDAT 0"), (503, Next::Skip(0)), "nothing follows it");
+    assert_eq!(say(&mut stranger, "BDAT 1"), (421, Next::Close));
+}
+
+#[test]
 fn chunks_without_content_do_not_go_on_for_ever() {
     let mut s = in_state("with recipient");
     let steps: Vec<_> = (0..1_000).map(|_| say(&mut s, "BDAT 0").1).collect();
@@ -264,6 +278,7 @@ fn any_line() -> impl Strategy<Value = Vec<u8>> {
         "RCPT TO:<e@f.example>",
         "DATA",
         "BDAT 5",
+        "BDAT 9223372036854775807",
         "BDAT 0 LAST",
         "RSET",
         "NOOP",
@@ -309,7 +324,8 @@ proptest! {
                         continue;
                     }
                 }
-                Next::Skip(_) => {
+                Next::Skip(size) => {
+                    prop_assert!(size <= 1_000 && (size == 0 || session.is_known()), "read over for ever");
                     let code = reply.expect("one reply").code();
                     prop_assert!(matches!(code, 503 | 554));
                     prop_assert!(!session.is_receiving(), "a refused chunk leaves no transaction");

@@ -215,6 +215,9 @@ impl Reply {
     pub fn chunks_begun() -> Self {
         Self::bad_sequence("the message has begun with BDAT: go on with BDAT, or say RSET to drop it")
     }
+    pub fn refused_chunk_not_read() -> Self {
+        Self::say(421, (4, 7, 0), "this chunk belongs to no message that may come, and is not read; closing")
+    }
     pub fn chunk_ok(octets: u64) -> Self {
         Self::say(250, (2, 0, 0), format!("{octets} octets received"))
     }
