@@ -141,7 +141,8 @@ impl Session {
     pub fn line_max(&self) -> usize {
         match self.state {
             State::Authenticating(_) => sasl::LINE_MAX,
-            // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
+            // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it. What turns
+            // out not to be one is bound by `is_too_long`.
             State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
             _ => self.rules.bounds.command_line,
         }
@@ -161,6 +162,7 @@ impl Session {
                 say(Reply::bare_newline_in_command())
             }
             (Line::TooLong, _) => say(Reply::line_too_long()),
+            (Line::Whole(line), _) if self.is_too_long(line) => say(Reply::line_too_long()),
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
             (Line::Whole(line), State::Connected) if is_proxy_header(line) => {
@@ -174,6 +176,12 @@ impl Session {
         // Naming recipients brings a message forward; all else could go on for ever.
         self.idle_commands += usize::from(self.recipients() <= recipients);
         self.bounded(step)
+    }
+
+    /// Whether a line is longer than a command may be, AUTH apart.
+    fn is_too_long(&self, line: &[u8]) -> bool {
+        let is_auth = line.get(..5).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH "));
+        line.len() > self.rules.bounds.command_line && !is_auth
     }
 
     /// TLS stands, with that channel binding: all that was known is forgotten (RFC 3207 §4.2).
