@@ -18,8 +18,9 @@ use std::{
 
 use outpost::{
     clock::{Clock, Timestamp},
-    config::{HistorySettings, QueueSettings, Waits},
+    config::{HistorySettings, QueueSettings, User, Waits},
     listener::{
+        allowance::Allowances,
         auth::Credentials,
         budget::Budget,
         connection::{self, Surroundings},
@@ -325,17 +326,31 @@ struct Peer {
     challenges: Vec<String>,
     last: Instant,
     after: Option<Duration>,
+    /// Where it is remembered what a login has used.
+    _accounts: Option<tempfile::TempDir>,
 }
 
 impl Peer {
     async fn connect(setting: &Setting, queue: &Queue, tls: &Tls, cut: Cut) -> Self {
         let users = if setting.users { vec![("dotcloud".to_owned(), "secret".into())] } else { Vec::new() };
+        let accounts = setting.limits.first().map(|_| tempfile::tempdir().expect("a directory"));
+        let limited = [User {
+            name: "dotcloud".to_owned(),
+            password: None,
+            senders: None,
+            limits: setting.limits.clone(),
+        }];
+        let directory = accounts.as_ref().map_or(Path::new(""), |accounts| accounts.path());
+        // Always the same time, so that a dialog can say when.
+        let clock = Clock::Test { start: NOW, origin: None };
+        let allowances = Allowances::of(&limited, directory, &Allowances::default(), &clock);
         let rules = Rules {
             hostname: "relay.example".to_owned(),
             credentials: Credentials::new(users),
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            recipients_of_users: Allowances::most_recipients(&limited),
             binary: setting.binary,
             hold: Duration::from_secs(432_000),
             senders: Senders {
@@ -351,12 +366,11 @@ impl Peer {
         let pace = Pace::new(setting.bounds);
         let surroundings = Surroundings {
             intake: Intake {
-                allowances: Default::default(),
+                allowances: Arc::new(allowances),
                 rules: Arc::new(rules),
                 queue: queue.clone(),
                 observer: None,
-                // Always the same, so that a dialog can say when.
-                clock: Clock::Test { start: NOW, origin: None },
+                clock,
             },
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             penalties: Penalties::default(),
@@ -391,6 +405,7 @@ impl Peer {
             challenges: Vec::new(),
             last: Instant::now(),
             after: None,
+            _accounts: accounts,
         };
         if setting.tls {
             peer.start_tls(tls).await.expect("a handshake");

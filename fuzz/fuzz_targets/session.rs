@@ -30,6 +30,7 @@ fn session(stranger: bool, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().expect("a network")],
         message_size: 1_000,
         recipients: 3,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: std::time::Duration::from_secs(1_000),
         senders: Senders::default(),

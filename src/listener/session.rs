@@ -15,7 +15,7 @@
 //! parse commands ([`Command`]), touch a disk or a clock. Nothing but the queue's
 //! [`Receipt`] leads to the 250 after content.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::{
     auth::{Channel, Exchange, Progress},
@@ -274,7 +274,7 @@ impl Session {
             (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters, now),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
             (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
-                rcpt(transaction, mailbox, asked, self.rules.recipients)
+                rcpt(transaction, mailbox, asked, policy::most_recipients(&self.rules, &self.client))
             }
             // Who may not open a transaction hears why, and not that one is missing.
             (State::Ready, Command::Rcpt(..)) if !policy::is_known(&self.rules, &self.client) => {
@@ -299,7 +299,7 @@ impl Session {
         let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
         let offer = Offer {
             message_size: self.rules.message_size,
-            recipients: self.rules.recipients,
+            recipients: policy::most_recipients(&self.rules, &self.client).0,
             binary: self.rules.binary,
             hold: self.hold_max(now).map(|(longest, latest)| [Hold::For(longest), Hold::Until(latest.0)]),
             tls: self.client.tls,
@@ -489,12 +489,17 @@ fn say(reply: Reply) -> Step {
     (Some(reply), Next::Continue)
 }
 
-fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, asked: RcptParameters, max: usize) -> Step {
+fn rcpt(
+    transaction: &mut Transaction,
+    mailbox: Mailbox,
+    asked: RcptParameters,
+    (max, key): (usize, Cow<'static, str>),
+) -> Step {
     if !mailbox.is_ascii() && !transaction.handling.utf8 {
         return say(Reply::non_ascii_address());
     }
     if transaction.recipients.len() >= max {
-        return say(Reply::too_many_recipients());
+        return say(Reply::too_many_recipients(&key));
     }
     let RcptParameters { notify, original } = asked;
     // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.

@@ -228,6 +228,7 @@ fn listener(
         networks: Vec::new(),
         message_size: 50_000_000,
         recipients: 1_000,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: Duration::ZERO,
         senders: Senders::default(),

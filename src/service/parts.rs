@@ -201,6 +201,7 @@ pub(crate) fn terms(
         senders: senders(&settings.access),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
+        recipients_of_users: Allowances::most_recipients(&settings.access.users),
         binary: bounds.binary,
         bounds: bounds.session,
         // The other half of a message's life is for bringing it to its upstream.

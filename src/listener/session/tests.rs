@@ -22,6 +22,7 @@ fn session(address: IpAddr, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: Duration::from_secs(1_000),
         senders: Senders::default(),

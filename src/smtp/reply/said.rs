@@ -145,7 +145,9 @@ impl Reply {
         Self::say(421, (4, 7, 0), "too many failed logins; closing")
     }
     pub fn auth_required() -> Self {
-        Self::say(530, (5, 7, 0), "log in first: relaying is for this network's own applications")
+        let words =
+            "log in first: relaying is for this network's own applications (smtp_users, smtp_networks)";
+        Self::say(530, (5, 7, 0), words)
     }
 
     // MAIL and RCPT.
@@ -195,11 +197,15 @@ impl Reply {
         Self::say(554, (5, 5, 4), format!("a message is held for at most {max} seconds"))
     }
     pub fn too_large(max: u64) -> Self {
-        Self::say(552, (5, 3, 4), format!("message is larger than {max} octets"))
+        Self::say(552, (5, 3, 4), format!("message is larger than {max} octets (smtp_max_message_size)"))
     }
-    pub fn too_many_recipients() -> Self {
+    pub fn too_many_recipients(key: &str) -> Self {
         // RFC 5321 §4.5.3.1.10: 452, so that the client sends the rest in another transaction.
-        Self::say(452, (4, 5, 3), "too many recipients; send to the rest in another transaction")
+        Self::say(
+            452,
+            (4, 5, 3),
+            format!("too many recipients ({key}); send to the rest in another transaction"),
+        )
     }
 
     // DATA.
@@ -242,13 +248,16 @@ impl Reply {
         Self::say(554, (5, 6, 0), words)
     }
     pub fn too_many_hops(max: usize) -> Self {
-        Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop"))
+        Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop (smtp_max_hops)"))
     }
     pub fn passed_too_often(hostname: &str) -> Self {
-        Self::say(554, (5, 4, 6), format!("the message comes back to {hostname} again and again: mail loop"))
+        let words =
+            format!("the message comes back to {hostname} again and again: mail loop (smtp_max_passes)");
+        Self::say(554, (5, 4, 6), words)
     }
     pub fn header_too_large(max: usize) -> Self {
-        Self::say(552, (5, 3, 4), format!("header section is larger than {max} octets"))
+        let words = format!("header section is larger than {max} octets (smtp_max_header_size)");
+        Self::say(552, (5, 3, 4), words)
     }
     /// The only 250 after content. [`Receipt`](crate::queue::Receipt) is the proof that the message
     /// is on stable storage; nothing but the queue can make one.
@@ -256,14 +265,18 @@ impl Reply {
         Self::say(250, (2, 0, 0), format!("queued as {}", receipt.id()))
     }
 
-    // Limits that the operator set for a login: the message may come again.
-    pub fn limit_reached(until: Option<&str>) -> Self {
+    // Limits that the operator set for a login: the message may come again, if it can ever fit.
+    pub fn limit_reached(key: &str, until: Option<&str>) -> Self {
         let when = until.map_or_else(String::new, |until| format!(" at {until}"));
-        Self::say(451, (4, 7, 1), format!("the limit of this login is used up; try again later{when}"))
+        Self::say(
+            451,
+            (4, 7, 1),
+            format!("the limit of this login is used up ({key}); try again later{when}"),
+        )
     }
-    pub fn limit_too_small(limit: &str) -> Self {
-        let words = format!("the limit of this login ({limit}) has no room for so many recipients at once");
-        Self::say(452, (4, 5, 3), words)
+    pub fn limit_too_small(key: &str, limit: &str) -> Self {
+        let words = format!("the limit of this login never has room for so many recipients ({key}: {limit})");
+        Self::say(554, (5, 5, 3), words)
     }
 
     // Our faults: always 4yz, so that the client keeps the message (RFC 5321 §4.2.1).
