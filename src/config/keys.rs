@@ -262,7 +262,7 @@ pub const KEYS: &[Key] = &[
         .doc("Most connections at once from one address (IPv6: from one network of 64 bits)."),
     Key::new("smtp_max_buffered", "a size above 0", "64MB")
         .default("64MB")
-        .doc("Content that all connections together may hold in memory; more is answered 452."),
+        .doc("Content that all connections together may hold in memory, the first 16 KiB of each message apart; what is more goes to files."),
     Key::new("smtp_max_command_line", "a number from 512 to 32768", "2048")
         .default("2048")
         .doc("Octets of a command line; a longer one is answered 500."),
