@@ -17,15 +17,14 @@ fn mailer() -> Service {
     Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free())
 }
 
-/// Says all of it at once and hears the server out.
+/// Says all of it at once and hears the server out: its last words come, and then a clean end.
 fn dialog(port: u16, words: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
     stream.write_all(words.as_bytes()).expect("it is heard");
     stream.shutdown(Shutdown::Write).expect("our end is ended");
     let mut heard = String::new();
-    // A server that closes before it has read everything resets the connection; what it said stands.
-    let _ = stream.read_to_string(&mut heard);
+    stream.read_to_string(&mut heard).expect("no reset");
     heard
 }
 
@@ -217,6 +216,33 @@ fn strangers_of_many_addresses_leave_room_for_an_app_and_go_when_they_do_not_log
         assert!(heard.contains("421 4.7.0 you have not logged in in time (smtp_login_timeout)"), "{heard}");
     }
     support::wait::until_true("the places are free again", || &stranger(18).0 == b"220");
+}
+
+#[test]
+fn whoever_is_refused_hears_it_to_the_end_and_in_tls_nothing_in_clear() {
+    let (plain, implicit) = (ports::free(), ports::free());
+    let listen = format!("['127.0.0.1:{plain}', {{address: '127.0.0.1:{implicit}', tls: implicit}}]");
+    let service = mailer()
+        .set("smtp_listen", listen)
+        .set("smtp_max_connections_per_client", "1")
+        .set("smtp_max_errors", "2");
+    let relay = Relay::start(&service);
+    // What comes behind the last word is more than a read takes.
+    let heard = dialog(plain, &"X\r\n".repeat(5_000));
+    assert!(heard.ends_with("421 4.7.0 too many errors (smtp_max_errors); closing\r\n"), "{heard}");
+    let held = support::wait::until("a place", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", plain)).expect("a connection");
+        let mut heard = [0; 3];
+        stream.read_exact(&mut heard).expect("a word");
+        (heard == *b"220").then_some(stream)
+    });
+    let heard = dialog(plain, &PROBE.repeat(100));
+    assert!(
+        heard.starts_with("421 4.7.0 too many connections at once (smtp_max_connections_per_client)"),
+        "{heard}"
+    );
+    assert_eq!(dialog(implicit, ""), "");
+    drop((held, relay));
 }
 
 #[test]

@@ -38,6 +38,9 @@ use crate::{
 
 /// A client that doesn't take its replies is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long, and how much, a client is still heard behind the last that it is told.
+const PARTING_TIMEOUT: Duration = Duration::from_secs(1);
+const PARTING_OCTETS: usize = 64 * 1024;
 /// What is read at once: little while commands come one by one, much while content streams.
 const READ_COMMANDS: usize = 4 * 1024;
 const READ_CONTENT: usize = 64 * 1024;
@@ -313,9 +316,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn close(&mut self) -> io::Result<()> {
-        let stream = self.stream.as_mut().ok_or_else(broken)?;
-        timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)?
+        close(self.stream.as_mut().ok_or_else(broken)?).await
     }
+}
+
+/// Ends our side, and hears the client's out for a moment. A socket that is closed with octets unread resets its
+/// connection, and what was said last can be lost on its way.
+///
+/// # Errors
+/// The connection was broken already, or the client doesn't take what it was told.
+pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
+    timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)??;
+    let mut left = PARTING_OCTETS;
+    let mut unread = vec![0; READ_COMMANDS];
+    let hear_out = async {
+        while let Ok(read @ 1..) = stream.read(&mut unread).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever has not ended by then has had its chance.
+    let _ = timeout(PARTING_TIMEOUT, hear_out).await;
+    Ok(())
 }
 
 fn broken() -> io::Error {

@@ -45,7 +45,7 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, timeout},
 };
 
@@ -71,6 +71,8 @@ use crate::{
 
 /// How long a refused client has to take its refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many refused clients are heard out at once: each has a descriptor beside those of the places.
+const PARTINGS: usize = 16;
 /// How long a load balancer has to name its client.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is told that there was no place: a line for each refusal would be a part of the flood.
@@ -124,6 +126,8 @@ struct Inner {
     places: Places,
     penalties: Penalties,
     budget: Budget,
+    /// Refused clients that are heard out at once.
+    partings: Semaphore,
     /// When it was last told that there was no place for a client.
     told: Mutex<Option<Instant>>,
 }
@@ -146,6 +150,7 @@ impl Listener {
             shutdown,
             penalties: Penalties::default(),
             budget: Budget::default(),
+            partings: Semaphore::new(PARTINGS),
             told: Mutex::default(),
         }))
     }
@@ -207,7 +212,8 @@ impl Listener {
             Ok(place) => place,
             Err(reply) => {
                 self.0.no_place_for(address, &reply);
-                tokio::spawn(refuse(stream, reply));
+                let (listener, entrance) = (self.clone(), Arc::clone(entrance));
+                tokio::spawn(async move { listener.refuse(stream, reply, &entrance).await });
                 return;
             }
         };
@@ -236,7 +242,7 @@ impl Listener {
     {
         let Ok(Ok(address)) = timeout(PROXY_TIMEOUT, proxy::read_header(&mut stream)).await else {
             tracing::warn!("a load balancer's connection did not begin with a PROXY header");
-            refuse(stream, Reply::proxy_header_expected()).await;
+            self.refuse(stream, Reply::proxy_header_expected(), entrance).await;
             return Ok(());
         };
         let client = entrance.client(address);
@@ -244,7 +250,7 @@ impl Listener {
             Ok(place) => self.serve(stream, client, place, entrance, terms).await,
             Err(reply) => {
                 self.0.no_place_for(address, &reply);
-                refuse(stream, reply).await;
+                self.refuse(stream, reply, entrance).await;
                 Ok(())
             }
         }
@@ -323,8 +329,22 @@ impl Inner {
     }
 }
 
-async fn refuse(mut stream: impl AsyncWrite + Unpin, reply: Reply) {
-    let mut refusal = Vec::new();
-    reply.write_to(&mut refusal);
-    let _ = timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal)).await;
+impl Listener {
+    /// Says why there is nothing here for a client, and closes. Where a handshake is expected nothing else can be
+    /// said.
+    async fn refuse<S>(&self, mut stream: S, reply: Reply, entrance: &Entrance)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if entrance.tls == ListenTls::Implicit {
+            return;
+        }
+        let mut refusal = Vec::new();
+        reply.write_to(&mut refusal);
+        let said = timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal)).await;
+        // In a flood there is no time for each.
+        if let (Ok(Ok(())), Ok(_permit)) = (said, self.0.partings.try_acquire()) {
+            let _ = connection::close(&mut stream).await;
+        }
+    }
 }

@@ -476,12 +476,17 @@ impl Session {
         }
         let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
         let bounds = &self.rules.bounds;
-        let commands = if self.is_known() { bounds.commands } else { bounds.commands_before_auth };
-        if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
-            self.state = State::Closed;
-            return (Some(Reply::too_many_errors()), Next::Close);
-        }
-        step
+        let (commands, key) = match self.is_known() {
+            true => (bounds.commands, "smtp_max_commands"),
+            false => (bounds.commands_before_auth, "smtp_max_commands_before_auth"),
+        };
+        let farewell = match goes_on {
+            true if self.errors >= bounds.errors => Reply::too_many_errors(),
+            true if self.idle_commands >= commands => Reply::too_many_commands(key),
+            _ => return step,
+        };
+        self.state = State::Closed;
+        (Some(farewell), Next::Close)
     }
 }
 

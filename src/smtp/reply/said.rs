@@ -33,7 +33,10 @@ impl Reply {
         Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
     }
     pub fn too_many_errors() -> Self {
-        Self::say(421, (4, 7, 0), "too many errors; closing")
+        Self::say(421, (4, 7, 0), "too many errors (smtp_max_errors); closing")
+    }
+    pub fn too_many_commands(key: &'static str) -> Self {
+        Self::say(421, (4, 7, 0), format!("too many commands without a message ({key}); closing"))
     }
     pub fn no_proxy_header_here() -> Self {
         Self::say(550, (5, 7, 1), "a PROXY header is not taken from your address; closing")
@@ -142,7 +145,7 @@ impl Reply {
         Self::bad_sequence("not during a mail transaction")
     }
     pub fn too_many_failed_logins() -> Self {
-        Self::say(421, (4, 7, 0), "too many failed logins; closing")
+        Self::say(421, (4, 7, 0), "too many failed logins (smtp_max_failed_logins); closing")
     }
     pub fn auth_required() -> Self {
         let words =
