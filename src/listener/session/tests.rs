@@ -16,6 +16,10 @@ const NOW: Timestamp = Timestamp(1_340_000_000_000);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn session(address: IpAddr, tls: bool) -> Session {
+    session_of(Client::new(address, tls))
+}
+
+fn session_of(client: Client) -> Session {
     let rules = Rules {
         hostname: "relay.example".into(),
         credentials: Credentials::new(vec![("dotcloud".into(), SecretString::from("secret"))]),
@@ -29,7 +33,7 @@ fn session(address: IpAddr, tls: bool) -> Session {
         bounds: SessionBounds::default(),
         trace: true,
     };
-    Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
+    Session::new(Arc::new(rules), client, true, "nonce".into())
 }
 
 fn say(session: &mut Session, line: &str) -> (u16, Next) {
@@ -41,12 +45,18 @@ fn codes(session: &mut Session, lines: &[&str]) -> Vec<u16> {
     lines.iter().map(|line| say(session, line).0).collect()
 }
 
-/// Brings a session of a client on loopback into each state by talking to it.
+/// Brings a session into each state by talking to it: of a client on loopback, unless the state says otherwise.
 fn in_state(state: &str) -> Session {
-    let mut session = session(LOOPBACK, false);
+    let mut session = match state {
+        "stranger" | "in TLS, logged in" => session(OUTSIDE, false),
+        "login required" => session_of(Client { login_required: true, ..Client::new(LOOPBACK, false) }),
+        _ => session(LOOPBACK, false),
+    };
     let lines: &[&str] = match state {
         "connected" => &[],
-        "ready" => &["EHLO a"],
+        "ready" | "stranger" | "login required" => &["EHLO a"],
+        "HELO" => &["HELO a"],
+        "authenticating" => &["EHLO a", "AUTH PLAIN"],
         "authenticated" => &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="],
         "open" => &["EHLO a", "MAIL FROM:<a@b.example>"],
         "chunking" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "BDAT 5"],
@@ -54,6 +64,10 @@ fn in_state(state: &str) -> Session {
         "in TLS" => {
             session.tls_started(None);
             &["EHLO a"]
+        }
+        "in TLS, logged in" => {
+            session.tls_started(None);
+            &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="]
         }
         other => panic!("{other}"),
     };
@@ -90,6 +104,12 @@ fn the_grid_of_states_and_commands_is_as_it_was_meant() {
         ("with recipient", [250, 250, 503, 503, 503, 250,   0,   0, 250, 250, 252, 214, 221, 500]),
         ("chunking",       [250, 250, 503, 503, 503, 503, 503,   0, 250, 250, 252, 214, 221, 500]),
         ("in TLS",         [250, 250, 503, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("in TLS, logged in", [250, 250, 503, 503, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("HELO",           [250, 250, 220, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("stranger",       [250, 250, 220, 538, 530, 550, 503, 421, 250, 250, 252, 214, 221, 500]),
+        ("login required", [250, 250, 220, 334, 530, 550, 503, 421, 250, 250, 252, 214, 221, 500]),
+        // The client owes a response, so none of it is a command.
+        ("authenticating", [501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501]),
     ];
     for (state, expected) in grid {
         let got: Vec<u16> = commands.iter().map(|command| say(&mut in_state(state), command).0).collect();
