@@ -93,7 +93,7 @@ mod tests {
     fn shares_never_outgrow_the_budget_and_are_given_back() {
         let budget = Budget::default();
         let (mut a, mut b) = (budget.share(), budget.share());
-        let mut hold = |share: &mut Share, octets: usize| share.hold(UNCOUNTED + octets, 100);
+        let hold = |share: &mut Share, octets: usize| share.hold(UNCOUNTED + octets, 100);
         assert!(hold(&mut a, 60));
         assert!(!hold(&mut b, 41));
         assert!(hold(&mut b, 40));
