@@ -5,27 +5,26 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     time::Duration,
 };
 
-use support::{ports, relay::Relay, service::Service};
+use support::{client::connect_from, ports, relay::Relay, service::Service};
 
 /// A relay whose upstream is never there: what is taken stays in the queue.
 fn mailer() -> Service {
     Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free())
 }
 
-/// Says all of it at once and hears the server out.
-fn dialog(port: u16, words: &str) -> String {
+/// Says all of it at once and hears the server out: its last words come, and then a clean end.
+fn dialog(port: u16, words: impl AsRef<[u8]>) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-    stream.write_all(words.as_bytes()).expect("it is heard");
+    stream.write_all(words.as_ref()).expect("it is heard");
     stream.shutdown(Shutdown::Write).expect("our end is ended");
     let mut heard = String::new();
-    // A server that closes before it has read everything resets the connection; what it said stands.
-    let _ = stream.read_to_string(&mut heard);
+    stream.read_to_string(&mut heard).expect("no reset");
     heard
 }
 
@@ -39,13 +38,20 @@ fn a_load_balancer_names_the_client_and_nobody_else_does() {
           {{address: '127.0.0.1:{plain}', proxy_protocol: 10.0.0.5}}]"
     );
     let relay = Relay::start(&mailer().set("smtp_listen", listen));
-    let probe = |header: &str| dialog(balanced, &format!("{header}{PROBE}"));
+    let probe = |header: &str| dialog(balanced, format!("{header}{PROBE}"));
     assert!(probe("PROXY TCP4 192.0.2.7 127.0.0.1 1 2\r\n").contains("530 5.7.0"), "a stranger");
     assert!(probe("PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n").contains("250 2.1.0"), "one of us");
     assert!(probe("PROXY UNKNOWN\r\n").contains("530 5.7.0"), "nobody in particular");
+    let binary = |client: [u8; 4]| {
+        let addresses = [&client[..], &[127, 0, 0, 1, 0, 1, 0, 2]].concat();
+        let header = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &addresses[..]].concat();
+        dialog(balanced, [&header, PROBE.as_bytes()].concat())
+    };
+    assert!(binary([192, 0, 2, 7]).contains("530 5.7.0"), "a stranger, in the binary form");
+    assert!(binary([127, 0, 0, 1]).contains("250 2.1.0"), "one of us");
     let unnamed = probe("");
     assert!(unnamed.starts_with("421 4.7.0 a PROXY header was expected"), "{unnamed}");
-    let forged = dialog(plain, &format!("PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n{PROBE}"));
+    let forged = dialog(plain, format!("PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n{PROBE}"));
     assert!(forged.contains("550 5.7.1 a PROXY header is not taken") && !forged.contains("250"), "{forged}");
     assert!(dialog(plain, PROBE).contains("250 2.1.0"), "without a header it is a listener like any other");
     drop(relay);
@@ -140,7 +146,7 @@ fn whoever_is_turned_away_leaves_an_event_and_is_counted() {
     assert!(heard.contains("421 4.7.0 this is a mail server"), "{heard}");
     let heard = dialog(relay.smtp, "EHLO a\r\nMAIL FROM:<a@b.example> SIZE=5000\r\nQUIT\r\n");
     assert!(heard.contains("552 5.3.4"), "{heard}");
-    let heard = dialog(relay.smtp, &format!("{open}DATA\r\n{}\r\n.\r\nQUIT\r\n", "x".repeat(2_000)));
+    let heard = dialog(relay.smtp, format!("{open}DATA\r\n{}\r\n.\r\nQUIT\r\n", "x".repeat(2_000)));
     assert!(heard.contains("552 5.3.4"), "{heard}");
 
     // One is silent in a transaction, one within its content; meanwhile there is no place for a third.
@@ -191,6 +197,77 @@ fn whoever_is_turned_away_leaves_an_event_and_is_counted() {
     assert!(metrics.contains("outpost_rejections_total{reason=\"connections\"} "), "{metrics}");
 }
 
+#[test]
+fn strangers_of_many_addresses_leave_room_for_an_app_and_go_when_they_do_not_log_in() {
+    let relay = Relay::start(
+        &mailer()
+            .set("smtp_max_connections", "20")
+            .set("smtp_networks", "127.0.0.1/32")
+            .set("smtp_login_timeout", "4s"),
+    );
+    let stranger = |number: u8| {
+        let mut stream = connect_from(Ipv4Addr::new(127, 0, 3, number), relay.smtp).expect("a connection");
+        stream.write_all(b"EHLO a\r\n").expect("it is heard");
+        let mut heard = [0; 3];
+        stream.read_exact(&mut heard).expect("a word");
+        (heard, stream)
+    };
+    let mut held: Vec<_> = (1..=16).map(stranger).collect();
+    assert!(held.iter().all(|(heard, _)| heard == b"220"), "four fifths of the places are anybody's");
+    assert_eq!(&stranger(17).0, b"421", "and no more");
+    relay.client().send_token("app").expect("an app's mail is taken meanwhile");
+
+    for (_, stream) in &mut held {
+        let mut heard = String::new();
+        let _ = stream.read_to_string(&mut heard);
+        assert!(heard.contains("421 4.7.0 you have not logged in in time (smtp_login_timeout)"), "{heard}");
+    }
+    support::wait::until_true("the places are free again", || &stranger(18).0 == b"220");
+}
+
+#[test]
+fn whoever_is_refused_hears_it_to_the_end_and_in_tls_nothing_in_clear() {
+    let (plain, implicit) = (ports::free(), ports::free());
+    let listen = format!("['127.0.0.1:{plain}', {{address: '127.0.0.1:{implicit}', tls: implicit}}]");
+    let service = mailer()
+        .set("smtp_listen", listen)
+        .set("smtp_max_connections_per_client", "1")
+        .set("smtp_max_errors", "2");
+    let relay = Relay::start(&service);
+    // What comes behind the last word is more than a read takes.
+    let heard = dialog(plain, "X\r\n".repeat(5_000));
+    assert!(heard.ends_with("421 4.7.0 too many errors (smtp_max_errors); closing\r\n"), "{heard}");
+    let held = support::wait::until("a place", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", plain)).expect("a connection");
+        let mut heard = [0; 3];
+        stream.read_exact(&mut heard).expect("a word");
+        (heard == *b"220").then_some(stream)
+    });
+    let heard = dialog(plain, PROBE.repeat(100));
+    assert!(
+        heard.starts_with("421 4.7.0 too many connections at once (smtp_max_connections_per_client)"),
+        "{heard}"
+    );
+    assert_eq!(dialog(implicit, ""), "");
+    drop((held, relay));
+}
+
+#[test]
+fn a_handshake_does_not_outlast_the_time_for_a_login() {
+    let port = ports::free();
+    let listen = format!("[{{address: '127.0.0.1:{port}', tls: implicit}}]");
+    let relay = Relay::start(
+        &mailer()
+            .set("smtp_listen", listen)
+            .set("smtp_networks", "192.0.2.1")
+            .set("smtp_login_timeout", "2s"),
+    );
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    silent.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    assert_eq!(silent.read(&mut [0; 9]).expect("the relay ends it"), 0);
+    drop(relay);
+}
+
 /// What `openssl s_client` sees of the relay's STARTTLS.
 fn s_client(port: u16, args: &[&str]) -> (bool, String) {
     let output = std::process::Command::new("openssl")
@@ -202,10 +279,14 @@ fn s_client(port: u16, args: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// SHA-256 of the certificate that the relay shows.
+/// SHA-256 of the certificate that the relay shows behind STARTTLS.
 fn shown_fingerprint(port: u16) -> String {
+    fingerprint_of(port, "-starttls smtp")
+}
+
+fn fingerprint_of(port: u16, how: &str) -> String {
     let script = format!(
-        "openssl s_client -starttls smtp -connect 127.0.0.1:{port} </dev/null 2>/dev/null \
+        "openssl s_client {how} -connect 127.0.0.1:{port} </dev/null 2>/dev/null \
          | openssl x509 -noout -fingerprint -sha256"
     );
     let output = support::programs::run(std::process::Command::new("sh").args(["-c", &script]));
@@ -251,4 +332,29 @@ fn a_changed_certificate_is_taken_up_and_a_broken_one_is_not() {
     std::fs::write(&key, &identity.key_pem).expect("it can be written");
     support::wait::until_true("the new pair is shown", || shown_fingerprint(relay.smtp) != first);
     support::wait::until_true("and published", || published(&relay) == shown_fingerprint(relay.smtp));
+}
+
+#[test]
+fn the_operators_certificate_is_renewed_where_tls_begins_at_once() {
+    let home = support::service::Home::new(&[]);
+    let (cert, key) = (home.path("relay.pem"), home.path("relay.key"));
+    let renew = || {
+        let identity = support::certs::Authority::new("test CA").identity(&["localhost"]);
+        std::fs::write(&cert, &identity.cert_pem).expect("it can be written");
+        std::fs::write(&key, &identity.key_pem).expect("it can be written");
+    };
+    renew();
+    let port = ports::free();
+    let service = mailer()
+        .set("smtp_listen", format!("[{{address: '127.0.0.1:{port}', tls: implicit}}]"))
+        .set("smtp_tls_cert", cert.display())
+        .set("smtp_tls_key", key.display());
+    home.write(&[&service]);
+    let relay = Relay::start_in(&home, &service);
+    let first = fingerprint_of(port, "");
+    renew();
+    support::wait::until_true("the new certificate is shown", || fingerprint_of(port, "") != first);
+    support::wait::until_true("and published", || {
+        relay.environment()["DOTCLOUD_MAILER_SMTP_TLS_FINGERPRINT"] == fingerprint_of(port, "")
+    });
 }

@@ -5,9 +5,10 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,25 +17,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{client::Client, ports, relay::Relay, service::Service, upstream::Upstream, wait};
+use support::{
+    client::{Client, connect_from},
+    ports,
+    relay::Relay,
+    service::Service,
+    upstream::Upstream,
+    wait,
+};
 
 const SLOW: usize = 500;
+/// Clients that stall in the midst of their content, and how much of it they had sent: more in all than may be
+/// held in memory.
+const STALLED: usize = 300;
+const STALLED_AT: usize = 200 * 1024;
 /// How long the app sends under attack.
 const UNDER_ATTACK: Duration = Duration::from_secs(12);
 /// The promises.
 const P99_MAX: Duration = Duration::from_secs(1);
 const RSS_MAX_KB: u64 = 150_000;
-
-/// A connection from an address of its own: all of 127/8 is loopback.
-fn connect_from(source: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((source, 0)).into())?;
-    socket.connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into(), Duration::from_secs(5))?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-    Ok(stream)
-}
 
 /// A figure of `/proc/PID/status`, in kB.
 fn memory(pid: u32, name: &str) -> u64 {
@@ -51,22 +52,43 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// Repeats an attack until the app has sent what it wants to send.
+/// How often each code was heard.
+type Heard = BTreeMap<String, usize>;
+
+/// Repeats an attack until the app has sent what it wants to send; what came of it.
 fn repeat(
     over: &Arc<AtomicBool>,
-    attack: impl Fn(u8) -> std::io::Result<()> + Send + 'static,
-) -> thread::JoinHandle<usize> {
+    attack: impl Fn(u8) -> String + Send + 'static,
+) -> thread::JoinHandle<Heard> {
     let over = Arc::clone(over);
     thread::spawn(move || {
-        let mut rounds = 0_usize;
+        let (mut rounds, mut heard) = (0_usize, Heard::new());
         while !over.load(Ordering::Relaxed) {
-            // What becomes of an attacker's connection is none of our business here.
-            let _ = attack((rounds % 200) as u8 + 1);
+            for line in attack((rounds % 200) as u8 + 1).lines() {
+                *heard.entry(line.get(..3).unwrap_or_default().to_owned()).or_default() += 1;
+            }
             rounds += 1;
             thread::sleep(Duration::from_millis(20));
         }
-        rounds
+        heard
     })
+}
+
+/// Says all of it from an address of its own, whether the relay wants it or not; what it heard meanwhile.
+fn play(source: Ipv4Addr, port: u16, words: &[&[u8]]) -> String {
+    let Ok(mut stream) = connect_from(source, port) else { return String::new() };
+    let mut reader = stream.try_clone().expect("another handle");
+    let hear = thread::spawn(move || rest(&mut reader));
+    let _ = words.iter().try_for_each(|words| stream.write_all(words));
+    let _ = stream.shutdown(Shutdown::Write);
+    hear.join().expect("no panic")
+}
+
+/// All that is said until the end, whatever the end is like.
+fn rest(stream: &mut TcpStream) -> String {
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard);
+    String::from_utf8_lossy(&heard).into_owned()
 }
 
 fn said(stream: &mut TcpStream) -> String {
@@ -80,8 +102,15 @@ const OPEN: &[u8] = b"EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>
 #[test]
 fn under_all_attacks_at_once_mail_goes_in_within_a_second_and_memory_stays_bounded() {
     let upstream = Upstream::start("pw");
-    let relay =
-        Relay::start(&upstream.upstream_of(Service::mailer(), "pw").set("smtp_max_message_size", "5MB"));
+    let relay = Relay::start(
+        &upstream
+            .upstream_of(Service::mailer(), "pw")
+            .set("smtp_max_message_size", "5MB")
+            .set("smtp_max_buffered", "32MB")
+            .set("smtp_max_connections_per_client", "100")
+            .set("smtp_timeout", "8s")
+            .set("smtp_transaction_timeout", "10s"),
+    );
     let (port, pid) = (relay.smtp, relay.pid());
     let over = Arc::new(AtomicBool::new(false));
 
@@ -92,6 +121,18 @@ fn under_all_attacks_at_once_mail_goes_in_within_a_second_and_memory_stays_bound
         stream.write_all(if n % 2 == 0 { b"EHL" } else { OPEN }).expect("it is heard");
         slow.push(stream);
     }
+    let stalled: Vec<TcpStream> = (0..STALLED)
+        .map(|n| {
+            let mut stream =
+                connect_from(Ipv4Addr::new(127, 0, 6, (n % 100) as u8 + 1), port).expect("a place");
+            stream.write_all(OPEN).expect("it is heard");
+            let line = [&[b'x'; 1022][..], b"\r\n"].concat();
+            stream
+                .write_all(&[b"Subject: x\r\n\r\n", &line.repeat(STALLED_AT / 1024)[..]].concat())
+                .expect("it is read");
+            stream
+        })
+        .collect();
     let drip = {
         let over = Arc::clone(&over);
         thread::spawn(move || {
@@ -101,44 +142,33 @@ fn under_all_attacks_at_once_mail_goes_in_within_a_second_and_memory_stays_bound
                 }
                 thread::sleep(Duration::from_secs(1));
             }
+            slow
         })
     };
     let attacks = [
         // Connections and no word, from one address, more than it may have.
         repeat(&over, move |_| {
-            let flood: Vec<_> = (0..250).map(|_| connect_from(Ipv4Addr::new(127, 0, 2, 1), port)).collect();
-            drop(flood);
-            Ok(())
+            let flood = (0..250).map(|_| connect_from(Ipv4Addr::new(127, 0, 2, 1), port));
+            let mut flood: Vec<_> = flood.filter_map(Result::ok).collect();
+            flood.iter_mut().map(said).collect()
         }),
-        // A line of 10 MB in a command, and one in content.
+        // A line of 10 MB in a command.
+        repeat(&over, move |n| play(Ipv4Addr::new(127, 0, 3, n), port, &[&vec![b'x'; 10_000_000]])),
+        // One in content.
         repeat(&over, move |n| {
-            let mut stream = connect_from(Ipv4Addr::new(127, 0, 3, n), port)?;
             let line = vec![b'x'; 10_000_000];
-            if n % 2 == 0 {
-                stream.write_all(OPEN)?;
-            }
-            stream.write_all(&line)
+            play(Ipv4Addr::new(127, 0, 7, n), port, &[OPEN, &line, b"\r\n.\r\n"])
         }),
         // 100,000 header fields.
         repeat(&over, move |n| {
-            let mut stream = connect_from(Ipv4Addr::new(127, 0, 4, n), port)?;
-            stream.write_all(OPEN)?;
-            stream.write_all(&b"X-Attack: y\r\n".repeat(100_000))?;
-            stream.write_all(b".\r\nQUIT\r\n")?;
-            said(&mut stream);
-            Ok(())
+            let fields = b"X-Attack: y\r\n".repeat(100_000);
+            play(Ipv4Addr::new(127, 0, 4, n), port, &[OPEN, &fields, b".\r\n"])
         }),
         // Recipients without end.
         repeat(&over, move |n| {
-            let mut stream = connect_from(Ipv4Addr::new(127, 0, 5, n), port)?;
-            let mut reader = stream.try_clone()?;
-            let drain = thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-            stream.write_all(b"EHLO a\r\nMAIL FROM:<a@b.example>\r\n")?;
-            for n in 0..5_000 {
-                stream.write_all(format!("RCPT TO:<u{n}@d.example>\r\n").as_bytes())?;
-            }
-            let _ = drain.join();
-            Ok(())
+            let recipients: String = (0..5_000).map(|n| format!("RCPT TO:<u{n}@d.example>\r\n")).collect();
+            let open = b"EHLO a\r\nMAIL FROM:<a@b.example>\r\n";
+            play(Ipv4Addr::new(127, 0, 5, n), port, &[open, recipients.as_bytes()])
         }),
     ];
 
@@ -157,9 +187,14 @@ fn under_all_attacks_at_once_mail_goes_in_within_a_second_and_memory_stays_bound
         thread::sleep(Duration::from_millis(20));
     }
     over.store(true, Ordering::Relaxed);
-    drip.join().expect("no panic");
-    for attack in attacks {
-        assert!(attack.join().expect("no panic") > 0);
+    let slow = drip.join().expect("no panic");
+    let heard = attacks.map(|attack| attack.join().expect("no panic"));
+    for (heard, code) in heard.iter().zip(["421", "500", "552", "552", "452"]) {
+        assert!(heard.get(code).is_some_and(|times| *times > 0), "{code} is not among {heard:?}");
+    }
+    for mut stream in slow.into_iter().chain(stalled) {
+        let heard = rest(&mut stream);
+        assert!(heard.contains("421 4.4.2 "), "it was never told to go: {heard}");
     }
     waits.sort();
     let p99 = waits[waits.len() * 99 / 100];

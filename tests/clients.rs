@@ -2,7 +2,7 @@
 //! arrives at the upstream has the body that they sent, octet for octet.
 //!
 //! Each client is a small program in `clients/`, or one of the system's, that finds in its
-//! environment where to send what: HOST, PORT, TLS, CA, LOGIN, PASSWORD, SENDER, TO, TOKEN, and MAIL, a
+//! environment where to send what: HOST, PORT (or CLEAR, where no STARTTLS is offered), TLS, CA, LOGIN, PASSWORD, SENDER, TO, TOKEN, and MAIL, a
 //! file as it is to be sent. Those that compose by themselves take their text from TEXT and write to
 //! OUT what they handed over. `peers.rs` has what needs a real Postfix as the upstream.
 
@@ -62,10 +62,10 @@ const CLIENTS: [(&str, &[Way], &str); 15] = [
     ("Python smtplib", ALL, ""),
     ("Django", ALL, ""),
     ("nodemailer", ALL, ""),
-    ("nodemailer, its pool", &[Way::StartTls], "one way: it is about many mails on one connection"),
+    ("nodemailer, its pool", ALL, ""),
     ("PHPMailer", ALL, ""),
     ("Perl Net::SMTP", ALL, ""),
-    ("Ruby mail", &[Way::StartTls, Way::Implicit], "in clear: it uses STARTTLS wherever that is offered"),
+    ("Ruby mail", ALL, "in clear: where no STARTTLS is offered, for it uses what is"),
     ("Go net/smtp", ALL, ""),
     ("lettre", ALL, ""),
     ("s-nail", ALL, ""),
@@ -98,17 +98,21 @@ impl Way {
     }
 }
 
-/// A relay with two listeners and a certificate, a scripted upstream behind it.
+/// A relay with three listeners and a certificate, a scripted upstream behind it.
 struct Bench {
     upstream: Upstream,
     relay: Relay,
     implicit: u16,
+    /// Without STARTTLS.
+    clear: u16,
 }
 
 /// One mail to send.
 struct Job {
     way: Way,
     port: u16,
+    /// The same without STARTTLS, for those who use it wherever it is offered.
+    clear: u16,
     ca: PathBuf,
     token: String,
     /// A mail as it is to be sent, but for the end of its lines.
@@ -123,9 +127,12 @@ impl Bench {
     fn start() -> Self {
         let upstream = Upstream::start(UPSTREAM_PASSWORD);
         let service = upstream.upstream_of(Service::mailer(), UPSTREAM_PASSWORD);
-        let implicit = ports::free();
-        let listen =
-            format!("['127.0.0.1:{}', {{address: '127.0.0.1:{implicit}', tls: implicit}}]", service.smtp);
+        let (implicit, clear) = (ports::free(), ports::free());
+        let listen = format!(
+            "['127.0.0.1:{}', {{address: '127.0.0.1:{implicit}', tls: implicit}}, \
+              {{address: '127.0.0.1:{clear}', tls: none}}]",
+            service.smtp
+        );
         let home = support::service::Home::new(&[]);
         let authority = Authority::new("test CA of the relay");
         let identity = authority.identity(&["localhost", "127.0.0.1"]);
@@ -139,7 +146,7 @@ impl Bench {
             .set("smtp_password", format!("\"{PASSWORD}\""));
         home.write(&[&service]);
         let relay = Relay::start_in(&home, &service);
-        Self { upstream, relay, implicit }
+        Self { upstream, relay, implicit, clear }
     }
 
     fn job(&self, way: Way) -> Job {
@@ -148,6 +155,7 @@ impl Bench {
         let job = Job {
             way,
             port: if way == Way::Implicit { self.implicit } else { self.relay.smtp },
+            clear: self.clear,
             ca: self.relay.home.path("ca.pem"),
             mail: path("mail.eml"),
             unix_mail: path("mail.txt"),
@@ -287,6 +295,7 @@ fn with_environment<'c>(command: &'c mut Command, job: &Job) -> &'c mut Command 
     command
         .env("HOST", "localhost")
         .env("PORT", job.port.to_string())
+        .env("CLEAR", job.clear.to_string())
         .env("TLS", job.way.name())
         .env("CA", &job.ca)
         .env("SSL_CERT_FILE", &job.ca)
@@ -401,17 +410,19 @@ fn nodemailer_is_served() {
 #[test]
 fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
     let bench = Bench::start();
-    let mut job = bench.job(ways("nodemailer, its pool")[0]);
-    let door = Door::to(job.port);
-    job.port = door.port;
-    programs::run(with_environment(nodemailer().env("POOL", "yes"), &job));
-    let sent = fs::read(&job.mail).expect("the mail");
-    for number in 0..3 {
-        bench.arrived(&job, &format!("{}-{number}", job.token), &sent);
+    for (before, way) in ways("nodemailer, its pool").iter().enumerate() {
+        let mut job = bench.job(*way);
+        let door = Door::to(job.port);
+        job.port = door.port;
+        programs::run(with_environment(nodemailer().env("POOL", "yes"), &job));
+        let sent = fs::read(&job.mail).expect("the mail");
+        for number in 0..3 {
+            bench.arrived(&job, &format!("{}-{number}", job.token), &sent);
+        }
+        let log = bench.relay.log();
+        assert_eq!(log.matches(" received ").count(), 3 * (before + 1), "{log}");
+        assert_eq!(door.came.load(Ordering::SeqCst), 1, "{way:?}: the pool opened another connection");
     }
-    let log = bench.relay.log();
-    assert_eq!(log.matches(" received ").count(), 3, "{log}");
-    assert_eq!(door.came.load(Ordering::SeqCst), 1, "the pool opened another connection");
 }
 
 #[test]

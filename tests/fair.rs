@@ -3,7 +3,7 @@
 mod support;
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::client::message_with;
 use support::relay::Relay;
@@ -85,6 +85,40 @@ fn a_single_letter_passes_by_anothers_backlog_when_it_comes_after_a_restart_and_
     relay.up();
     assert!(passed_by(&upstream, from, "order-3") <= BEFORE);
     assert!(upstream.arrived() < BACKLOG, "the backlog was too short for this test");
+}
+
+#[test]
+fn an_urgent_message_overtakes_its_own_senders_backlog() {
+    const LETTERS: usize = 400;
+    let upstream = Upstream::start(PASSWORD);
+    upstream.set(slow);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_queue_min_free", 0);
+    let relay = Relay::start(&service.set("smtp_relay_connections", CONNECTIONS));
+    let mut client = relay.client();
+    for number in 0..LETTERS {
+        let content = message_with(&format!("news-{number}"));
+        client.send("app@app.test", &["someone@example.test"], &content).expect("it is taken");
+    }
+    let from = upstream.arrived();
+    assert!(from < LETTERS / 2, "the upstream is too quick for this test: {from}");
+    let to = ["<someone@example.test>"];
+    client.send_as("<app@app.test> MT-PRIORITY=9", &to, &message_with("reset-1")).expect("it is taken");
+    assert!(passed_by(&upstream, from, "reset-1") <= BEFORE);
+    assert!(upstream.arrived() < LETTERS, "the backlog was too short for this test");
+}
+
+#[test]
+fn what_is_to_be_held_arrives_when_its_time_has_come_and_not_before() {
+    let upstream = Upstream::start(PASSWORD);
+    let relay = Relay::start(&upstream.upstream_of(Service::mailer(), PASSWORD));
+    let (mut client, begin) = (relay.client(), Instant::now());
+    let to = ["<someone@example.test>"];
+    client.send_as("<app@app.test> HOLDFOR=3", &to, &message_with("held")).expect("it is taken");
+    client.send_as("<app@app.test>", &to, &message_with("at once")).expect("it is taken");
+    relay.wait_for_empty_queue();
+    let arrivals: Vec<_> = upstream.arrivals().iter().map(|arrival| arrival.at - begin).collect();
+    let hold = Duration::from_secs(3);
+    assert!(arrivals.len() == 2 && arrivals[0] < hold && arrivals[1] >= hold, "{arrivals:?}");
 }
 
 #[test]

@@ -18,13 +18,16 @@ use std::{
 
 use outpost::{
     clock::{Clock, Timestamp},
-    config::{HistorySettings, QueueSettings, Waits},
+    config::{HistorySettings, QueueSettings, User, Waits},
     listener::{
+        allowance::Allowances,
         auth::Credentials,
         budget::Budget,
         connection::{self, Surroundings},
         intake::Intake,
+        pace::Pace,
         penalty::Penalties,
+        places::{Most, Places},
         policy::{Client, Rules, Senders},
         tls,
     },
@@ -323,17 +326,31 @@ struct Peer {
     challenges: Vec<String>,
     last: Instant,
     after: Option<Duration>,
+    /// Where it is remembered what a login has used.
+    _accounts: Option<tempfile::TempDir>,
 }
 
 impl Peer {
     async fn connect(setting: &Setting, queue: &Queue, tls: &Tls, cut: Cut) -> Self {
         let users = if setting.users { vec![("dotcloud".to_owned(), "secret".into())] } else { Vec::new() };
+        let accounts = setting.limits.first().map(|_| tempfile::tempdir().expect("a directory"));
+        let limited = [User {
+            name: "dotcloud".to_owned(),
+            password: None,
+            senders: None,
+            limits: setting.limits.clone(),
+        }];
+        let directory = accounts.as_ref().map_or(Path::new(""), |accounts| accounts.path());
+        // Always the same time, so that a dialog can say when.
+        let clock = Clock::Test { start: NOW, origin: None };
+        let allowances = Allowances::of(&limited, directory, &Allowances::default(), &clock);
         let rules = Rules {
             hostname: "relay.example".to_owned(),
             credentials: Credentials::new(users),
             networks: vec!["127.0.0.0/8".parse().expect("a network"), "::1/128".parse().expect("a network")],
             message_size: setting.message_size,
             recipients: setting.recipients,
+            recipients_of_users: Allowances::most_recipients(&limited),
             binary: setting.binary,
             hold: Duration::from_secs(432_000),
             senders: Senders {
@@ -344,20 +361,22 @@ impl Peer {
             trace: true,
         };
         let (shutdown, watched) = watch::channel(false);
+        // The only place there is leaves no other.
+        let most = Most { all: if setting.crowded { 1 } else { 100 }, of_one: 100 };
+        let pace = Pace::new(setting.bounds);
         let surroundings = Surroundings {
             intake: Intake {
-                allowances: Default::default(),
+                allowances: Arc::new(allowances),
                 rules: Arc::new(rules),
                 queue: queue.clone(),
                 observer: None,
-                // Always the same, so that a dialog can say when.
-                clock: Clock::Test { start: NOW, origin: None },
+                clock,
             },
             tls: setting.starttls.then(|| Arc::clone(&tls.server)),
             penalties: Penalties::default(),
             budget: Budget::default(),
             buffered: setting.buffered,
-            crowded: watch::channel(setting.crowded).1,
+            place: Places::default().take(most).expect("a place"),
             shutdown: watched,
         };
         // Large enough that neither side ever waits for the other to read.
@@ -373,7 +392,7 @@ impl Peer {
             };
             let binding = stream.channel_binding();
             let client = Client { binding, login_required, ..Client::new(address, stream.is_tls()) };
-            connection::serve(stream, client, surroundings).await
+            connection::serve(stream, client, pace, surroundings).await
         });
         let mut peer = Self {
             stream: Some(Stream::Plain(client)),
@@ -386,6 +405,7 @@ impl Peer {
             challenges: Vec::new(),
             last: Instant::now(),
             after: None,
+            _accounts: accounts,
         };
         if setting.tls {
             peer.start_tls(tls).await.expect("a handshake");

@@ -81,6 +81,7 @@ fuzz_target!(|data: &[u8]| {
         networks: Vec::new(),
         message_size: 1_000,
         recipients: 3,
+        recipients_of_users: Default::default(),
         binary: false,
         hold: std::time::Duration::ZERO,
         senders: Senders::default(),

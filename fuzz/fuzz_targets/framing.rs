@@ -66,6 +66,24 @@ fn chunks(octets: &[u8], size: usize) -> Option<ContentFault> {
     reader.fault()
 }
 
+/// What is wrong with the same octets where lines have a bound: as content, up to its end, and as chunks.
+fn bounded(octets: &[u8], size: usize) -> [Option<ContentFault>; 2] {
+    let mut reader = ContentReader::new(MAX).with_lines_of(LINE_MAX);
+    let mut chunks = ChunkReader::new(MAX, false).with_lines_of(LINE_MAX);
+    for piece in octets.chunks(size) {
+        reader.read(piece, |_| {});
+        chunks.read(piece);
+    }
+    chunks.end();
+    [reader.fault().filter(|_| reader.is_done()), chunks.fault()]
+}
+
+/// The fault that the bound makes of what had none.
+fn with_bound(content: &[u8], fault: Option<ContentFault>) -> Option<ContentFault> {
+    let mut lines = content.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    fault.or_else(|| lines.any(|line| line.len() > LINE_MAX).then_some(ContentFault::LineTooLong))
+}
+
 fn has_bare_newline(octets: &[u8]) -> bool {
     octets.iter().enumerate().any(|(i, b)| match b {
         b'\r' => octets.get(i + 1) != Some(&b'\n'),
@@ -98,6 +116,14 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(fault, chunks(octets, size), "the cut made a difference");
     assert_eq!(fault, chunks(octets, 1), "the cut made a difference");
     assert_eq!(fault == Some(ContentFault::BareNewline), has_bare_newline(octets));
+
+    let lines = bounded(octets, usize::MAX);
+    assert_eq!(lines, bounded(octets, size), "the cut made a difference");
+    assert_eq!(lines, bounded(octets, 1), "the cut made a difference");
+    if end.is_some() {
+        assert_eq!(lines[0], with_bound(&whole.0, whole.1), "a line of content is not as long as it was taken for");
+    }
+    assert_eq!(lines[1], with_bound(octets, fault), "a line of chunks is not as long as it was taken for");
 
     // Content that was accepted goes out and comes in again as it was, but for the CRLF of a last line.
     if let (sent, None, eight_bit, Some(_)) = &whole {

@@ -30,6 +30,7 @@ fn session(stranger: bool, tls: bool) -> Session {
         networks: vec!["127.0.0.0/8".parse().expect("a network")],
         message_size: 1_000,
         recipients: 3,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: std::time::Duration::from_secs(1_000),
         senders: Senders::default(),
@@ -111,6 +112,7 @@ fuzz_target!(|data: &[u8]| {
             Next::Skip(size) => {
                 assert!(matches!(reply.expect("one reply").code(), 503 | 554));
                 assert!(!session.is_receiving(), "a refused chunk leaves a transaction");
+                assert!(size <= 1_000 && (size == 0 || session.is_known()), "read over for ever");
                 let Some(rest) = usize::try_from(size).ok().and_then(|n| input.get(n..)) else { return };
                 input = rest;
             }

@@ -256,13 +256,13 @@ pub const KEYS: &[Key] = &[
         .doc("Most recipients of one message."),
     Key::new("smtp_max_connections", "a number from 1 to 100000", "1000")
         .default("1000")
-        .doc("Most clients at once."),
+        .doc("Most clients at once; a fifth of them is kept for those of `smtp_networks`."),
     Key::new("smtp_max_connections_per_client", "a number from 1 to 100000", "200")
         .default("200")
-        .doc("Most connections at once from one address."),
+        .doc("Most connections at once from one address (IPv6: from one network of 64 bits)."),
     Key::new("smtp_max_buffered", "a size above 0", "64MB")
         .default("64MB")
-        .doc("Content that all connections together may hold in memory; more is answered 452."),
+        .doc("Content that all connections together may hold in memory, the first 16 KiB of each message apart; what is more goes to files."),
     Key::new("smtp_max_command_line", "a number from 512 to 32768", "2048")
         .default("2048")
         .doc("Octets of a command line; a longer one is answered 500."),
@@ -293,6 +293,9 @@ pub const KEYS: &[Key] = &[
     Key::new("smtp_max_commands_before_auth", "a number from 10 to 100000", "100")
         .default("100")
         .doc("The same for a client that may not relay yet."),
+    Key::new("smtp_login_timeout", "a duration", "2m")
+        .default("2m")
+        .doc("How long a client that may not relay without a login may take for it, from its connection on."),
     Key::new("smtp_timeout", "a duration", "5m")
         .default("5m")
         .doc("How long a client may take for a whole command, or be silent in its content."),

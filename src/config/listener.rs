@@ -155,6 +155,7 @@ pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
         let help = "a header section is looked at in memory: make smtp_max_header_size as small";
         reader.report(reader.place(in_memory_key), message, Some(help));
     }
+    let login_timeout = reader.one(key!("smtp_login_timeout"), value::duration);
     let timeout = reader.one(key!("smtp_timeout"), value::duration);
     let transaction_timeout = reader.one(key!("smtp_transaction_timeout"), value::duration);
     let buffered = reader.one(key!("smtp_max_buffered"), value::positive_size).unwrap_or(64_000_000);
@@ -176,6 +177,7 @@ pub(super) fn bounds(reader: &mut Reader<'_>) -> Bounds {
             errors,
             commands,
             commands_before_auth,
+            login_timeout: login_timeout.unwrap_or(default.login_timeout),
             timeout: timeout.unwrap_or(default.timeout),
             transaction_timeout: transaction_timeout.unwrap_or(default.transaction_timeout),
             min_rate: reader.one(key!("smtp_min_rate"), value::size).unwrap_or(default.min_rate),

@@ -217,6 +217,8 @@ pub struct SessionBounds {
     pub commands: usize,
     /// The same of a client that may not relay yet.
     pub commands_before_auth: usize,
+    /// From the connection to the login of a client that may not relay without one.
+    pub login_timeout: Duration,
     /// A wait for a whole command, or for more content.
     pub timeout: Duration,
     /// From MAIL to the end of content.
@@ -247,6 +249,8 @@ impl Default for SessionBounds {
             commands: 1000,
             // Postfix's junk command limit.
             commands_before_auth: 100,
+            // What logs in does so at once; two minutes leave time for a slow handshake, and for a person.
+            login_timeout: Duration::from_secs(120),
             // RFC 5321 §4.5.3.2.7: a server waits at least five minutes for the next command.
             timeout: Duration::from_secs(300),
             transaction_timeout: Duration::from_secs(3600),

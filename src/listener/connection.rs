@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -23,6 +23,7 @@ use super::{
     intake::Intake,
     pace::Pace,
     penalty::Penalties,
+    places::Place,
     policy::Client,
     session::{Next, Session},
 };
@@ -37,8 +38,9 @@ use crate::{
 
 /// A client that doesn't take its replies is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
-const TLS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long, and how much, a client is still heard behind the last that it is told.
+const PARTING_TIMEOUT: Duration = Duration::from_secs(1);
+const PARTING_OCTETS: usize = 64 * 1024;
 /// What is read at once: little while commands come one by one, much while content streams.
 const READ_COMMANDS: usize = 4 * 1024;
 const READ_CONTENT: usize = 64 * 1024;
@@ -58,8 +60,8 @@ pub struct Surroundings {
     pub budget: Budget,
     /// The most octets that it may be.
     pub buffered: usize,
-    /// True while others find no place.
-    pub crowded: watch::Receiver<bool>,
+    /// Its place among the others.
+    pub place: Place,
     /// Turns true when the process is about to end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -68,7 +70,12 @@ pub struct Surroundings {
 ///
 /// # Errors
 /// The connection broke; what was accepted until then is safe, the rest never happened.
-pub async fn serve<S>(stream: Stream<S>, client: Client, surroundings: Surroundings) -> io::Result<()>
+pub async fn serve<S>(
+    stream: Stream<S>,
+    client: Client,
+    pace: Pace,
+    surroundings: Surroundings,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -79,7 +86,7 @@ where
         input: BytesMut::new(),
         output: Vec::new(),
         lines: LineReader::default(),
-        pace: Pace::new(surroundings.intake.rules.bounds),
+        pace,
         share: surroundings.budget.share(),
         session,
         partial: None,
@@ -88,6 +95,27 @@ where
     let greeting = connection.session.greeting();
     connection.say(&greeting);
     connection.converse().await
+}
+
+/// The handshake of TLS, within the time that this client has for it.
+///
+/// # Errors
+/// It failed, or took too long.
+pub(super) async fn handshake<S>(
+    config: Arc<ServerConfig>,
+    stream: S,
+    pace: &Pace,
+    place: &Place,
+) -> io::Result<Stream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = timeout_at(pace.handshake_deadline(), TlsAcceptor::from(config).accept(stream));
+    let stream = tokio::select! {
+        stream = handshake => stream??,
+        () = place.is_wanted_at(pace.deadline_in_a_crowd()) => return Err(io::ErrorKind::TimedOut.into()),
+    };
+    Ok(Stream::Tls(Box::new(stream.into())))
 }
 
 /// Random text that no session has had before.
@@ -148,6 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if next.is_some() {
                 self.pace.line(self.session.in_transaction());
             }
+            if self.session.is_known() {
+                self.pace.is_known();
+                self.around.place.is_no_strangers();
+            }
             match next {
                 None => {
                     if !self.read_commands().await? {
@@ -186,18 +218,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input.reserve(READ_COMMANDS);
         let mut shutdown = self.around.shutdown.clone();
-        let (deadline, hurried) = (self.pace.deadline(), self.pace.deadline_in_a_crowd());
-        let crowded = in_a_crowd(self.around.crowded.clone(), hurried);
-        let hostname = Arc::clone(&self.around.intake.rules);
+        let deadline = self.pace.deadline();
+        let wanted = self.around.place.is_wanted_at(self.pace.deadline_in_a_crowd());
+        let hostname = &self.around.intake.rules.hostname;
         let stream = self.stream.as_mut().ok_or_else(broken)?;
         let farewell = tokio::select! {
             biased;
             read = timeout_at(deadline, stream.read_buf(&mut self.input)) => match read {
                 Ok(read) => return Ok(read? > 0),
-                Err(_) => Reply::idle_too_long(&hostname.hostname),
+                Err(_) if self.pace.is_late_to_log_in() => Reply::no_login_in_time(),
+                Err(_) => Reply::idle_too_long(hostname),
             },
-            () = crowded => Reply::idle_too_long(&hostname.hostname),
-            _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(&hostname.hostname),
+            () = wanted => Reply::idle_too_long(hostname),
+            _ = shutdown.wait_for(|shutdown| *shutdown) => Reply::shutting_down(hostname),
         };
         // A connection that a client keeps for its next message has its end, too, and nobody need be told.
         if self.session.in_transaction() && !*shutdown.borrow() {
@@ -220,9 +253,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         else {
             return Err(broken());
         };
-        let handshake = TlsAcceptor::from(config).accept(stream);
-        let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(io::Error::from)??;
-        let stream = Stream::Tls(Box::new(stream.into()));
+        let stream = handshake(config, stream, &self.pace, &self.around.place).await?;
         self.session.tls_started(stream.channel_binding());
         self.stream = Some(stream);
         self.lines = LineReader::default();
@@ -285,17 +316,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn close(&mut self) -> io::Result<()> {
-        let stream = self.stream.as_mut().ok_or_else(broken)?;
-        timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)?
+        close(self.stream.as_mut().ok_or_else(broken)?).await
     }
 }
 
-/// Returns when others find no place and this client has had its shorter time.
-async fn in_a_crowd(mut crowded: watch::Receiver<bool>, deadline: Instant) {
-    if crowded.wait_for(|crowded| *crowded).await.is_err() {
-        return std::future::pending().await;
-    }
-    sleep_until(deadline).await;
+/// Ends our side, and hears the client's out for a moment. A socket that is closed with octets unread resets its
+/// connection, and what was said last can be lost on its way.
+///
+/// # Errors
+/// The connection was broken already, or the client doesn't take what it was told.
+pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
+    timeout(WRITE_TIMEOUT, stream.shutdown()).await.map_err(io::Error::from)??;
+    let mut left = PARTING_OCTETS;
+    let mut unread = vec![0; READ_COMMANDS];
+    let hear_out = async {
+        while let Ok(read @ 1..) = stream.read(&mut unread).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever has not ended by then has had its chance.
+    let _ = timeout(PARTING_TIMEOUT, hear_out).await;
+    Ok(())
 }
 
 fn broken() -> io::Error {

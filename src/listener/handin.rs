@@ -178,11 +178,7 @@ impl HandIn {
             return false;
         }
         self.incoming.push(octets);
-        let held = self.reader.size().min(self.intake.rules.bounds.buffered as u64) as usize;
-        self.fault = match self.share.grow_to(held, self.buffered) {
-            true => self.incoming.flush().await.err(),
-            false => Some(Fault::Full),
-        };
+        self.fault = self.share.keep(&mut self.incoming, self.buffered).await.err();
         self.fault.is_none()
     }
 

@@ -1,6 +1,7 @@
 //! Submission: clients speak to us.
 //!
-//! - here: the accept loop, how many at once, and the end of it
+//! - here: the accept loop, and the end of it
+//! - [`places`], [`party`]: how many at once, and who counts as one
 //! - [`connection`]: sockets, deadlines, TLS, content
 //! - [`session`]: the conversation, as a pure state machine
 //! - [`auth`]: SASL exchanges
@@ -23,7 +24,9 @@ pub mod connection;
 pub mod handin;
 pub mod intake;
 pub mod pace;
+pub mod party;
 pub mod penalty;
+pub mod places;
 pub mod policy;
 pub mod proxy;
 pub mod session;
@@ -32,12 +35,8 @@ pub mod tls;
 pub mod validity;
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -46,17 +45,18 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 use self::{
     allowance::Allowances,
     budget::Budget,
     connection::Surroundings,
     intake::Intake,
+    pace::Pace,
     penalty::Penalties,
+    places::{Most, Place, Places},
     policy::{Client, Rules},
     socket::{Accepted, Socket},
 };
@@ -71,8 +71,8 @@ use crate::{
 
 /// How long a refused client has to take its refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// RFC 3207 sets none; see [`connection`].
-const TLS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many refused clients are heard out at once: each has a descriptor beside those of the places.
+const PARTINGS: usize = 16;
 /// How long a load balancer has to name its client.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is told that there was no place: a line for each refusal would be a part of the flood.
@@ -90,9 +90,7 @@ pub struct Terms {
     /// Our certificate.
     pub tls: Option<Arc<ServerConfig>>,
     /// Connections at once.
-    pub connections: usize,
-    /// Connections at once from one address.
-    pub connections_per_client: usize,
+    pub connections: Most,
     /// Octets of content that all connections together may hold in memory.
     pub buffered: usize,
 }
@@ -125,14 +123,13 @@ struct Inner {
     observer: Option<Observer>,
     clock: Clock,
     shutdown: watch::Receiver<bool>,
-    open: AtomicUsize,
-    per_client: Mutex<HashMap<IpAddr, usize>>,
+    places: Places,
     penalties: Penalties,
     budget: Budget,
+    /// Refused clients that are heard out at once.
+    partings: Semaphore,
     /// When it was last told that there was no place for a client.
     told: Mutex<Option<Instant>>,
-    /// True from when nine of ten places are taken until three of ten are free.
-    crowded: watch::Sender<bool>,
 }
 
 impl Listener {
@@ -147,15 +144,14 @@ impl Listener {
         Self(Arc::new(Inner {
             terms: ArcSwap::from_pointee(terms),
             queue,
+            places: Places::new(observer.clone()),
             observer,
             clock,
             shutdown,
-            open: AtomicUsize::new(0),
-            per_client: Mutex::default(),
             penalties: Penalties::default(),
             budget: Budget::default(),
+            partings: Semaphore::new(PARTINGS),
             told: Mutex::default(),
-            crowded: watch::Sender::new(false),
         }))
     }
 
@@ -166,7 +162,7 @@ impl Listener {
 
     /// Open connections.
     pub fn connections(&self) -> usize {
-        self.0.open.load(Ordering::Relaxed)
+        self.0.places.taken()
     }
 
     /// Accepts on one address until the process is about to end. Dropped between two clients, it leaves the socket
@@ -206,20 +202,26 @@ impl Listener {
     {
         let terms = self.0.terms.load_full();
         let proxied = entrance.proxies.iter().any(|network| network.contains(&address));
-        let mut place = Place::take(&self.0, &terms);
-        if !proxied {
-            place = place.and_then(|place| place.of(address, &terms));
-        }
-        let Some(place) = place else {
-            self.0.no_place_for(address);
-            tokio::spawn(refuse(stream, Reply::too_many_connections()));
-            return;
+        let client = entrance.client(address);
+        let place = self.0.places.take(terms.connections).and_then(|place| match proxied {
+            // Whose it is the load balancer will say.
+            true => Ok(place),
+            false => place.of(address, policy::is_known(&terms.rules, &client)),
+        });
+        let place = match place {
+            Ok(place) => place,
+            Err(reply) => {
+                self.0.no_place_for(address, &reply);
+                let (listener, entrance) = (self.clone(), Arc::clone(entrance));
+                tokio::spawn(async move { listener.refuse(stream, reply, &entrance).await });
+                return;
+            }
         };
         let (listener, entrance) = (self.clone(), Arc::clone(entrance));
         tokio::spawn(async move {
             let served = match proxied {
                 true => listener.serve_proxied(stream, place, &entrance, &terms).await,
-                false => listener.serve(stream, address, &entrance, &terms).await.map(|()| drop(place)),
+                false => listener.serve(stream, client, place, &entrance, &terms).await,
             };
             if let Err(error) = served {
                 tracing::debug!(client = %address, %error, "connection lost");
@@ -240,14 +242,15 @@ impl Listener {
     {
         let Ok(Ok(address)) = timeout(PROXY_TIMEOUT, proxy::read_header(&mut stream)).await else {
             tracing::warn!("a load balancer's connection did not begin with a PROXY header");
-            refuse(stream, Reply::proxy_header_expected()).await;
+            self.refuse(stream, Reply::proxy_header_expected(), entrance).await;
             return Ok(());
         };
-        match place.of(address, terms) {
-            Some(_place) => self.serve(stream, address, entrance, terms).await,
-            None => {
-                self.0.no_place_for(address);
-                refuse(stream, Reply::too_many_connections()).await;
+        let client = entrance.client(address);
+        match place.of(address, policy::is_known(&terms.rules, &client)) {
+            Ok(place) => self.serve(stream, client, place, entrance, terms).await,
+            Err(reply) => {
+                self.0.no_place_for(address, &reply);
+                self.refuse(stream, reply, entrance).await;
                 Ok(())
             }
         }
@@ -267,88 +270,49 @@ impl Listener {
     async fn serve<S>(
         &self,
         stream: S,
-        address: IpAddr,
+        client: Client,
+        place: Place,
         entrance: &Entrance,
         terms: &Terms,
     ) -> std::io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let mut pace = Pace::new(terms.rules.bounds);
+        if policy::is_known(&terms.rules, &client) {
+            pace.is_known();
+        }
+        let (stream, client) = match (&terms.tls, entrance.tls) {
+            (Some(config), ListenTls::Implicit) => {
+                let stream = connection::handshake(Arc::clone(config), stream, &pace, &place).await?;
+                let client = client.over_tls(stream.channel_binding());
+                (stream, client)
+            }
+            _ => (Stream::Plain(stream), client),
+        };
         let surroundings = Surroundings {
             intake: self.intake(terms),
             tls: terms.tls.clone().filter(|_| entrance.tls == ListenTls::StartTls),
             penalties: self.0.penalties.clone(),
             budget: self.0.budget.clone(),
             buffered: terms.buffered,
-            crowded: self.0.crowded.subscribe(),
+            place,
             shutdown: self.0.shutdown.clone(),
         };
-        let stream = match (&terms.tls, entrance.tls) {
-            (Some(config), ListenTls::Implicit) => {
-                let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
-                let stream = timeout(TLS_TIMEOUT, handshake).await.map_err(std::io::Error::from)??;
-                Stream::Tls(Box::new(stream.into()))
-            }
-            _ => Stream::Plain(stream),
-        };
-        let client = Client {
-            binding: stream.channel_binding(),
-            login_required: entrance.login_required,
-            ..Client::new(address, stream.is_tls())
-        };
-        connection::serve(stream, client, surroundings).await
+        connection::serve(stream, client, pace, surroundings).await
     }
 }
 
-/// One of the connections that may be open at once. Given back when dropped.
-struct Place {
-    inner: Arc<Inner>,
-    /// Whose it is, once that is known.
-    client: Option<IpAddr>,
-    /// How many places there are.
-    all: usize,
-}
-
-impl Place {
-    fn take(inner: &Arc<Inner>, terms: &Terms) -> Option<Self> {
-        let free = |open: usize| (open < terms.connections).then_some(open + 1);
-        let before = inner.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
-        inner.show(before + 1, terms.connections);
-        Some(Self { inner: Arc::clone(inner), client: None, all: terms.connections })
-    }
-
-    /// The same, counted as this client's; given back if it has as many as it may.
-    fn of(mut self, client: IpAddr, terms: &Terms) -> Option<Self> {
-        let mut per_client = self.inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = per_client.entry(client).or_insert(0);
-        if *count < terms.connections_per_client {
-            *count += 1;
-            self.client = Some(client);
-        }
-        drop(per_client);
-        self.client.is_some().then_some(self)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(client) = self.client {
-            let mut per_client = self.inner.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(count) = per_client.get_mut(&client) {
-                *count -= 1;
-                if *count == 0 {
-                    per_client.remove(&client);
-                }
-            }
-        }
-        let open = self.inner.open.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.inner.show(open, self.all);
+impl Entrance {
+    /// One that has just come in here.
+    fn client(&self, address: IpAddr) -> Client {
+        Client { login_required: self.login_required, ..Client::new(address, false) }
     }
 }
 
 impl Inner {
     /// Counts a client that found no place, and tells of it now and then.
-    fn no_place_for(&self, client: IpAddr) {
+    fn no_place_for(&self, client: IpAddr, reply: &Reply) {
         let Some(observer) = &self.observer else { return };
         observer.metrics().rejected(Rejection::connections);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -359,28 +323,28 @@ impl Inner {
         drop(told);
         observer.emit(Event {
             client: Some(client.to_string()),
-            reply: Some(Reply::too_many_connections().to_string()),
+            reply: Some(reply.to_string()),
             ..Event::new(self.clock.now(), EventKind::Rejected, "")
         });
     }
-
-    fn show(&self, open: usize, all: usize) {
-        // Two marks, so that one client's coming and going doesn't turn it on and off.
-        let crowded = |was: &mut bool| {
-            let is = if *was { open * 10 > all * 7 } else { open * 10 >= all * 9 };
-            std::mem::replace(was, is) != is
-        };
-        if self.crowded.send_if_modified(crowded) {
-            tracing::info!(open, crowded = *self.crowded.borrow(), "places for clients");
-        }
-        if let Some(observer) = &self.observer {
-            observer.metrics().listener_connections.set(open as i64);
-        }
-    }
 }
 
-async fn refuse(mut stream: impl AsyncWrite + Unpin, reply: Reply) {
-    let mut refusal = Vec::new();
-    reply.write_to(&mut refusal);
-    let _ = timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal)).await;
+impl Listener {
+    /// Says why there is nothing here for a client, and closes. Where a handshake is expected nothing else can be
+    /// said.
+    async fn refuse<S>(&self, mut stream: S, reply: Reply, entrance: &Entrance)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if entrance.tls == ListenTls::Implicit {
+            return;
+        }
+        let mut refusal = Vec::new();
+        reply.write_to(&mut refusal);
+        let said = timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal)).await;
+        // In a flood there is no time for each.
+        if let (Ok(Ok(())), Ok(_permit)) = (said, self.0.partings.try_acquire()) {
+            let _ = connection::close(&mut stream).await;
+        }
+    }
 }

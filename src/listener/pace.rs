@@ -1,4 +1,4 @@
-//! How long a client may take: for a command, for a message, for each octet on average.
+//! How long a client may take: until it has logged in, for a command, for a message, for each octet on average.
 //!
 //! A deadline on each read alone would let a client that sends an octet now and then stay for ever.
 
@@ -10,11 +10,15 @@ use crate::config::SessionBounds;
 
 /// Content may arrive slower than `smtp_min_rate` for so long: networks stall, and apps compute.
 const GRACE: Duration = Duration::from_secs(60);
+/// RFC 3207 sets none; whoever needs longer for a handshake is not going to send mail.
+const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// The clock of one connection.
 #[derive(Debug)]
 pub struct Pace {
     bounds: SessionBounds,
+    /// When a client that may not relay has to have logged in.
+    login: Option<Instant>,
     /// The last whole line, or the last octets of content.
     heard: Instant,
     /// When the transaction was opened, while there is one.
@@ -26,7 +30,18 @@ pub struct Pace {
 impl Pace {
     /// A client that has just connected.
     pub fn new(bounds: SessionBounds) -> Self {
-        Self { bounds, heard: Instant::now(), opened: None, content: None }
+        let heard = Instant::now();
+        Self { bounds, login: Some(heard + bounds.login_timeout), heard, opened: None, content: None }
+    }
+
+    /// It may relay.
+    pub fn is_known(&mut self) {
+        self.login = None;
+    }
+
+    /// Whether it should have logged in by now.
+    pub fn is_late_to_log_in(&self) -> bool {
+        self.login.is_some_and(|login| login <= Instant::now())
     }
 
     /// A whole line was heard and dealt with; behind it a transaction is open, or none.
@@ -47,6 +62,9 @@ impl Pace {
     pub fn deadline(&self) -> Instant {
         let SessionBounds { timeout, transaction_timeout, min_rate, .. } = self.bounds;
         let mut deadline = self.heard + timeout;
+        if let Some(login) = self.login {
+            deadline = deadline.min(login);
+        }
         if let Some(opened) = self.opened {
             deadline = deadline.min(opened + transaction_timeout);
         }
@@ -56,7 +74,12 @@ impl Pace {
         deadline
     }
 
-    /// The same while others find no place.
+    /// When a TLS handshake that begins now has taken too long.
+    pub fn handshake_deadline(&self) -> Instant {
+        self.deadline().min(Instant::now() + HANDSHAKE)
+    }
+
+    /// The deadline while others find no place.
     pub fn deadline_in_a_crowd(&self) -> Instant {
         /// As Postfix does under stress.
         const TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,11 +93,36 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn known(bounds: SessionBounds) -> Pace {
+        let mut pace = Pace::new(bounds);
+        pace.is_known();
+        pace
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_has_one_time_for_all_it_says_before_its_login() {
+        let start = Instant::now();
+        let at = |deadline: Instant| (deadline - start).as_secs();
+        let mut pace = Pace::new(SessionBounds::default());
+        assert_eq!((at(pace.deadline()), at(pace.handshake_deadline())), (120, 30));
+        for _ in 0..11 {
+            tokio::time::advance(10 * SECOND).await;
+            pace.line(false);
+        }
+        assert_eq!((at(pace.deadline()), at(pace.handshake_deadline())), (120, 120));
+        assert!(!pace.is_late_to_log_in());
+        tokio::time::advance(10 * SECOND).await;
+        assert!(pace.is_late_to_log_in());
+        pace.is_known();
+        assert!(!pace.is_late_to_log_in());
+        assert_eq!((at(pace.deadline()), at(pace.handshake_deadline())), (410, 150));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_command_each_message_and_each_octet_has_its_time() {
         let start = Instant::now();
         let at = |pace: &Pace| (pace.deadline() - start).as_secs();
-        let mut pace = Pace::new(SessionBounds::default());
+        let mut pace = known(SessionBounds::default());
         assert_eq!(at(&pace), 300);
         assert_eq!((pace.deadline_in_a_crowd() - start).as_secs(), 10);
         tokio::time::advance(100 * SECOND).await;
@@ -94,7 +142,7 @@ mod tests {
     async fn content_earns_its_time_by_the_octet() {
         let start = Instant::now();
         let at = |pace: &Pace| (pace.deadline() - start).as_secs();
-        let mut pace = Pace::new(SessionBounds::default());
+        let mut pace = known(SessionBounds::default());
         pace.line(true);
         pace.octets(0);
         assert_eq!(at(&pace), 60);
@@ -103,7 +151,7 @@ mod tests {
         tokio::time::advance(100 * SECOND).await;
         pace.octets(10);
         assert_eq!(at(&pace), 160, "too little to count");
-        let mut pace = Pace::new(SessionBounds { min_rate: 0, ..SessionBounds::default() });
+        let mut pace = known(SessionBounds { min_rate: 0, ..SessionBounds::default() });
         pace.octets(0);
         assert_eq!((pace.deadline() - Instant::now()).as_secs(), 300, "turned off");
     }

@@ -6,12 +6,14 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use super::party::Party;
 
 /// The wait behind the first wrong password; it doubles with each further one.
 const FIRST: Duration = Duration::from_secs(1);
@@ -26,7 +28,7 @@ const ADDRESSES_MAX: usize = 4096;
 
 /// The misses of each client address. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Penalties(Arc<Mutex<HashMap<IpAddr, Misses>>>);
+pub struct Penalties(Arc<Mutex<HashMap<Party, Misses>>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Misses {
@@ -44,7 +46,7 @@ impl Misses {
 impl Penalties {
     /// A wrong password from there: how long its answer waits.
     pub fn miss(&self, client: IpAddr) -> Duration {
-        let (now, client) = (Instant::now(), network(client));
+        let (now, client) = (Instant::now(), Party::from(client));
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = table.get(&client).map_or(0, |misses| misses.left(now));
         if table.len() >= ADDRESSES_MAX && !table.contains_key(&client) {
@@ -58,14 +60,6 @@ impl Penalties {
         }
         table.insert(client, Misses { count: (before + 1).min(MISSES_MAX), last: now });
         (FIRST * 2_u32.pow(before)).min(LONGEST)
-    }
-}
-
-/// What one client can easily have many of counts as one: the last 64 bits of an IPv6 address.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
-        address => address,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Who may do what here: facts about the client in, verdict out.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
-use super::auth::Credentials;
+use super::{allowance, auth::Credentials};
 use crate::config::SessionBounds;
 use crate::smtp::{
     address::{Mailbox, ReversePath},
@@ -27,6 +27,8 @@ pub struct Rules {
     pub message_size: u64,
     /// Recipients of one message.
     pub recipients: usize,
+    /// The same for those who logged in by that name, where their limits never have room for so many.
+    pub recipients_of_users: HashMap<String, usize>,
     /// BINARYMIME is offered (RFC 3030).
     pub binary: bool,
     /// How long a message can be held by FUTURERELEASE (RFC 4865); zero: not at all.
@@ -122,6 +124,15 @@ pub struct RelayPermitted(());
 pub fn is_known(rules: &Rules, client: &Client) -> bool {
     let trusted = || rules.networks.iter().any(|network| network.contains(&client.address));
     client.user.is_some() || client.operator || (!client.login_required && trusted())
+}
+
+/// The most recipients that a message of this client may have, and the key that says so.
+pub fn most_recipients(rules: &Rules, client: &Client) -> (usize, Cow<'static, str>) {
+    let of_user = client.user.as_ref().and_then(|user| {
+        let most = rules.recipients_of_users.get(user.user()).filter(|most| **most < rules.recipients)?;
+        Some((*most, allowance::key_of(user.user()).into()))
+    });
+    of_user.unwrap_or((rules.recipients, "smtp_max_recipients".into()))
 }
 
 /// Whether this client's mail is relayed with this sender.

@@ -15,7 +15,7 @@
 //! parse commands ([`Command`]), touch a disk or a clock. Nothing but the queue's
 //! [`Receipt`] leads to the 250 after content.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::{
     auth::{Channel, Exchange, Progress},
@@ -127,6 +127,11 @@ impl Session {
         &self.client
     }
 
+    /// Whether it may relay: by its address, or because it has logged in.
+    pub fn is_known(&self) -> bool {
+        policy::is_known(&self.rules, &self.client)
+    }
+
     /// The first thing said.
     pub fn greeting(&self) -> Reply {
         Reply::greeting(&self.rules.hostname)
@@ -136,7 +141,8 @@ impl Session {
     pub fn line_max(&self) -> usize {
         match self.state {
             State::Authenticating(_) => sasl::LINE_MAX,
-            // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it.
+            // RFC 4954 §4: the initial response makes the AUTH command long, for whoever may use it. What turns
+            // out not to be one is bound by `is_too_long`.
             State::Ready if self.client.user.is_none() => sasl::LINE_MAX,
             _ => self.rules.bounds.command_line,
         }
@@ -156,6 +162,7 @@ impl Session {
                 say(Reply::bare_newline_in_command())
             }
             (Line::TooLong, _) => say(Reply::line_too_long()),
+            (Line::Whole(line), _) if self.is_too_long(line) => say(Reply::line_too_long()),
             (Line::BareNewline, _) => say(Reply::bare_newline_in_command()),
             (Line::Whole(line), State::Connected) if is_http(line) => (Some(Reply::not_http()), Next::Close),
             (Line::Whole(line), State::Connected) if is_proxy_header(line) => {
@@ -169,6 +176,12 @@ impl Session {
         // Naming recipients brings a message forward; all else could go on for ever.
         self.idle_commands += usize::from(self.recipients() <= recipients);
         self.bounded(step)
+    }
+
+    /// Whether a line is longer than a command may be, AUTH apart.
+    fn is_too_long(&self, line: &[u8]) -> bool {
+        let is_auth = line.get(..5).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH "));
+        line.len() > self.rules.bounds.command_line && !is_auth
     }
 
     /// TLS stands, with that channel binding: all that was known is forgotten (RFC 3207 §4.2).
@@ -261,7 +274,7 @@ impl Session {
             (State::Ready, Command::Mail(path, parameters)) => self.mail(path, parameters, now),
             (_, Command::Mail(..)) => say(Reply::nested_mail()),
             (State::Open(transaction), Command::Rcpt(mailbox, asked)) => {
-                rcpt(transaction, mailbox, asked, self.rules.recipients)
+                rcpt(transaction, mailbox, asked, policy::most_recipients(&self.rules, &self.client))
             }
             // Who may not open a transaction hears why, and not that one is missing.
             (State::Ready, Command::Rcpt(..)) if !policy::is_known(&self.rules, &self.client) => {
@@ -286,7 +299,7 @@ impl Session {
         let auth = self.client.user.is_none() && !self.rules.credentials.is_empty();
         let offer = Offer {
             message_size: self.rules.message_size,
-            recipients: self.rules.recipients,
+            recipients: policy::most_recipients(&self.rules, &self.client).0,
             binary: self.rules.binary,
             hold: self.hold_max(now).map(|(longest, latest)| [Hold::For(longest), Hold::Until(latest.0)]),
             tls: self.client.tls,
@@ -426,7 +439,8 @@ impl Session {
     }
 
     /// RFC 3030 §2: the octets follow at once, whatever is said of them. A refusal drops the transaction:
-    /// else the rest of its message could be taken for the whole.
+    /// else the rest of its message could be taken for the whole. They are read over only for whom and as far
+    /// as a message would be read: a size is quickly said, and its octets could stream for ever.
     fn bdat(&mut self, size: u64, last: bool) -> Step {
         if size > 0 {
             self.idle_commands = 0;
@@ -442,6 +456,10 @@ impl Session {
             State::Connected => (State::Connected, Reply::hello_first()),
             other => (other, Reply::mail_first()),
         };
+        if size > self.rules.message_size || size > 0 && !self.is_known() {
+            self.state = State::Closed;
+            return (Some(Reply::refused_chunk_not_read()), Next::Close);
+        }
         self.state = state;
         (Some(refusal), Next::Skip(size))
     }
@@ -458,13 +476,17 @@ impl Session {
         }
         let goes_on = matches!(step.1, Next::Continue | Next::Skip(_) | Next::Chunk(..));
         let bounds = &self.rules.bounds;
-        let known = policy::is_known(&self.rules, &self.client);
-        let commands = if known { bounds.commands } else { bounds.commands_before_auth };
-        if goes_on && (self.errors >= bounds.errors || self.idle_commands >= commands) {
-            self.state = State::Closed;
-            return (Some(Reply::too_many_errors()), Next::Close);
-        }
-        step
+        let (commands, key) = match self.is_known() {
+            true => (bounds.commands, "smtp_max_commands"),
+            false => (bounds.commands_before_auth, "smtp_max_commands_before_auth"),
+        };
+        let farewell = match goes_on {
+            true if self.errors >= bounds.errors => Reply::too_many_errors(),
+            true if self.idle_commands >= commands => Reply::too_many_commands(key),
+            _ => return step,
+        };
+        self.state = State::Closed;
+        (Some(farewell), Next::Close)
     }
 }
 
@@ -472,12 +494,17 @@ fn say(reply: Reply) -> Step {
     (Some(reply), Next::Continue)
 }
 
-fn rcpt(transaction: &mut Transaction, mailbox: Mailbox, asked: RcptParameters, max: usize) -> Step {
+fn rcpt(
+    transaction: &mut Transaction,
+    mailbox: Mailbox,
+    asked: RcptParameters,
+    (max, key): (usize, Cow<'static, str>),
+) -> Step {
     if !mailbox.is_ascii() && !transaction.handling.utf8 {
         return say(Reply::non_ascii_address());
     }
     if transaction.recipients.len() >= max {
-        return say(Reply::too_many_recipients());
+        return say(Reply::too_many_recipients(&key));
     }
     let RcptParameters { notify, original } = asked;
     // Twice the same is once: RFC 5321 §4.5.3.1.8 lets a server drop the repetition.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     mail::{
-        content::{Facts, HeaderTooLarge},
+        content::{Facts, HeaderTooLarge, header_end},
         envelope::{Envelope, Origin},
         submission,
     },
@@ -135,6 +135,32 @@ impl Incoming {
             return Ok(());
         }
         self.write_to_file(false).await
+    }
+
+    /// Octets of it that are held in memory.
+    pub fn held(&self) -> usize {
+        // What has gone to the file leaves its room for what comes next.
+        if self.file.is_some() { self.buffer.capacity() } else { self.buffer.len() }
+    }
+
+    /// Moves all of it to the spool before its time, because memory is short.
+    ///
+    /// # Errors
+    /// It can't be kept; read the rest of it and refuse the message. Its header section has not come whole, and
+    /// is looked at in memory.
+    pub async fn spill(&mut self) -> Result<(), Fault> {
+        let head = &self.buffer[self.trace.min(self.buffer.len())..];
+        if self.facts.is_none() && header_end(head, false).is_none() {
+            return Err(Fault::Full);
+        }
+        self.write_to_file(false).await?;
+        self.buffer = BytesMut::new();
+        Ok(())
+    }
+
+    /// Lets go of what is held in memory: the message is refused.
+    pub fn forget(&mut self) {
+        self.buffer = BytesMut::new();
     }
 
     /// What the header section says, now that all content has come.

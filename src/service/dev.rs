@@ -28,6 +28,7 @@ use crate::{
     listener::{
         Listener, Terms,
         auth::Credentials,
+        places::Most,
         policy::{Rules, Senders},
         tls,
     },
@@ -227,6 +228,7 @@ fn listener(
         networks: Vec::new(),
         message_size: 50_000_000,
         recipients: 1_000,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: Duration::ZERO,
         senders: Senders::default(),
@@ -238,8 +240,7 @@ fn listener(
         rules: Arc::new(rules),
         allowances: Arc::default(),
         tls: Some(identity.config),
-        connections: 50,
-        connections_per_client: 50,
+        connections: Most { all: 50, of_one: 50 },
         buffered: 64_000_000,
     };
     let (shutdown, told) = watch::channel(false);

@@ -22,6 +22,7 @@ use crate::{
         Entrance, Terms,
         allowance::Allowances,
         auth::Credentials,
+        places::Most,
         policy::{Rules, Senders},
         tls::{self, Identity},
     },
@@ -200,6 +201,7 @@ pub(crate) fn terms(
         senders: senders(&settings.access),
         message_size: bounds.message_size,
         recipients: bounds.recipients,
+        recipients_of_users: Allowances::most_recipients(&settings.access.users),
         binary: bounds.binary,
         bounds: bounds.session,
         // The other half of a message's life is for bringing it to its upstream.
@@ -210,24 +212,32 @@ pub(crate) fn terms(
         rules: Arc::new(rules),
         allowances,
         tls: identity.map(|identity| Arc::clone(&identity.config)),
-        connections: within_descriptors(bounds.connections, upstreams),
-        connections_per_client: bounds.connections_per_client,
+        connections: Most {
+            all: within_descriptors(bounds.connections, upstreams),
+            of_one: bounds.connections_per_client,
+        },
         buffered: bounds.buffered,
     }
 }
 
 /// As many clients as leave descriptors for deliveries, the queue's files and the web page.
 fn within_descriptors(wanted: usize, upstream: usize) -> usize {
-    const KEPT: usize = 64;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    let most = limit.saturating_sub(KEPT + upstream).max(1);
+    let most = clients_within(limit, upstream);
     if most < wanted {
         tracing::warn!(
             "the limit of {limit} open files leaves room for {most} clients, not for {wanted} (smtp_max_connections)"
         );
     }
     wanted.min(most)
+}
+
+/// Each client has its socket, and a file of the spool while large content of it comes.
+fn clients_within(descriptors: usize, upstream: usize) -> usize {
+    const KEPT: usize = 64;
+    const OF_A_CLIENT: usize = 2;
+    (descriptors.saturating_sub(KEPT + upstream) / OF_A_CLIENT).max(1)
 }
 
 fn senders(access: &Access) -> Senders {
@@ -362,4 +372,16 @@ pub(crate) fn random_password() -> io::Result<SecretString> {
         }
     }
     Ok(SecretString::from(password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_can_have_a_file_beside_its_socket_and_deliveries_go_on() {
+        assert_eq!(clients_within(65_536, 10), 32_731);
+        assert_eq!(clients_within(1_024, 20), 470);
+        assert_eq!(clients_within(50, 20), 1, "one at least");
+    }
 }

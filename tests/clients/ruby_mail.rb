@@ -2,7 +2,9 @@
 require "mail"
 
 e = ENV
-settings = { address: e["HOST"], port: e["PORT"].to_i, domain: "app.test", open_timeout: 30, read_timeout: 30 }
+# net/smtp uses STARTTLS wherever it is offered, whatever is said here.
+port = e["TLS"] == "none" ? e["CLEAR"] : e["PORT"]
+settings = { address: e["HOST"], port: port.to_i, domain: "app.test", open_timeout: 30, read_timeout: 30 }
 settings[:enable_starttls] = e["TLS"] == "starttls"
 settings[:enable_starttls_auto] = false
 settings[:tls] = true if e["TLS"] == "implicit"

@@ -26,7 +26,7 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use outpost::config::SessionBounds;
+use outpost::config::{Limit, SessionBounds, parse_limit};
 use outpost::smtp::{pattern::AddressPattern, sasl, scram};
 
 /// The client's share of the nonce of SCRAM.
@@ -57,6 +57,8 @@ pub struct Setting {
     pub senders: Option<Vec<AddressPattern>>,
     /// The senders that `dotcloud` may use.
     pub user_senders: Option<Vec<AddressPattern>>,
+    /// What `dotcloud` may hand in: its `rate_limit`.
+    pub limits: Vec<Limit>,
     /// Octets of content.
     pub message_size: u64,
     /// Recipients of one message.
@@ -122,6 +124,7 @@ impl Script {
                 login_required: false,
                 senders: None,
                 user_senders: None,
+                limits: Vec::new(),
                 message_size: 100_000,
                 recipients: 100,
                 full: false,
@@ -247,9 +250,14 @@ impl Setting {
             ("errors", _) => self.bounds.errors = value.parse().ok()?,
             ("commands", _) => self.bounds.commands = value.parse().ok()?,
             ("commands-before-auth", _) => self.bounds.commands_before_auth = value.parse().ok()?,
+            ("login-timeout", _) => self.bounds.login_timeout = seconds(value)?,
+            ("timeout", _) => self.bounds.timeout = seconds(value)?,
+            ("transaction-timeout", _) => self.bounds.transaction_timeout = seconds(value)?,
+            ("min-rate", _) => self.bounds.min_rate = value.parse().ok()?,
             ("auth", "required") => self.login_required = true,
             ("senders", _) => self.senders = patterns(value),
             ("user-senders", _) => self.user_senders = patterns(value),
+            ("rate-limit", _) => self.limits = vec![parse_limit(value)?],
             ("message-size", _) => self.message_size = value.parse().ok()?,
             ("recipients", _) => self.recipients = value.parse().ok()?,
             ("queue", "full") => self.full = true,
@@ -263,6 +271,10 @@ impl Setting {
         }
         Some(())
     }
+}
+
+fn seconds(value: &str) -> Option<Duration> {
+    value.strip_suffix(" s")?.parse().ok().map(Duration::from_secs)
 }
 
 fn patterns(list: &str) -> Option<Vec<AddressPattern>> {

@@ -24,6 +24,12 @@ const NAME_MAX: usize = 100;
 /// connects for a frame that it then forbids; or that change what addresses mean.
 const DEFUSED: [&str; 7] = ["link", "meta", "base", "iframe", "frame", "object", "embed"];
 
+/// A message in a message in a message ends the process by its stack, for the parser lets go of them one within
+/// the other. Each takes a Content-Type; so many no honest mail has.
+const TYPES_MAX: usize = 1_000;
+/// Where an encoding hides them, the stack has to bear as many as the start of a message holds that is shown.
+const STACK: usize = 64 << 20;
+
 /// What there is to see.
 pub(super) struct Sight {
     /// Name and value of each header field, unfolded and decoded.
@@ -42,7 +48,29 @@ pub(super) struct Attachment {
 
 /// Takes a message apart, or as much of it as there is.
 pub(super) fn sight(octets: &[u8]) -> Sight {
-    let Some(message) = MessageParser::new().parse(octets) else {
+    let nothing = || Sight { fields: Vec::new(), text: None, has_html: false, attachments: Vec::new() };
+    on_a_large_stack(|| sight_of(octets)).unwrap_or_else(nothing)
+}
+
+/// Gives what work on a message gives, unless it panics.
+fn on_a_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        thread.ok()?.join().ok()
+    })
+}
+
+/// A message taken apart; of one that may be too deep, the header section alone.
+fn parsed(octets: &[u8]) -> Option<Message<'_>> {
+    let types = octets.windows(12).filter(|octets| octets.eq_ignore_ascii_case(b"content-type"));
+    match types.count() {
+        0..=TYPES_MAX => MessageParser::new().parse(octets),
+        _ => MessageParser::new().parse_headers(octets),
+    }
+}
+
+fn sight_of(octets: &[u8]) -> Sight {
+    let Some(message) = parsed(octets) else {
         let text = String::from_utf8_lossy(octets).into_owned();
         return Sight { fields: Vec::new(), text: Some(text), has_html: false, attachments: Vec::new() };
     };
@@ -75,7 +103,11 @@ fn html_part<'a>(message: &'a Message<'_>) -> Option<&'a str> {
 
 /// The HTML of a message: without what a policy would come too late for, with the pictures that came with it.
 pub(super) fn html(octets: &[u8]) -> Option<String> {
-    let message = MessageParser::new().parse(octets)?;
+    on_a_large_stack(|| html_of(octets))?
+}
+
+fn html_of(octets: &[u8]) -> Option<String> {
+    let message = parsed(octets)?;
     let mut html = defused(html_part(&message)?);
     for part in &message.parts {
         let Some(id) = part.content_id().filter(|id| !id.is_empty()) else { continue };
@@ -110,9 +142,11 @@ fn defused(html: &str) -> String {
 
 /// A download: its name, type and octets.
 pub(super) fn attachment(octets: &[u8], k: usize) -> Option<(String, &'static str, Vec<u8>)> {
-    let message = MessageParser::new().parse(octets)?;
-    let part = message.attachments().nth(k)?;
-    Some((name(part, k), kind(part), part.contents().to_vec()))
+    on_a_large_stack(|| {
+        let message = parsed(octets)?;
+        let part = message.attachments().nth(k)?;
+        Some((name(part, k), kind(part), part.contents().to_vec()))
+    })?
 }
 
 fn declared(part: &MessagePart<'_>) -> String {
@@ -187,6 +221,31 @@ mod tests {
         assert!(html.contains("src=\"data:image/png;base64,QUJD\"") && html.contains("a < b"), "{html}");
         assert!(sight(message.as_bytes()).has_html);
         assert!(super::html(b"Subject: x\r\n\r\nonly text").is_none());
+    }
+
+    #[test]
+    fn neither_depth_nor_folds_nor_parts_without_end_stop_the_page() {
+        // Deeper than the stack of a thread bears, if a level took a call.
+        const DEPTH: usize = 20_000;
+        let multiparts: String = (0..DEPTH)
+            .map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\r\n\r\n--b{n}\r\n"))
+            .collect();
+        let messages = "Content-Type: message/rfc822\r\n\r\n".repeat(DEPTH);
+        let parts =
+            format!("Content-Type: multipart/mixed; boundary=b\r\n\r\n{}", "--b\r\n\r\nx\r\n".repeat(DEPTH));
+        // As many as the start of a message holds that is shown, hidden by an encoding.
+        let hidden = "Content-Type:message/rfc822\n\n".repeat(6_500);
+        let hidden = format!(
+            "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n{}\r\n",
+            STANDARD.encode(hidden)
+        );
+        for octets in [multiparts, messages, parts, hidden] {
+            assert!(!sight(octets.as_bytes()).fields.is_empty(), "its header section is there to see");
+            html(octets.as_bytes());
+            attachment(octets.as_bytes(), 0);
+        }
+        let folded = format!("Subject: a{}\r\n\r\nx", "\r\n b".repeat(DEPTH));
+        assert_eq!(sight(folded.as_bytes()).fields[0].1, format!("a{}", " b".repeat(DEPTH)));
     }
 
     #[test]

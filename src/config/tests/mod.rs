@@ -187,6 +187,7 @@ smtp_max_failed_logins: 2
 smtp_max_errors: 8
 smtp_max_commands: 70
 smtp_max_commands_before_auth: 60
+smtp_login_timeout: 30s
 smtp_timeout: 1m
 smtp_transaction_timeout: 2m
 smtp_min_rate: \"0\"
@@ -248,6 +249,7 @@ smtp_alert_certificate: 1d",
     assert_eq!((bounds.passes, bounds.failed_logins), (4, 2));
     assert_eq!((bounds.commands, bounds.commands_before_auth, bounds.min_rate), (70, 60, 0));
     assert_eq!((bounds.timeout.as_secs(), bounds.transaction_timeout.as_secs()), (60, 120));
+    assert_eq!(bounds.login_timeout.as_secs(), 30);
     assert_eq!(settings.bounds.buffered, 1_000_000);
     assert_eq!(settings.queue.directory, Path::new("/etc/app/spool"));
     assert_eq!(settings.queue.min_free, 0);

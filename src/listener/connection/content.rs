@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             });
             self.input.advance(used);
             if keep {
-                fault = self.hold(reader.size()).err().or(incoming.flush().await.err());
+                fault = self.share.keep(&mut *incoming, self.around.buffered).await.err();
             }
             if reader.is_done() {
                 return Ok((reader, fault));
@@ -144,7 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let octets = &self.input[..here];
             if partial.reader.read(octets) && fault.is_none() {
                 partial.incoming.push(octets);
-                fault = self.hold(partial.reader.size()).err().or(partial.incoming.flush().await.err());
+                fault = self.share.keep(&mut partial.incoming, self.around.buffered).await.err();
             }
             self.input.advance(here);
             left -= here as u64;
@@ -154,11 +154,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.flush().await?;
             self.read_more().await?;
         }
-    }
-
-    /// Counts content of that size so far; what is beyond the bound of a connection lies in a file.
-    fn hold(&mut self, size: u64) -> Result<(), Fault> {
-        let octets = size.min(self.around.intake.rules.bounds.buffered as u64) as usize;
-        if self.share.grow_to(octets, self.around.buffered) { Ok(()) } else { Err(Fault::Full) }
     }
 }

@@ -16,19 +16,24 @@ const NOW: Timestamp = Timestamp(1_340_000_000_000);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn session(address: IpAddr, tls: bool) -> Session {
+    session_of(Client::new(address, tls))
+}
+
+fn session_of(client: Client) -> Session {
     let rules = Rules {
         hostname: "relay.example".into(),
         credentials: Credentials::new(vec![("dotcloud".into(), SecretString::from("secret"))]),
         networks: vec!["127.0.0.0/8".parse().unwrap()],
         message_size: 1_000,
         recipients: 2,
+        recipients_of_users: Default::default(),
         binary: true,
         hold: Duration::from_secs(1_000),
         senders: Senders::default(),
         bounds: SessionBounds::default(),
         trace: true,
     };
-    Session::new(Arc::new(rules), Client::new(address, tls), true, "nonce".into())
+    Session::new(Arc::new(rules), client, true, "nonce".into())
 }
 
 fn say(session: &mut Session, line: &str) -> (u16, Next) {
@@ -40,12 +45,18 @@ fn codes(session: &mut Session, lines: &[&str]) -> Vec<u16> {
     lines.iter().map(|line| say(session, line).0).collect()
 }
 
-/// Brings a session of a client on loopback into each state by talking to it.
+/// Brings a session into each state by talking to it: of a client on loopback, unless the state says otherwise.
 fn in_state(state: &str) -> Session {
-    let mut session = session(LOOPBACK, false);
+    let mut session = match state {
+        "stranger" | "in TLS, logged in" => session(OUTSIDE, false),
+        "login required" => session_of(Client { login_required: true, ..Client::new(LOOPBACK, false) }),
+        _ => session(LOOPBACK, false),
+    };
     let lines: &[&str] = match state {
         "connected" => &[],
-        "ready" => &["EHLO a"],
+        "ready" | "stranger" | "login required" => &["EHLO a"],
+        "HELO" => &["HELO a"],
+        "authenticating" => &["EHLO a", "AUTH PLAIN"],
         "authenticated" => &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="],
         "open" => &["EHLO a", "MAIL FROM:<a@b.example>"],
         "chunking" => &["EHLO a", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "BDAT 5"],
@@ -53,6 +64,10 @@ fn in_state(state: &str) -> Session {
         "in TLS" => {
             session.tls_started(None);
             &["EHLO a"]
+        }
+        "in TLS, logged in" => {
+            session.tls_started(None);
+            &["EHLO a", "AUTH PLAIN AGRvdGNsb3VkAHNlY3JldA=="]
         }
         other => panic!("{other}"),
     };
@@ -89,6 +104,12 @@ fn the_grid_of_states_and_commands_is_as_it_was_meant() {
         ("with recipient", [250, 250, 503, 503, 503, 250,   0,   0, 250, 250, 252, 214, 221, 500]),
         ("chunking",       [250, 250, 503, 503, 503, 503, 503,   0, 250, 250, 252, 214, 221, 500]),
         ("in TLS",         [250, 250, 503, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("in TLS, logged in", [250, 250, 503, 503, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("HELO",           [250, 250, 220, 334, 250, 503, 503, 503, 250, 250, 252, 214, 221, 500]),
+        ("stranger",       [250, 250, 220, 538, 530, 550, 503, 421, 250, 250, 252, 214, 221, 500]),
+        ("login required", [250, 250, 220, 334, 530, 550, 503, 421, 250, 250, 252, 214, 221, 500]),
+        // The client owes a response, so none of it is a command.
+        ("authenticating", [501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501, 501]),
     ];
     for (state, expected) in grid {
         let got: Vec<u16> = commands.iter().map(|command| say(&mut in_state(state), command).0).collect();
@@ -242,6 +263,20 @@ fn a_refused_chunk_drops_the_transaction_so_that_no_part_passes_for_the_whole() 
 }
 
 #[test]
+fn a_refused_chunk_is_read_over_only_as_far_as_a_message_and_only_for_whom_may_relay() {
+    assert_eq!(say(&mut in_state("ready"), "BDAT 1000"), (503, Next::Skip(1_000)));
+    for size in ["1001", "9223372036854775807"] {
+        let mut s = in_state("ready");
+        assert_eq!(say(&mut s, &format!("BDAT {size}")), (421, Next::Close));
+        assert_eq!(say(&mut s, "NOOP").1, Next::Close, "whatever comes of it is no command");
+    }
+    let mut stranger = session(OUTSIDE, false);
+    say(&mut stranger, "EHLO a");
+    assert_eq!(say(&mut stranger, "BDAT 0"), (503, Next::Skip(0)), "nothing follows it");
+    assert_eq!(say(&mut stranger, "BDAT 1"), (421, Next::Close));
+}
+
+#[test]
 fn chunks_without_content_do_not_go_on_for_ever() {
     let mut s = in_state("with recipient");
     let steps: Vec<_> = (0..1_000).map(|_| say(&mut s, "BDAT 0").1).collect();
@@ -264,6 +299,7 @@ fn any_line() -> impl Strategy<Value = Vec<u8>> {
         "RCPT TO:<e@f.example>",
         "DATA",
         "BDAT 5",
+        "BDAT 9223372036854775807",
         "BDAT 0 LAST",
         "RSET",
         "NOOP",
@@ -309,7 +345,8 @@ proptest! {
                         continue;
                     }
                 }
-                Next::Skip(_) => {
+                Next::Skip(size) => {
+                    prop_assert!(size <= 1_000 && (size == 0 || session.is_known()), "read over for ever");
                     let code = reply.expect("one reply").code();
                     prop_assert!(matches!(code, 503 | 554));
                     prop_assert!(!session.is_receiving(), "a refused chunk leaves no transaction");

@@ -17,8 +17,8 @@ impl Reply {
     pub fn greeting(hostname: &str) -> Self {
         Self::new(220, None, format!("{hostname} ESMTP Outpost"))
     }
-    pub fn too_many_connections() -> Self {
-        Self::say(421, (4, 7, 0), "too many connections at once; try again later")
+    pub fn too_many_connections(key: &'static str) -> Self {
+        Self::say(421, (4, 7, 0), format!("too many connections at once ({key}); try again later"))
     }
     pub fn shutting_down(hostname: &str) -> Self {
         Self::say(421, (4, 3, 2), format!("{hostname} is shutting down; try again"))
@@ -26,11 +26,17 @@ impl Reply {
     pub fn idle_too_long(hostname: &str) -> Self {
         Self::say(421, (4, 4, 2), format!("{hostname} waited too long for you; closing"))
     }
+    pub fn no_login_in_time() -> Self {
+        Self::say(421, (4, 7, 0), "you have not logged in in time (smtp_login_timeout); closing")
+    }
     pub fn too_slow() -> Self {
         Self::say(421, (4, 4, 2), "the message came too slowly; closing (smtp_min_rate, smtp_timeout)")
     }
     pub fn too_many_errors() -> Self {
-        Self::say(421, (4, 7, 0), "too many errors; closing")
+        Self::say(421, (4, 7, 0), "too many errors (smtp_max_errors); closing")
+    }
+    pub fn too_many_commands(key: &'static str) -> Self {
+        Self::say(421, (4, 7, 0), format!("too many commands without a message ({key}); closing"))
     }
     pub fn no_proxy_header_here() -> Self {
         Self::say(550, (5, 7, 1), "a PROXY header is not taken from your address; closing")
@@ -139,10 +145,12 @@ impl Reply {
         Self::bad_sequence("not during a mail transaction")
     }
     pub fn too_many_failed_logins() -> Self {
-        Self::say(421, (4, 7, 0), "too many failed logins; closing")
+        Self::say(421, (4, 7, 0), "too many failed logins (smtp_max_failed_logins); closing")
     }
     pub fn auth_required() -> Self {
-        Self::say(530, (5, 7, 0), "log in first: relaying is for this network's own applications")
+        let words =
+            "log in first: relaying is for this network's own applications (smtp_users, smtp_networks)";
+        Self::say(530, (5, 7, 0), words)
     }
 
     // MAIL and RCPT.
@@ -192,11 +200,15 @@ impl Reply {
         Self::say(554, (5, 5, 4), format!("a message is held for at most {max} seconds"))
     }
     pub fn too_large(max: u64) -> Self {
-        Self::say(552, (5, 3, 4), format!("message is larger than {max} octets"))
+        Self::say(552, (5, 3, 4), format!("message is larger than {max} octets (smtp_max_message_size)"))
     }
-    pub fn too_many_recipients() -> Self {
+    pub fn too_many_recipients(key: &str) -> Self {
         // RFC 5321 §4.5.3.1.10: 452, so that the client sends the rest in another transaction.
-        Self::say(452, (4, 5, 3), "too many recipients; send to the rest in another transaction")
+        Self::say(
+            452,
+            (4, 5, 3),
+            format!("too many recipients ({key}); send to the rest in another transaction"),
+        )
     }
 
     // DATA.
@@ -211,6 +223,9 @@ impl Reply {
     }
     pub fn chunks_begun() -> Self {
         Self::bad_sequence("the message has begun with BDAT: go on with BDAT, or say RSET to drop it")
+    }
+    pub fn refused_chunk_not_read() -> Self {
+        Self::say(421, (4, 7, 0), "this chunk belongs to no message that may come, and is not read; closing")
     }
     pub fn chunk_ok(octets: u64) -> Self {
         Self::say(250, (2, 0, 0), format!("{octets} octets received"))
@@ -236,13 +251,16 @@ impl Reply {
         Self::say(554, (5, 6, 0), words)
     }
     pub fn too_many_hops(max: usize) -> Self {
-        Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop"))
+        Self::say(554, (5, 4, 6), format!("more than {max} Received fields: mail loop (smtp_max_hops)"))
     }
     pub fn passed_too_often(hostname: &str) -> Self {
-        Self::say(554, (5, 4, 6), format!("the message comes back to {hostname} again and again: mail loop"))
+        let words =
+            format!("the message comes back to {hostname} again and again: mail loop (smtp_max_passes)");
+        Self::say(554, (5, 4, 6), words)
     }
     pub fn header_too_large(max: usize) -> Self {
-        Self::say(552, (5, 3, 4), format!("header section is larger than {max} octets"))
+        let words = format!("header section is larger than {max} octets (smtp_max_header_size)");
+        Self::say(552, (5, 3, 4), words)
     }
     /// The only 250 after content. [`Receipt`](crate::queue::Receipt) is the proof that the message
     /// is on stable storage; nothing but the queue can make one.
@@ -250,14 +268,18 @@ impl Reply {
         Self::say(250, (2, 0, 0), format!("queued as {}", receipt.id()))
     }
 
-    // Limits that the operator set for a login: the message may come again.
-    pub fn limit_reached(until: Option<&str>) -> Self {
+    // Limits that the operator set for a login: the message may come again, if it can ever fit.
+    pub fn limit_reached(key: &str, until: Option<&str>) -> Self {
         let when = until.map_or_else(String::new, |until| format!(" at {until}"));
-        Self::say(451, (4, 7, 1), format!("the limit of this login is used up; try again later{when}"))
+        Self::say(
+            451,
+            (4, 7, 1),
+            format!("the limit of this login is used up ({key}); try again later{when}"),
+        )
     }
-    pub fn limit_too_small(limit: &str) -> Self {
-        let words = format!("the limit of this login ({limit}) has no room for so many recipients at once");
-        Self::say(452, (4, 5, 3), words)
+    pub fn limit_too_small(key: &str, limit: &str) -> Self {
+        let words = format!("the limit of this login never has room for so many recipients ({key}: {limit})");
+        Self::say(554, (5, 5, 3), words)
     }
 
     // Our faults: always 4yz, so that the client keeps the message (RFC 5321 §4.2.1).
