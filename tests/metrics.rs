@@ -130,6 +130,50 @@ fn no_client_adds_a_series() {
 }
 
 #[test]
+fn mail_at_the_rate_that_is_allowed_is_no_outage() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/second");
+    let relay = Relay::start(&service);
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("token-{number}")).expect("it is taken");
+    }
+    wait::until_true("it has begun", || upstream.arrived() > 0);
+    let mut looks = 0;
+    while upstream.arrived() < 18 {
+        let text = metrics(&relay);
+        assert!(text.contains("\noutpost_upstream_up{upstream=\"localhost\"} 1\n"), "{text}");
+        let page = http::get(relay.admin, "/").text();
+        assert!(!page.contains("Mail waits") && page.contains("headline good"), "{page}");
+        let check = relay.cli(&["status", "--check"]);
+        assert_eq!(check.status.code(), Some(0), "{}", programs::shown(&check));
+        looks += 1;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(looks > 5, "{looks}");
+}
+
+#[test]
+fn a_limit_that_is_used_up_for_long_is_said_and_is_no_outage() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/day");
+    let relay = Relay::start(&service);
+    relay.client().send_token("one").expect("it is taken");
+    relay.client().send_token("two").expect("it is taken");
+    wait::until_true("it is used up", || relay.status()["upstreams"][0]["state"] == "paused");
+    let text = metrics(&relay);
+    assert!(text.contains("\noutpost_upstream_up{upstream=\"localhost\"} 1\n"), "{text}");
+    let page = http::get(relay.admin, "/").text();
+    assert!(page.contains("headline wait") && page.contains("A limit is used up"), "{page}");
+    let check = relay.cli(&["status", "--check"]);
+    let line = programs::shown(&check);
+    assert_eq!(check.status.code(), Some(1), "{line}");
+    assert!(line.contains("is paused: the limit of"), "{line}");
+}
+
+#[test]
 fn the_rules_pass_their_tests() {
     programs::run(promtool().args(["check", "rules"]).arg(packaging("prometheus/alerts.yml")));
     let mut test = promtool();

@@ -47,10 +47,10 @@ pub(super) async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> A
     metrics.history_set_aside.set(history.set_aside as i64);
     // An upstream that has left the settings leaves the metrics.
     metrics.forget_upstreams();
-    for status in outlook.upstreams() {
+    for (status, is_well) in outlook.healths() {
         metrics.begin_upstream(&status.name);
         let upstream = UpstreamLabels { upstream: status.name };
-        metrics.upstream_up.get_or_create(&upstream).set((status.state == "up").into());
+        metrics.upstream_up.get_or_create(&upstream).set(is_well.into());
         metrics.upstream_connections.get_or_create(&upstream).set(status.connections as i64);
     }
     for LimitStatus { upstream, window, counts, used, max, .. } in outlook.limits() {
