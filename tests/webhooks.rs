@@ -413,6 +413,47 @@ fn a_store_that_takes_no_mail_is_told_and_its_end_is() {
 }
 
 #[test]
+fn an_app_that_is_new_behind_the_event_webhook_gets_what_happens_from_then_on() {
+    let (one, other) = (Place::open(), Place::open());
+    let base = mailer().set("smtp_event_webhook_secret", SECRET);
+    let to = |place: &Place| base.clone().set("smtp_event_webhook", place.url("events"));
+    let relay = Relay::start(&to(&one));
+    let kept = relay.data().join("event_webhook.json");
+    let text = || std::fs::read_to_string(&kept).unwrap_or_default();
+    wait::until_true("it has begun", || text().contains("\"after\":0"));
+    let senders = |place: &Place| {
+        let posts: Vec<Value> = place.posts().iter().map(Post::json).collect();
+        let items = posts.iter().flat_map(|post| post["data"]["items"].as_array().expect("items").clone());
+        let received = items.filter(|item| item["event"] == "received");
+        received.map(|item| item["sender"].as_str().expect("a sender").to_owned()).collect::<Vec<_>>()
+    };
+    let send = |sender: &str| {
+        let letter = "Subject: x\r\n\r\nx\r\n";
+        relay.client().send(sender, &["someone@example.test"], letter).expect("it is taken");
+    };
+    let reload = |service: &Service| {
+        let before = text();
+        relay.home.write(&[service]);
+        relay.told(&["reload"]);
+        wait::until_true("its place is begun anew", || text() != before && !text().contains("null,"));
+    };
+    send("one@a.example");
+    wait::until_true("it is told", || senders(&one) == ["one@a.example"]);
+    reload(&to(&other));
+    send("two@a.example");
+    wait::until_true("it is told", || senders(&other) == ["two@a.example"]);
+    // Without one, and back again.
+    relay.home.write(&[&base.clone().without("smtp_event_webhook_secret")]);
+    relay.told(&["reload"]);
+    wait::until_true("it is forgotten", || text() == "{\"after\":null,\"of\":null}");
+    send("three@a.example");
+    reload(&to(&other));
+    send("four@a.example");
+    wait::until_true("it is told", || senders(&other).len() >= 2);
+    assert_eq!(senders(&other), ["two@a.example", "four@a.example"]);
+}
+
+#[test]
 fn https_is_verified() {
     let place = Place::open();
     let url = place.url("hook").replace("http://", "https://");
