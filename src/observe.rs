@@ -11,7 +11,7 @@ pub mod trend;
 
 use std::{
     fmt::{Display, Write as _},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use prometheus_client::{encoding::text, registry::Registry};
@@ -221,6 +221,7 @@ struct Inner {
     json: OnceLock<Mask>,
     metrics: Metrics,
     registry: Registry,
+    looking: Mutex<()>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -232,7 +233,8 @@ impl std::fmt::Debug for Inner {
 impl Default for Observer {
     fn default() -> Self {
         let (metrics, registry) = Metrics::registered();
-        let inner = Inner { keeper: OnceLock::new(), json: OnceLock::new(), metrics, registry };
+        let looking = Mutex::default();
+        let inner = Inner { keeper: OnceLock::new(), json: OnceLock::new(), metrics, registry, looking };
         Self(Arc::new(inner))
     }
 }
@@ -241,6 +243,12 @@ impl Observer {
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// For whoever sets what is a state at one moment and then renders it: one at a time, so that none sees what
+    /// another has forgotten and not set yet.
+    pub fn look(&self) -> MutexGuard<'_, ()> {
+        self.0.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All metrics as OpenMetrics has them.
