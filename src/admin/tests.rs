@@ -283,6 +283,46 @@ async fn the_document_has_just_the_routes_that_there_are() {
     assert_eq!(routed, described);
 }
 
+/// The fields that a route's query may have, as its refusal of another one names them; none where it names none.
+fn fields(words: &str) -> Vec<String> {
+    let Some((_, list)) = words.split_once("expected ") else { return Vec::new() };
+    let mut fields: Vec<String> = list.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    fields.sort();
+    fields
+}
+
+#[tokio::test]
+async fn the_document_has_just_the_parameters_that_a_query_may_have() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let router = router(admin, Access::Socket);
+    let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).expect("JSON");
+    let mut compared = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let Some(parameters) = item["get"]["parameters"].as_array() else { continue };
+        let request = Request::builder().uri(format!("{path}?no_such_field=x"));
+        let answer = router.clone().oneshot(request.body(Body::empty()).expect("a request")).await;
+        let body = axum::body::to_bytes(answer.expect("an answer").into_body(), 65_536).await;
+        let read = fields(&String::from_utf8_lossy(&body.expect("a body")));
+        if read.is_empty() {
+            continue;
+        }
+        let described = parameters.iter().map(|parameter| match parameter["$ref"].as_str() {
+            Some(reference) => document.pointer(&reference[1..]).expect("it is there"),
+            None => parameter,
+        });
+        let described = described.filter(|parameter| parameter["in"] == "query");
+        let mut described: Vec<String> =
+            described.filter_map(|parameter| Some(parameter["name"].as_str()?.to_owned())).collect();
+        described.sort();
+        assert_eq!(described, read, "{path}");
+        compared.push(path.as_str());
+    }
+    for path in ["/api/v1/queue", "/api/v1/queue/export", "/api/v1/events"] {
+        assert!(compared.contains(&path), "{path} is not in {compared:?}");
+    }
+}
+
 #[tokio::test]
 async fn while_the_queue_can_not_be_read_metrics_say_so_and_keep_their_counters() {
     let home = tempfile::tempdir().expect("a directory");
