@@ -284,6 +284,26 @@ fn the_plugin_says_in_one_line_how_it_is() {
 }
 
 #[test]
+fn a_log_that_journald_reads_has_priorities_and_no_times() {
+    use std::os::unix::fs::MetadataExt as _;
+    let service = mailer();
+    let home = support::service::Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let stderr = std::fs::File::create(home.path("journal")).expect("a file");
+    let stat = stderr.metadata().expect("its inode");
+    relay.up_by(|command| {
+        command.env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino())).stderr(stderr);
+    });
+    relay.client().send_token("one").expect("it is taken");
+    let log = || std::fs::read_to_string(home.path("journal")).expect("the log");
+    wait::until_true("it is told", || log().contains(" received id=") && log().contains("<4>"));
+    for line in log().lines() {
+        let level = ["<3>ERROR ", "<4> WARN ", "<6> INFO "].iter().find(|start| line.starts_with(**start));
+        assert!(level.is_some(), "{line}");
+    }
+}
+
+#[test]
 fn the_log_is_one_object_a_line_and_shows_no_more_of_addresses_than_it_may() {
     for (addresses, shown, hidden) in [
         ("full", "alice@from.example", "nobody"),

@@ -345,7 +345,7 @@ pub const KEYS: &[Key] = &[
         .default("false")
         .doc("Publish the upstream's password too."),
     Key::new("smtp_admin_listen", "an IP address with its port", "127.0.0.1:8025")
-        .restart().default("127.0.0.1:8025")
+        .default("127.0.0.1:8025")
         .doc("Web page, API and metrics."),
     Key::new("smtp_admin_password", "a password, in one line", "'…'")
         .secret()
@@ -354,10 +354,10 @@ pub const KEYS: &[Key] = &[
         .default("info")
         .doc("What is logged, as `tracing` understands it."),
     Key::new("smtp_log_format", "one of human, json", "json")
-        .restart().default("human")
+        .default("human")
         .doc("Lines for people, or a JSON object a line."),
     Key::new("smtp_log_addresses", "one of full, domain, hash", "domain")
-        .restart().default("full")
+        .default("full")
         .doc("What the log shows of people's addresses: all, the domain, or a number in their place."),
     Key::new("smtp_alert_webhook", "an https URL", "https://alerts.example.com/outpost")
         .secret()
