@@ -130,6 +130,32 @@ fn no_client_adds_a_series() {
 }
 
 #[test]
+fn nothing_that_becomes_of_mail_adds_a_series() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_retry", "1h..1h");
+    let relay = Relay::start(&service.set("smtp_breaker_bounces", 1000));
+    relay.client().send_token("first").expect("it is taken");
+    relay.wait_for_empty_queue();
+    let before = metrics(&relay);
+    let mut client = relay.client();
+    for number in 0..300 {
+        let to = format!("user-{number}@to-{number}.example");
+        match number % 10 {
+            0 => upstream.set(|it| drop(it.recipients.insert(to.clone(), format!("550 5.1.{number} no")))),
+            1 => upstream.set(|it| drop(it.recipients.insert(to.clone(), format!("450 4.2.{number} later")))),
+            _ => {}
+        }
+        let from = format!("sender-{number}@from-{number}.example");
+        client.send(&from, &[&to], "Subject: x\r\n\r\nx\r\n").expect("it is taken");
+    }
+    wait::until_true("each has been tried", || relay.status()["queue"]["messages"] == 30);
+    let after = metrics(&relay);
+    assert!(!after.contains("result=\"bounced\"} 0\n"), "{after}");
+    assert_eq!(series(&after), series(&before));
+}
+
+#[test]
 fn mail_at_the_rate_that_is_allowed_is_no_outage() {
     const PASSWORD: &str = "upstream-sesame-4711";
     let upstream = Upstream::start(PASSWORD);
