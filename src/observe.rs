@@ -7,11 +7,12 @@ pub mod json;
 pub mod mask;
 mod metrics;
 pub mod output;
+pub mod style;
 pub mod trend;
 
 use std::{
     fmt::{Display, Write as _},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use prometheus_client::{encoding::text, registry::Registry};
@@ -20,7 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use self::metrics::{
     Delivery, LimitLabels, Metrics, Received, Rejection, StateLabels, Told, UpstreamLabels,
 };
-use self::{mask::Mask, trend::Counts};
+use self::{mask::Mask, style::Styles, trend::Counts};
 use crate::clock::Timestamp;
 
 /// Under which target the log tells what happened to messages.
@@ -217,10 +218,10 @@ pub struct Observer(Arc<Inner>);
 
 struct Inner {
     keeper: OnceLock<Keeper>,
-    /// Set where the log is JSON: how it shows addresses.
-    json: OnceLock<Mask>,
+    styles: Styles,
     metrics: Metrics,
     registry: Registry,
+    looking: Mutex<()>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -232,7 +233,8 @@ impl std::fmt::Debug for Inner {
 impl Default for Observer {
     fn default() -> Self {
         let (metrics, registry) = Metrics::registered();
-        let inner = Inner { keeper: OnceLock::new(), json: OnceLock::new(), metrics, registry };
+        let looking = Mutex::default();
+        let inner = Inner { keeper: OnceLock::new(), styles: Styles::default(), metrics, registry, looking };
         Self(Arc::new(inner))
     }
 }
@@ -241,6 +243,12 @@ impl Observer {
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// For whoever sets what is a state at one moment and then renders it: one at a time, so that none sees what
+    /// another has forgotten and not set yet.
+    pub fn look(&self) -> MutexGuard<'_, ()> {
+        self.0.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All metrics as OpenMetrics has them.
@@ -277,9 +285,9 @@ impl Observer {
         let _ = self.0.keeper.set(keeper);
     }
 
-    /// Has events told as JSON, with their addresses masked. The first mask stays.
-    pub fn say_json(&self, mask: Mask) {
-        let _ = self.0.json.set(mask);
+    /// How the log looks; whoever stores another changes it.
+    pub fn styles(&self) -> Styles {
+        Arc::clone(&self.0.styles)
     }
 
     /// Puts it in the log alone.
@@ -287,12 +295,12 @@ impl Observer {
         if !tracing::enabled!(target: MAIL, tracing::Level::INFO) {
             return;
         }
-        match self.0.json.get() {
-            Some(mask) => {
-                let object = event.masked(mask).octets();
-                tracing::info!(target: MAIL, "{}", String::from_utf8_lossy(&object));
-            }
-            None => tracing::info!(target: MAIL, "{}", event.line()),
+        let style = self.0.styles.load();
+        if style.json {
+            let object = event.masked(&style.mask).octets();
+            tracing::info!(target: MAIL, "{}", String::from_utf8_lossy(&object));
+        } else {
+            tracing::info!(target: MAIL, "{}", event.line());
         }
     }
 

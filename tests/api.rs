@@ -26,8 +26,8 @@ fn mailer() -> Relay {
     )
 }
 
-/// Has requests generated from the document, good ones and bad ones, always the same.
-fn generate(relay: &Relay) {
+/// Has requests generated from the document, good ones and bad ones, always the same; with a password, if it wants one.
+fn generate(relay: &Relay, password: Option<&str>) {
     let directory = relay.home.path("schemathesis");
     std::fs::create_dir_all(&directory).expect("a directory");
     let output = Command::new(peer("schemathesis"))
@@ -40,6 +40,7 @@ fn generate(relay: &Relay) {
         .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
         .args(["--continue-on-failure", "--request-timeout", "20", "--warnings", "off"])
         .args(["--generation-database", "none"])
+        .args(password.map(|password| format!("--header=Authorization: Bearer {password}")))
         .output()
         .expect("schemathesis runs");
     assert!(output.status.success(), "{}", programs::shown(&output));
@@ -58,7 +59,16 @@ fn no_generated_request_breaks_the_contract_of_a_relay_with_mail() {
     for number in 0..20 {
         relay.client().send_token(&format!("token-{number}")).expect("it is taken");
     }
-    generate(&relay);
+    generate(&relay, None);
+}
+
+#[test]
+fn no_generated_request_breaks_the_contract_of_a_relay_with_a_password() {
+    let service =
+        Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free());
+    let relay = Relay::start(&service.set("smtp_admin_password", "sesame-4711"));
+    relay.client().send_token("token").expect("it is taken");
+    generate(&relay, Some("sesame-4711"));
 }
 
 #[test]
@@ -67,7 +77,7 @@ fn no_generated_request_breaks_the_contract_of_local_mode() {
     for number in 0..5 {
         relay.client().send_token(&format!("token-{number}")).expect("it is taken");
     }
-    generate(&relay);
+    generate(&relay, None);
 }
 
 #[test]

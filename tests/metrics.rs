@@ -130,6 +130,76 @@ fn no_client_adds_a_series() {
 }
 
 #[test]
+fn nothing_that_becomes_of_mail_adds_a_series() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_retry", "1h..1h");
+    let relay = Relay::start(&service.set("smtp_breaker_bounces", 1000));
+    relay.client().send_token("first").expect("it is taken");
+    relay.wait_for_empty_queue();
+    let before = metrics(&relay);
+    let mut client = relay.client();
+    for number in 0..300 {
+        let to = format!("user-{number}@to-{number}.example");
+        match number % 10 {
+            0 => upstream.set(|it| drop(it.recipients.insert(to.clone(), format!("550 5.1.{number} no")))),
+            1 => upstream.set(|it| drop(it.recipients.insert(to.clone(), format!("450 4.2.{number} later")))),
+            _ => {}
+        }
+        let from = format!("sender-{number}@from-{number}.example");
+        client.send(&from, &[&to], "Subject: x\r\n\r\nx\r\n").expect("it is taken");
+    }
+    wait::until_true("each has been tried", || relay.status()["queue"]["messages"] == 30);
+    let after = metrics(&relay);
+    assert!(!after.contains("result=\"bounced\"} 0\n"), "{after}");
+    assert_eq!(series(&after), series(&before));
+}
+
+#[test]
+fn mail_at_the_rate_that_is_allowed_is_no_outage() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/second");
+    let relay = Relay::start(&service);
+    let mut client = relay.client();
+    for number in 0..20 {
+        client.send_token(&format!("token-{number}")).expect("it is taken");
+    }
+    wait::until_true("it has begun", || upstream.arrived() > 0);
+    let mut looks = 0;
+    while upstream.arrived() < 18 {
+        let text = metrics(&relay);
+        assert!(text.contains("\noutpost_upstream_up{upstream=\"localhost\"} 1\n"), "{text}");
+        let page = http::get(relay.admin, "/").text();
+        assert!(!page.contains("Mail waits") && page.contains("headline good"), "{page}");
+        let check = relay.cli(&["status", "--check"]);
+        assert_eq!(check.status.code(), Some(0), "{}", programs::shown(&check));
+        looks += 1;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(looks > 5, "{looks}");
+}
+
+#[test]
+fn a_limit_that_is_used_up_for_long_is_said_and_is_no_outage() {
+    const PASSWORD: &str = "upstream-sesame-4711";
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD).set("smtp_rate_limit", "1/day");
+    let relay = Relay::start(&service);
+    relay.client().send_token("one").expect("it is taken");
+    relay.client().send_token("two").expect("it is taken");
+    wait::until_true("it is used up", || relay.status()["upstreams"][0]["state"] == "paused");
+    let text = metrics(&relay);
+    assert!(text.contains("\noutpost_upstream_up{upstream=\"localhost\"} 1\n"), "{text}");
+    let page = http::get(relay.admin, "/").text();
+    assert!(page.contains("headline wait") && page.contains("A limit is used up"), "{page}");
+    let check = relay.cli(&["status", "--check"]);
+    let line = programs::shown(&check);
+    assert_eq!(check.status.code(), Some(1), "{line}");
+    assert!(line.contains("is paused: the limit of"), "{line}");
+}
+
+#[test]
 fn the_rules_pass_their_tests() {
     programs::run(promtool().args(["check", "rules"]).arg(packaging("prometheus/alerts.yml")));
     let mut test = promtool();
@@ -237,6 +307,26 @@ fn the_plugin_says_in_one_line_how_it_is() {
     assert!(code == Some(2) && line.starts_with("OUTPOST CRITICAL - no relay runs here"), "{line}");
     let usage = relay.cli(&["status", "--max-depth=1"]);
     assert!(!usage.status.success(), "without --check it means nothing");
+}
+
+#[test]
+fn a_log_that_journald_reads_has_priorities_and_no_times() {
+    use std::os::unix::fs::MetadataExt as _;
+    let service = mailer();
+    let home = support::service::Home::new(&[&service]);
+    let mut relay = Relay::of(&home, &service);
+    let stderr = std::fs::File::create(home.path("journal")).expect("a file");
+    let stat = stderr.metadata().expect("its inode");
+    relay.up_by(|command| {
+        command.env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino())).stderr(stderr);
+    });
+    relay.client().send_token("one").expect("it is taken");
+    let log = || std::fs::read_to_string(home.path("journal")).expect("the log");
+    wait::until_true("it is told", || log().contains(" received id=") && log().contains("<4>"));
+    for line in log().lines() {
+        let level = ["<3>ERROR ", "<4> WARN ", "<6> INFO "].iter().find(|start| line.starts_with(**start));
+        assert!(level.is_some(), "{line}");
+    }
 }
 
 #[test]

@@ -95,6 +95,10 @@ fn ten_thousand_messages_pass_while_the_configuration_changes_twenty_times() {
     assert!(lost.is_empty(), "{} of {MESSAGES} are lost, such as {:?}", lost.len(), lost.first());
     assert!(twice.is_empty(), "{} came more than once, such as {:?}", twice.len(), twice.first());
     assert_eq!(ledger.len(), MESSAGES);
+    // Counters go on, whatever was read in between.
+    let metrics = support::http::get(relay.admin, "/metrics").text();
+    let accepted = format!("\noutpost_received_total{{result=\"accepted\"}} {MESSAGES}\n");
+    assert!(metrics.contains(&accepted), "{metrics}");
     assert!(taken_up >= 8 && refused >= 4, "{taken_up} taken up, {refused} refused");
     assert!(!relay.log().contains("panicked"), "{}", relay.log());
 }
@@ -220,6 +224,48 @@ fn what_was_taken_up_holds_at_once() {
     relay.client().send_token("debug").expect("it is taken");
     wait::until_true("more is said", || relay.log().contains("DEBUG"));
 
+    sure(&base.clone().set("smtp_log_format", "json").set("smtp_log_addresses", "domain"));
+    relay.client().send_token("json").expect("it is taken");
+    let objects = || {
+        let log = relay.log();
+        let received = log.lines().filter(|line| line.starts_with('{') && line.contains("\"received\""));
+        received.map(str::to_owned).collect::<Vec<_>>()
+    };
+    wait::until_true("it is an object", || !objects().is_empty());
+    assert!(objects()[0].contains("…@") && !objects()[0].contains("sender@"), "{:?}", objects());
+    sure(&base);
+    relay.client().send_token("human").expect("it is taken");
+    wait::until_true("it is a line", || relay.log().matches(" received id=").count() >= 6);
+    assert_eq!(objects().len(), 1);
+
+    // The page, at another port and at the same one of another address.
+    let (old, moved) = (relay.admin, ports::free());
+    let ready = |host: &str, port: u16| {
+        let mut stream = std::net::TcpStream::connect((host, port)).ok()?;
+        std::io::Write::write_all(
+            &mut stream,
+            b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        )
+        .ok()?;
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut said).ok()?;
+        said.starts_with("HTTP/1.1 200").then_some(())
+    };
+    sure(&base.clone().set("smtp_admin_listen", format!("127.0.0.1:{moved}")));
+    assert!(ready("127.0.0.1", moved).is_some());
+    wait::until_true("the old one is closed", || ready("127.0.0.1", old).is_none());
+    // That can only be had when the one before is closed.
+    let guarded = base.clone().set("smtp_admin_password", "sesame");
+    sure(&guarded.clone().set("smtp_admin_listen", format!("0.0.0.0:{moved}")));
+    assert!(ready("127.0.0.2", moved).is_some());
+    // One that can't be had: the one that there is stays, and with it all else.
+    let output = reload(&relay, &guarded.set("smtp_admin_listen", format!("192.0.2.1:{moved}")));
+    let said = programs::shown(&output);
+    assert!(!output.status.success() && said.contains("can't listen on 192.0.2.1:"), "{said}");
+    assert!(ready("127.0.0.2", moved).is_some(), "{}", relay.log());
+    sure(&base);
+    assert!(ready("127.0.0.1", old).is_some());
+
     // An address that is taken: nothing changes, and the words say which.
     let other = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = other.local_addr().expect("bound");
@@ -228,7 +274,7 @@ fn what_was_taken_up_holds_at_once() {
     assert!(!output.status.success() && said.contains("can't listen on 127.0.0.1:"), "{said}");
     relay.client().send_token("after").expect("it is taken");
     relay.wait_for_empty_queue();
-    assert_eq!(upstream.arrived(), 6, "{:?}", upstream.ledger());
+    assert_eq!(upstream.arrived(), 8, "{:?}", upstream.ledger());
 }
 
 #[test]

@@ -227,6 +227,18 @@ fn long_work_shows_how_far_it_has_come_on_a_terminal_and_nowhere_else() {
         String::from_utf8_lossy(&std::fs::read(&drawn).unwrap_or_default()).contains(" of 5 messages")
     });
     terminal.wait_for_shell();
+    let bars = |words: &str| {
+        wait::until_true("a bar", || {
+            String::from_utf8_lossy(&std::fs::read(&drawn).unwrap_or_default()).contains(words)
+        });
+        terminal.wait_for_shell();
+        std::fs::write(&drawn, "").expect("it is emptied");
+    };
+    std::fs::write(&drawn, "").expect("it is emptied");
+    terminal.ours(&relay, "queue export -o all.tar");
+    bars(" of 5 messages");
+    terminal.ours(&relay, "queue import all.tar");
+    bars(" left");
     let released = relay.cli(&["queue", "release", "--all", "--yes"]);
     assert!(released.status.success() && released.stderr.is_empty(), "{}", shown(&released));
 }

@@ -304,6 +304,155 @@ fn events_come_in_order_all_of_them_and_a_dead_webhook_is_in_nobodys_way() {
     assert_eq!(post.field("webhook-signature"), format!("v1,{}", hmac(SECRET, &signed)));
 }
 
+/// A relay that tells alerts to `place`.
+fn telling(place: &Place, service: Service) -> Service {
+    let service = service.set("smtp_alert_webhook", place.url("hook"));
+    service.set("smtp_alert_webhook_secret", SECRET).set("smtp_queue_min_free", 0)
+}
+
+/// Waits until the alert has come, as often as that.
+fn told(place: &Place, alert: &(String, String), times: usize) {
+    wait::until_within(Duration::from_secs(60), &format!("{alert:?}"), || {
+        (place.alerts().iter().filter(|one| *one == alert).count() >= times).then_some(())
+    });
+}
+
+/// What the latest alert of that kind said.
+fn last(place: &Place, alert: &str) -> Value {
+    let posts = place.posts();
+    let data = posts.iter().rev().map(|post| post.json()["data"].clone());
+    data.into_iter().find(|data| data["alert"] == alert).expect("it came")
+}
+
+#[test]
+fn a_refused_login_and_mail_that_a_breaker_holds_are_told_and_their_end_is() {
+    let place = Place::open();
+    let upstream = Upstream::start("right");
+    let base = upstream.upstream_of(Service::mailer(), "right").set("smtp_breaker_bounces", 1);
+    let base = telling(&place, base).set("smtp_auth_retry", "1h..1h");
+    let relay = Relay::start(&base.clone().set("smtp_relay_password", "wrong"));
+    relay.client().send_token("one").expect("it is taken");
+    told(&place, &raised("upstream"), 1);
+    let data = last(&place, "upstream");
+    assert_eq!(
+        (&data["subject"], &data["who_must_act"]),
+        (&"localhost".into(), &"operator".into()),
+        "{data}"
+    );
+    relay.home.write(&[&base]);
+    relay.told(&["reload"]);
+    relay.wait_for_empty_queue();
+    told(&place, &cleared("upstream"), 1);
+
+    upstream.set(|it| it.refusal = Some("554 5.7.1 this looks like spam".to_owned()));
+    for number in 0..4 {
+        relay.client().send_token(&format!("refused-{number}")).expect("it is taken");
+    }
+    wait::until_true("mail is held", || {
+        relay.client().send_token("another").expect("it is taken");
+        relay.status()["queue"]["held"].as_u64() > Some(0)
+    });
+    told(&place, &raised("held"), 1);
+    upstream.set(|it| it.refusal = None);
+    // One may be on its way as a probe.
+    wait::until_true("all are released", || {
+        relay.cli(&["queue", "release", "--all", "--yes"]).status.success()
+    });
+    told(&place, &cleared("held"), 1);
+    relay.wait_for_empty_queue();
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_and_its_end_is_and_it_is_no_trouble_of_the_upstream() {
+    let place = Place::open();
+    let upstream = Upstream::start("right");
+    let base = telling(&place, upstream.upstream_of(Service::mailer(), "right"));
+    let relay = Relay::start(&base.clone().set("smtp_rate_limit", "1/day"));
+    relay.client().send_token("one").expect("it is taken");
+    told(&place, &raised("quota"), 1);
+    assert_eq!(last(&place, "quota")["subject"], "localhost messages day");
+    relay.home.write(&[&base.set("smtp_rate_limit", "5/day")]);
+    relay.told(&["reload"]);
+    told(&place, &cleared("quota"), 1);
+    assert!(!place.alerts().contains(&raised("upstream")), "{:?}", place.alerts());
+}
+
+#[test]
+fn a_certificate_that_soon_expires_is_told_until_there_is_another() {
+    let place = Place::open();
+    let home = support::service::Home::new(&[]);
+    let (cert, key) = (home.path("cert.pem"), home.path("key.pem"));
+    let make = |days: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+        openssl.args(["-subj", "/CN=relay.test", "-addext", "subjectAltName=DNS:relay.test", "-days", days]);
+        programs::run(openssl.arg("-keyout").arg(&key).arg("-out").arg(&cert));
+    };
+    make("5");
+    let service = telling(&place, mailer());
+    let service = service.set("smtp_tls_cert", cert.display()).set("smtp_tls_key", key.display());
+    home.write(&[&service]);
+    let _relay = Relay::start_in(&home, &service);
+    told(&place, &raised("certificate"), 1);
+    make("500");
+    told(&place, &cleared("certificate"), 1);
+}
+
+#[test]
+fn a_store_that_takes_no_mail_is_told_and_its_end_is() {
+    let place = Place::open();
+    let relay = Relay::start(&telling(&place, mailer()));
+    relay.client().send_token("before").expect("it is taken");
+    let injection = support::strace::Injection::attach(relay.pid(), "pwrite64:error=EIO");
+    let refused = relay.client().send_token("refused").expect_err("the disk refuses");
+    assert!(refused.to_string().contains("451"), "{refused}");
+    told(&place, &raised("store"), 1);
+    drop(injection);
+    told(&place, &cleared("store"), 1);
+    assert_eq!(http::get(relay.admin, "/readyz").status, 200);
+}
+
+#[test]
+fn an_app_that_is_new_behind_the_event_webhook_gets_what_happens_from_then_on() {
+    let (one, other) = (Place::open(), Place::open());
+    let base = mailer().set("smtp_event_webhook_secret", SECRET);
+    let to = |place: &Place| base.clone().set("smtp_event_webhook", place.url("events"));
+    let relay = Relay::start(&to(&one));
+    let kept = relay.data().join("event_webhook.json");
+    let text = || std::fs::read_to_string(&kept).unwrap_or_default();
+    wait::until_true("it has begun", || text().contains("\"after\":0"));
+    let senders = |place: &Place| {
+        let posts: Vec<Value> = place.posts().iter().map(Post::json).collect();
+        let items = posts.iter().flat_map(|post| post["data"]["items"].as_array().expect("items").clone());
+        let received = items.filter(|item| item["event"] == "received");
+        received.map(|item| item["sender"].as_str().expect("a sender").to_owned()).collect::<Vec<_>>()
+    };
+    let send = |sender: &str| {
+        let letter = "Subject: x\r\n\r\nx\r\n";
+        relay.client().send(sender, &["someone@example.test"], letter).expect("it is taken");
+    };
+    let reload = |service: &Service| {
+        let before = text();
+        relay.home.write(&[service]);
+        relay.told(&["reload"]);
+        wait::until_true("its place is begun anew", || text() != before && !text().contains("null,"));
+    };
+    send("one@a.example");
+    wait::until_true("it is told", || senders(&one) == ["one@a.example"]);
+    reload(&to(&other));
+    send("two@a.example");
+    wait::until_true("it is told", || senders(&other) == ["two@a.example"]);
+    // Without one, and back again.
+    relay.home.write(&[&base.clone().without("smtp_event_webhook_secret")]);
+    relay.told(&["reload"]);
+    wait::until_true("it is forgotten", || text() == "{\"after\":null,\"of\":null}");
+    send("three@a.example");
+    reload(&to(&other));
+    send("four@a.example");
+    wait::until_true("it is told", || senders(&other).len() >= 2);
+    assert_eq!(senders(&other), ["two@a.example", "four@a.example"]);
+}
+
 #[test]
 fn https_is_verified() {
     let place = Place::open();

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    future::Future,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,10 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
-use super::{Admin, people, view::Status};
+use super::{
+    Admin, people,
+    view::{QUOTA_FROM, Status},
+};
 use crate::{
     clock::Timestamp,
     config::{Settings, Thresholds},
@@ -30,8 +34,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(2);
 /// So long a condition must be gone until it is over: what comes and goes is one alert.
 const OVER_AFTER: Duration = Duration::from_secs(10);
-/// A limit that frees up sooner is not worth a word.
-const QUOTA_FROM: Duration = Duration::from_secs(120);
+/// How long the queue may take to answer, and our own small files to be written: a disk that hangs is told too.
+const WITHIN: Duration = Duration::from_secs(10);
 /// Alerts that wait to be told; more push out the oldest.
 const PENDING_MAX: usize = 100;
 /// The file's name in the data directory.
@@ -45,6 +49,12 @@ struct Condition {
     /// Which of several: an upstream's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
+    /// What is told anew when it changes while the alert is on: an upstream's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<String>,
+    /// The same: who must act.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    who_must_act: Option<String>,
     /// In words.
     reason: String,
     /// What to do.
@@ -55,7 +65,12 @@ struct Condition {
 impl Condition {
     fn new(alert: &str, subject: Option<&str>, reason: String, help: Option<&str>) -> Self {
         let (subject, help) = (subject.map(str::to_owned), help.map(str::to_owned));
-        Self { alert: alert.to_owned(), subject, reason, help }
+        Self { alert: alert.to_owned(), subject, class: None, who_must_act: None, reason, help }
+    }
+
+    /// Whether an operator who was told of the other must be told of this one, too.
+    fn is_other_than(&self, told: &Self) -> bool {
+        (&self.class, &self.who_must_act) != (&told.class, &told.who_must_act)
     }
 
     fn key(&self) -> String {
@@ -106,9 +121,6 @@ fn of_queue(status: &Status, thresholds: &Thresholds, found: &mut Vec<Condition>
 }
 
 fn of_upstreams(status: &Status, now: Timestamp, found: &mut Vec<Condition>) {
-    let is_used_up = |upstream: &str| {
-        status.limits.iter().any(|limit| limit.upstream == upstream && limit.used >= limit.max)
-    };
     for upstream in &status.upstreams {
         let token = upstream.token.as_ref();
         if let Some((token, reason)) =
@@ -118,11 +130,15 @@ fn of_upstreams(status: &Status, now: Timestamp, found: &mut Vec<Condition>) {
         }
         let Some(reason) = &upstream.reason else { continue };
         // Waiting for a limit is no trouble of the upstream's.
-        if upstream.who_must_act.as_deref() == Some("nobody") && is_used_up(&upstream.name) {
+        if status.waits_for_limit(upstream) {
             continue;
         }
         let reason = format!("upstream {} is {}: {reason}", upstream.name, upstream.state);
-        found.push(Condition::new("upstream", Some(&upstream.name), reason, upstream.help.as_deref()));
+        found.push(Condition {
+            class: Some(upstream.state.clone()),
+            who_must_act: upstream.who_must_act.clone(),
+            ..Condition::new("upstream", Some(&upstream.name), reason, upstream.help.as_deref())
+        });
     }
     for limit in status.limits.iter().filter(|limit| limit.used >= limit.max) {
         let frees = limit.frees_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
@@ -164,8 +180,16 @@ impl State {
         for condition in found {
             let key = condition.key();
             match self.raised.get_mut(&key) {
-                Some(raised) => (raised.condition, raised.seen) = (condition, now),
-                None => {
+                // What goes to and fro is not told each time.
+                Some(raised)
+                    if condition.is_other_than(&raised.condition) && now.since(raised.since) < OVER_AFTER =>
+                {
+                    raised.seen = now;
+                }
+                Some(raised) if !condition.is_other_than(&raised.condition) => {
+                    (raised.condition, raised.seen) = (condition, now);
+                }
+                _ => {
                     let raised = Raised { condition, since: now, seen: now };
                     self.push("alert.raised", &raised, settings, now);
                     self.raised.insert(key, raised);
@@ -184,7 +208,7 @@ impl State {
     }
 
     fn push(&mut self, kind: &str, raised: &Raised, settings: &Settings, now: Timestamp) {
-        let Condition { alert, subject, reason, help } = &raised.condition;
+        let Condition { alert, subject, who_must_act, reason, help, .. } = &raised.condition;
         let body = json!({
             "type": kind,
             "timestamp": now.to_string(),
@@ -194,6 +218,7 @@ impl State {
                 "alert": alert,
                 "subject": subject,
                 "reason": reason,
+                "who_must_act": who_must_act,
                 "help": help,
                 "since": raised.since.to_string(),
             },
@@ -219,7 +244,7 @@ pub async fn watch(admin: Admin, mut shutdown: watch::Receiver<bool>) {
         let settings = admin.settings.load_full();
         let Some(hook) = &settings.webhooks.alerts else { continue };
         let now = admin.clock.now();
-        let status = admin.status().await.map_err(|fault| fault.to_string());
+        let status = soon(admin.status()).await;
         let found = conditions(&status, &settings.webhooks.thresholds, expires(&settings).await, now);
         if state.update(found, &settings, now) {
             write(&path, &state).await;
@@ -254,11 +279,19 @@ pub async fn watch(admin: Admin, mut shutdown: watch::Receiver<bool>) {
     }
 }
 
+/// What is answered in time; else why not.
+async fn soon<T, E: ToString>(answer: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    match timeout(WITHIN, answer).await {
+        Ok(answer) => answer.map_err(|fault| fault.to_string()),
+        Err(_) => Err(format!("the queue has not answered for {} s", WITHIN.as_secs())),
+    }
+}
+
 /// When the listener's certificate expires.
 async fn expires(settings: &Settings) -> Option<Timestamp> {
     let (own, directory) = (settings.tls.clone(), settings.data.join("tls"));
     let looking = tokio::task::spawn_blocking(move || tls::expires(own.as_ref(), &directory));
-    looking.await.ok().flatten()
+    timeout(WITHIN, looking).await.ok()?.ok().flatten()
 }
 
 /// A small state of ours in a file; the default where there is none that can be read.
@@ -275,7 +308,8 @@ pub(super) async fn write(path: &Path, state: &impl Serialize) {
         tokio::fs::rename(&beside, &path).await
     }
     let octets = serde_json::to_vec(state).unwrap_or_default();
-    if let Err(error) = replace(path.to_owned(), octets).await {
+    let replaced = timeout(WITHIN, replace(path.to_owned(), octets)).await;
+    if let Err(error) = replaced.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         tracing::warn!(path = %path.display(), %error, "what a webhook has been told can't be kept");
     }
 }
@@ -359,6 +393,7 @@ mod tests {
             s.limits[0].frees_at = Some(NOW.after(day).to_string());
             s.upstreams[0].reason = Some("the limit is used up".into());
             s.upstreams[0].who_must_act = Some("nobody".into());
+            s.upstreams[0].state = "paused".into();
         };
         assert_eq!(kinds(used_up, None), ["quota"]);
         let soon = |s: &mut Status| {
@@ -368,6 +403,41 @@ mod tests {
         assert!(kinds(soon, None).is_empty());
         let broken = conditions(&Err("it is broken".into()), &Thresholds::default(), None, NOW);
         assert_eq!(broken[0].alert, "store");
+    }
+
+    #[test]
+    fn another_state_of_an_upstream_and_another_who_must_act_are_told_and_other_words_are_not() {
+        let settings = settings("");
+        let upstream = |state: &str, who: &str, reason: &str| {
+            let mut status = status();
+            let upstream = &mut status.upstreams[0];
+            upstream.state = state.into();
+            (upstream.reason, upstream.who_must_act) = (Some(reason.into()), Some(who.into()));
+            conditions(&Ok(status), &Thresholds::default(), None, NOW)
+        };
+        let mut state = State::default();
+        let at = |seconds: u64| NOW.after(Duration::from_secs(seconds));
+        assert!(state.update(upstream("down", "nobody", "no connection"), &settings, at(0)));
+        assert!(!state.update(upstream("down", "nobody", "no answer"), &settings, at(20)));
+        assert!(state.update(upstream("paused", "nobody", "535"), &settings, at(22)));
+        // To and fro within seconds.
+        assert!(!state.update(upstream("down", "nobody", "no answer"), &settings, at(24)));
+        assert!(!state.update(upstream("paused", "nobody", "535"), &settings, at(40)));
+        assert!(state.update(upstream("paused", "operator", "535"), &settings, at(42)));
+        assert!(state.update(Vec::new(), &settings, at(60)));
+        let told: Vec<serde_json::Value> =
+            state.pending.iter().map(|told| serde_json::from_str(&told.body).expect("JSON")).collect();
+        let kinds: Vec<&str> = told.iter().filter_map(|told| told["type"].as_str()).collect();
+        assert_eq!(kinds, ["alert.raised", "alert.raised", "alert.raised", "alert.cleared"]);
+        assert_eq!(told[2]["data"]["who_must_act"], "operator");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_does_not_answer_is_a_store_that_takes_no_mail() {
+        let hangs = std::future::pending::<Result<Status, String>>();
+        let found = conditions(&soon(hangs).await, &Thresholds::default(), None, NOW);
+        assert_eq!(found[0].alert, "store");
+        assert!(found[0].reason.contains("the queue has not answered for 10 s"), "{}", found[0].reason);
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::{sync::watch, time::sleep};
 
 use super::{Admin, Answer, Desk, alerts, events::Wanted};
@@ -20,10 +22,31 @@ const BATCH: usize = 100;
 /// The file's name in the data directory.
 const NAME: &str = "event_webhook.json";
 
-/// How far it was told.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+/// How far it was told, and who.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     after: Option<i64>,
+    /// A digest of the URL: whoever is new there gets what happens from then on.
+    #[serde(default)]
+    of: Option<String>,
+}
+
+impl Place {
+    /// The place for this hook: begun anew where it is another than before, or there is none any more.
+    fn for_hook(&self, hook: Option<&Webhook>) -> Self {
+        let of = hook.map(|hook| digest(hook.url.expose_secret()));
+        match &of {
+            Some(digest) if self.of.as_ref().is_none_or(|known| known == digest) => {
+                Self { after: self.after, of }
+            }
+            _ => Self { after: None, of },
+        }
+    }
+}
+
+/// A URL can be a secret, so no more of it is kept than tells it from others.
+fn digest(url: &str) -> String {
+    Sha256::digest(url).iter().take(8).fold(String::new(), |text, octet| format!("{text}{octet:02x}"))
 }
 
 /// Tells what happens, until the process ends.
@@ -39,9 +62,15 @@ pub async fn forward(admin: Admin, mut shutdown: watch::Receiver<bool>) {
         }
         wait = LOOK;
         let settings = admin.settings.load_full();
-        let Some(hook) = &settings.webhooks.events else { continue };
+        let hook = settings.webhooks.events.as_ref();
+        let now = place.for_hook(hook);
+        if now != place {
+            (place, failures) = (now, 0);
+            alerts::write(&path, &place).await;
+        }
+        let Some(hook) = hook else { continue };
         // What can't be read now is read later.
-        let Ok(after) = begin(&desk, place).await else { continue };
+        let Ok(after) = begin(&desk, &place).await else { continue };
         let wanted = Wanted { cursor: Some(after.to_string()), limit: Some(BATCH), ..Wanted::default() };
         let Ok(page) = desk.events(wanted).await else { continue };
         let last = page.items.last().and_then(|event| event.seq);
@@ -81,7 +110,7 @@ pub async fn forward(admin: Admin, mut shutdown: watch::Receiver<bool>) {
 }
 
 /// Behind which event to go on; at first, behind the latest.
-async fn begin(desk: &Desk, place: Place) -> Answer<i64> {
+async fn begin(desk: &Desk, place: &Place) -> Answer<i64> {
     match place.after {
         Some(after) => Ok(after),
         None => {
@@ -95,4 +124,22 @@ async fn tell(admin: &Admin, hook: &Webhook, id: &str, body: String) -> Result<(
     let told = webhook::tell(hook, id, admin.clock.now(), body).await;
     admin.observer.metrics().webhook("event", if told.is_ok() { Told::delivered } else { Told::failed });
     told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_url_and_a_hook_that_was_gone_begin_anew() {
+        let hook = |url: &str| Webhook { url: url.into(), secret: "sesame".into() };
+        let (one, other) = (hook("https://one.example/path-4711"), hook("https://other.example/"));
+        let place = Place { after: Some(7), ..Place::default() }.for_hook(Some(&one));
+        assert_eq!(place.after, Some(7));
+        assert_eq!(place.for_hook(Some(&one)), place);
+        assert_eq!(place.for_hook(Some(&other)).after, None);
+        assert_eq!(place.for_hook(None), Place::default());
+        assert_eq!(place.for_hook(None).for_hook(Some(&one)).after, None);
+        assert!(!serde_json::to_string(&place).unwrap().contains("4711"));
+    }
 }

@@ -63,7 +63,7 @@ pub use self::{
     once::Once,
     queue::Filter,
     relay::{Info, ListenInfo},
-    serve::{SOCKET, connect_socket, serve},
+    serve::{SOCKET, TcpDoor, connect_socket, serve},
     stream::Streams,
     submit::Places,
     trend::{Moment, Trend},

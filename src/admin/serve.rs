@@ -44,21 +44,60 @@ const BUFFER_MAX: usize = 32 * 1024;
 /// At the end, for answers that are under way.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// The way in by TCP, which can move to another address: who is inside stays inside, and who has logged in stays so.
+#[derive(Debug)]
+pub struct TcpDoor {
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+    /// Told, or gone, it ends the one that is open.
+    open: watch::Sender<bool>,
+}
+
+impl TcpDoor {
+    /// Answers at this socket from now on, and no more at the one before.
+    pub fn open(&mut self, tcp: TcpListener) {
+        let (open, closing) = watch::channel(false);
+        // An answer in several writes must not wait for the client's acknowledgement.
+        let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
+        let end = ended(self.shutdown.clone(), closing);
+        tokio::spawn(answer(tcp, self.router.clone(), |peer: &SocketAddr| peer.ip(), end));
+        self.open = open;
+    }
+
+    /// Lets nobody in any more.
+    pub fn close(&self) {
+        let _ = self.open.send(true);
+    }
+}
+
 /// Answers on TCP and on the Unix socket at `path`, and keeps the numbers behind the plots, until
-/// `shutdown` turns true.
+/// `shutdown` turns true; on TCP, as long as the door is kept.
 ///
 /// # Errors
 /// The socket can't be made.
-pub fn serve(admin: Admin, tcp: TcpListener, path: &Path, shutdown: watch::Receiver<bool>) -> io::Result<()> {
+pub fn serve(
+    admin: Admin,
+    tcp: TcpListener,
+    path: &Path,
+    shutdown: watch::Receiver<bool>,
+) -> io::Result<TcpDoor> {
     let unix = bind_socket(path)?;
-    // An answer in several writes must not wait for the client's acknowledgement.
-    let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let tcp_router = router(admin.clone(), Access::Tcp);
-    tokio::spawn(answer(tcp, tcp_router, |peer: &SocketAddr| peer.ip(), shutdown.clone()));
+    let (open, _) = watch::channel(false);
+    let mut door = TcpDoor { router: router(admin.clone(), Access::Tcp), shutdown: shutdown.clone(), open };
+    door.open(tcp);
     let here = |_: &_| IpAddr::V4(Ipv4Addr::LOCALHOST);
-    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), here, shutdown.clone()));
+    let end = ended(shutdown.clone(), shutdown.clone());
+    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), here, end));
     tokio::spawn(trend::keep(admin, shutdown));
-    Ok(())
+    Ok(door)
+}
+
+/// Returns when one of them turns true, or can't any more.
+async fn ended(mut one: watch::Receiver<bool>, mut other: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = one.wait_for(|ended| *ended) => {}
+        _ = other.wait_for(|ended| *ended) => {}
+    }
 }
 
 /// What `axum::serve` does, with bounds: on connections, their number, header and time.
@@ -66,8 +105,9 @@ async fn answer<L: Listener>(
     mut listener: L,
     router: Router,
     peer: fn(&L::Addr) -> IpAddr,
-    mut shutdown: watch::Receiver<bool>,
+    end: impl Future<Output = ()>,
 ) {
+    tokio::pin!(end);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).max_buf_size(BUFFER_MAX);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -79,7 +119,7 @@ async fn answer<L: Listener>(
         };
         let ((stream, address), place) = tokio::select! {
             accepted = accepted => accepted,
-            _ = shutdown.wait_for(|shutdown| *shutdown) => break,
+            () = &mut end => break,
         };
         let peer = Peer(peer(&address));
         let service = router.clone().map_request(move |mut request: Request<Incoming>| {
@@ -94,6 +134,8 @@ async fn answer<L: Listener>(
             drop(place);
         });
     }
+    // Whoever knocks now is refused, and the address is free.
+    drop(listener);
     let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
 }
 

@@ -282,3 +282,96 @@ async fn the_document_has_just_the_routes_that_there_are() {
     described.values_mut().for_each(|methods| methods.sort());
     assert_eq!(routed, described);
 }
+
+/// The fields that a route's query may have, as its refusal of another one names them; none where it names none.
+fn fields(words: &str) -> Vec<String> {
+    let Some((_, list)) = words.split_once("expected ") else { return Vec::new() };
+    let mut fields: Vec<String> = list.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    fields.sort();
+    fields
+}
+
+#[tokio::test]
+async fn the_document_has_just_the_parameters_that_a_query_may_have() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let router = router(admin, Access::Socket);
+    let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).expect("JSON");
+    let mut compared = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let Some(parameters) = item["get"]["parameters"].as_array() else { continue };
+        let request = Request::builder().uri(format!("{path}?no_such_field=x"));
+        let answer = router.clone().oneshot(request.body(Body::empty()).expect("a request")).await;
+        let body = axum::body::to_bytes(answer.expect("an answer").into_body(), 65_536).await;
+        let read = fields(&String::from_utf8_lossy(&body.expect("a body")));
+        if read.is_empty() {
+            continue;
+        }
+        let described = parameters.iter().map(|parameter| match parameter["$ref"].as_str() {
+            Some(reference) => document.pointer(&reference[1..]).expect("it is there"),
+            None => parameter,
+        });
+        let described = described.filter(|parameter| parameter["in"] == "query");
+        let mut described: Vec<String> =
+            described.filter_map(|parameter| Some(parameter["name"].as_str()?.to_owned())).collect();
+        described.sort();
+        assert_eq!(described, read, "{path}");
+        compared.push(path.as_str());
+    }
+    for path in ["/api/v1/queue", "/api/v1/queue/export", "/api/v1/events"] {
+        assert!(compared.contains(&path), "{path} is not in {compared:?}");
+    }
+}
+
+#[tokio::test]
+async fn while_the_queue_can_not_be_read_metrics_say_so_and_keep_their_counters() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    admin.observer.metrics().received(crate::observe::Received::accepted);
+    let database = rusqlite::Connection::open(home.path().join("queue/queue.sqlite")).expect("its database");
+    let router = router(admin, Access::Socket);
+    let get = async |path: &str| {
+        let request = Request::builder().uri(path).body(Body::empty()).expect("a request");
+        let answer = router.clone().oneshot(request).await.expect("an answer");
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+        (status, String::from_utf8_lossy(&body).into_owned())
+    };
+    for (change, status, ready) in [
+        ("SELECT 1", 200, "outpost_ready 1\n"),
+        ("ALTER TABLE meta RENAME TO gone", 503, "outpost_ready 0\n"),
+        ("ALTER TABLE gone RENAME TO meta", 200, "outpost_ready 1\n"),
+    ] {
+        database.execute_batch(change).expect("it is done");
+        assert_eq!(get("/api/v1/status").await.0, status, "{change}");
+        let (status, text) = get("/metrics").await;
+        assert_eq!(status, 200, "{change}: {text}");
+        for line in [
+            ready,
+            "outpost_received_total{result=\"accepted\"} 1\n",
+            "outpost_upstream_up{upstream=\"up.example\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{change}: {line} is not in {text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_looks_at_the_metrics_at_the_same_time_sees_all_of_them() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let router = router(admin, Access::Socket);
+    let look = |router: Router| async move {
+        for _ in 0..100 {
+            let request = Request::builder().uri("/metrics").body(Body::empty()).expect("a request");
+            let answer = router.clone().oneshot(request).await.expect("an answer");
+            let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+            let text = String::from_utf8_lossy(&body).into_owned();
+            assert!(text.contains("outpost_upstream_up{upstream=\"up.example\"} 1\n"), "{text}");
+        }
+    };
+    let looking: Vec<_> = (0..8).map(|_| tokio::spawn(look(router.clone()))).collect();
+    for one in looking {
+        one.await.expect("it sees all");
+    }
+}

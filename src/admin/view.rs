@@ -4,13 +4,19 @@
 //! The store knows when an entry is due; whether it really goes out then is the gate's word. While
 //! that is closed, what is due is shown as deferred, with the gate's reason and time.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Desk, people};
 use crate::{
     clock::Timestamp,
     delivery::TokenInUse,
-    limits::{account::Usage, breaker::Stopped, gate::Closed},
+    limits::{
+        account::{Blocked, Usage},
+        breaker::Stopped,
+        gate::Closed,
+    },
     mail::outcome::{self, Evidence, Scope, Who},
     queue::{
         DAMAGED, Depth, Fault, Listed, Standing, disk,
@@ -112,6 +118,16 @@ pub struct Status {
     pub ready: bool,
 }
 
+impl Status {
+    /// Whether this upstream waits for nothing but a limit of ours to free up.
+    pub fn waits_for_limit(&self, upstream: &UpstreamStatus) -> bool {
+        let is_full = |limit: &LimitStatus| limit.upstream == upstream.name && limit.used >= limit.max;
+        upstream.state == "paused"
+            && upstream.who_must_act.as_deref() == Some(Who::Nobody.name())
+            && self.limits.iter().any(is_full)
+    }
+}
+
 /// How much is queued.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -129,7 +145,7 @@ pub struct QueueStatus {
 #[allow(missing_docs)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `paused` (it doesn't let us in, or a limit is used up) or `down`.
+    /// `up`, `paused` (it doesn't let us in, or a limit is used up for a while) or `down`.
     pub state: String,
     pub reason: Option<String>,
     pub who_must_act: Option<String>,
@@ -246,6 +262,9 @@ pub struct StoreStatus {
     pub warning: Option<String>,
 }
 
+/// A limit that frees up sooner is not worth a word: mail flows as fast as it may.
+pub(crate) const QUOTA_FROM: Duration = Duration::from_secs(120);
+
 /// What to do about refusal after refusal, where the upstream's words are all that is known.
 const HELP_STOPPED: &str = "find out at the upstream why, then `outpost queue release --all --yes`; a message is tried now \
     and then, and if it passes, all go";
@@ -304,7 +323,17 @@ impl Outlook {
     }
 
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamStatus> {
-        self.upstreams.iter().map(upstream_status)
+        self.upstreams.iter().map(|up| upstream_status(up, self.now))
+    }
+
+    /// Each upstream, and whether it would take mail if our limits let us send it.
+    pub(crate) fn healths(&self) -> impl Iterator<Item = (UpstreamStatus, bool)> {
+        self.upstreams.iter().zip(self.upstreams()).map(|(up, status)| {
+            let limited = up.closed.is_none() && up.stopped.is_empty();
+            let limited = limited && up.blocked.as_ref().is_some_and(|blocked| !blocked.is_fault);
+            let is_well = limited || status.state == "up";
+            (status, is_well)
+        })
     }
 
     pub(crate) fn limits(&self) -> impl Iterator<Item = LimitStatus> {
@@ -417,7 +446,12 @@ impl Outlook {
     }
 }
 
-fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
+/// Whether it is worth a word: mail waits longer for it than the way that mail flows under a limit explains.
+fn is_long(blocked: &Blocked, now: Timestamp) -> bool {
+    blocked.is_fault || blocked.until.is_some_and(|until| until.since(now) >= QUOTA_FROM)
+}
+
+fn upstream_status(up: &UpstreamState, now: Timestamp) -> UpstreamStatus {
     let status = |state: &str, reason: Option<String>| UpstreamStatus {
         name: up.name.clone(),
         state: state.to_owned(),
@@ -463,12 +497,12 @@ fn upstream_status(up: &UpstreamState) -> UpstreamStatus {
                 ..status(if kept_out { "paused" } else { "down" }, Some(evidence.to_string()))
             }
         }
-        (None, None, Some(blocked)) => UpstreamStatus {
+        (None, None, Some(blocked)) if is_long(blocked, now) => UpstreamStatus {
             who_must_act: Some(Who::Nobody.name().to_owned()),
             until: blocked.until.map(|until| until.to_string()),
             ..status("paused", Some(blocked.reason.clone()))
         },
-        (None, None, None) => status("up", None),
+        (None, None, _) => status("up", None),
     }
 }
 
@@ -528,8 +562,6 @@ mod tests {
         config::Waits,
         limits::gate::Gate,
     };
-    use std::time::Duration;
-
     const NOW: Timestamp = Timestamp(1_340_000_000_000);
 
     async fn outlook(scope: Option<Scope>, connections: usize) -> Outlook {
@@ -617,13 +649,39 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_upstream_is_up_paused_or_down_and_says_who_must_act() {
         for (scope, state) in [(Scope::Credential, "paused"), (Scope::Upstream, "down")] {
-            let status = upstream_status(&outlook(Some(scope), 0).await.upstreams[0]);
+            let status = upstream_status(&outlook(Some(scope), 0).await.upstreams[0], NOW);
             assert_eq!((status.state.as_str(), status.who_must_act.as_deref()), (state, Some("operator")));
             assert!(status.reason.is_some_and(|reason| reason.contains("535 5.7.8 no")));
         }
-        let up = upstream_status(&outlook(None, 2).await.upstreams[0]);
+        let up = upstream_status(&outlook(None, 2).await.upstreams[0], NOW);
         assert_eq!((up.state.as_str(), up.reason, up.connections), ("up", None, 2));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_used_up_limit_is_told_where_it_lasts_and_is_no_outage() {
+        let blocked = |seconds: Option<u64>, is_fault: bool| Blocked {
+            reason: "the limit is used up".into(),
+            until: seconds.map(|seconds| NOW.after(Duration::from_secs(seconds))),
+            is_fault,
+        };
+        for (block, state, is_well) in [
+            (blocked(Some(1), false), "up", true),
+            (blocked(Some(119), false), "up", true),
+            (blocked(None, false), "up", true),
+            (blocked(Some(120), false), "paused", true),
+            (blocked(Some(5), true), "paused", false),
+        ] {
+            let mut outlook = outlook(None, 0).await;
+            outlook.upstreams[0].blocked = Some(block.clone());
+            let (status, well) = outlook.healths().next().unwrap();
+            assert_eq!((status.state.as_str(), well), (state, is_well), "{block:?}");
+            assert_eq!(status.reason.is_some(), state == "paused", "{block:?}");
+        }
+        let mut down = outlook(Some(Scope::Upstream), 0).await;
+        down.upstreams[0].blocked = Some(blocked(Some(500), false));
+        assert!(!down.healths().next().unwrap().1);
+    }
+
     #[test]
     fn a_token_is_trouble_only_when_it_can_not_be_renewed() {
         let mut token = Token { expires: NOW.to_string(), reason: None, help: None };

@@ -348,7 +348,7 @@ pub const KEYS: &[Key] = &[
         .default("false")
         .doc("Publish the upstream's password too."),
     Key::new("smtp_admin_listen", "an IP address with its port", "127.0.0.1:8025")
-        .restart().default("127.0.0.1:8025")
+        .default("127.0.0.1:8025")
         .doc("Web page, API and metrics."),
     Key::new("smtp_admin_password", "a password, in one line", "'…'")
         .secret()
@@ -357,10 +357,10 @@ pub const KEYS: &[Key] = &[
         .default("info")
         .doc("What is logged, as `tracing` understands it."),
     Key::new("smtp_log_format", "one of human, json", "json")
-        .restart().default("human")
+        .default("human")
         .doc("Lines for people, or a JSON object a line."),
     Key::new("smtp_log_addresses", "one of full, domain, hash", "domain")
-        .restart().default("full")
+        .default("full")
         .doc("What the log shows of people's addresses: all, the domain, or a number in their place."),
     Key::new("smtp_alert_webhook", "an https URL", "https://alerts.example.com/outpost")
         .secret()
@@ -387,27 +387,46 @@ pub const KEYS: &[Key] = &[
 
 /// What a listener holds when it is written as a map.
 pub(super) const LISTENER: &[Key] = &[
-    Key::new("address", "an address with its port, `unix:` and a path, or `fd:` and a name", "0.0.0.0:465"),
-    Key::new("tls", "one of none, starttls, implicit", "implicit"),
-    Key::new("auth", "optional or required", "required"),
-    Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5"),
+    Key::new("address", "an address with its port, `unix:` and a path, or `fd:` and a name", "0.0.0.0:465")
+        .doc("Where it listens."),
+    Key::new("tls", "one of none, starttls, implicit", "implicit")
+        .default("starttls")
+        .doc("Whether a connection begins in TLS, may change to it, or neither."),
+    Key::new("auth", "optional or required", "required")
+        .default("optional")
+        .doc("Whether everybody must log in here, trusted networks too."),
+    Key::new("proxy_protocol", "true, false, or the networks of the load balancers", "10.0.0.5")
+        .default("false")
+        .doc("Who must begin with a PROXY header, and is believed: the load balancers."),
 ];
 
 /// What a login holds.
 pub(super) const USER: &[Key] = &[
-    Key::new("password", "a password, in one line", "'…'").secret(),
-    Key::new("senders", "a domain or a mail address, or a list of them", "shop.example.com"),
-    Key::new("rate_limit", "a limit, or a list of them", "100/hour"),
+    Key::new("password", "a password, in one line", "'…'").secret().default("required").doc("Its password."),
+    Key::new("senders", "a domain or a mail address, or a list of them", "shop.example.com")
+        .default("any")
+        .doc("The senders that it may use."),
+    Key::new("rate_limit", "a limit, or a list of them", "100/hour").doc("How much it may hand in."),
 ];
 
 /// What one of several upstreams holds: what it is for, and the keys above under shorter names.
 pub(super) const RELAY: &[Key] = &[
-    Key::new("name", "a name of letters, digits, . _ and -", "first"),
-    Key::new("priority", "a number from 0 to 1000", "10"),
-    Key::new("weight", "a number from 1 to 1000", "3"),
-    Key::new("senders", "a domain or a mail address, or a list of them", "example.com"),
-    Key::new("recipients", "a domain or a mail address, or a list of them", "example.com"),
-    Key::new("users", "a login of an app, or a list of them", "shop"),
+    Key::new("name", "a name of letters, digits, . _ and -", "first")
+        .default("the server's")
+        .doc("Its name in the log, status and metrics."),
+    Key::new("priority", "a number from 0 to 1000", "10").default("0").doc("Lower goes first."),
+    Key::new("weight", "a number from 1 to 1000", "3")
+        .default("1")
+        .doc("Its share among those of the same priority."),
+    Key::new("senders", "a domain or a mail address, or a list of them", "example.com")
+        .default("any")
+        .doc("Mail from these."),
+    Key::new("recipients", "a domain or a mail address, or a list of them", "example.com")
+        .default("any")
+        .doc("Mail to these."),
+    Key::new("users", "a login of an app, or a list of them", "shop")
+        .default("any")
+        .doc("Mail of these logins."),
     key!("smtp_relay_server").called("server"),
     key!("smtp_relay_port").called("port"),
     key!("smtp_relay_username").called("username"),
@@ -444,23 +463,23 @@ pub(super) const REPLIES: &[Key] = &[
 /// What a rule about replies holds.
 #[rustfmt::skip] // One key, one line.
 pub(super) const REPLY: &[Key] = &[
-    Key::new("name", "a name", "slow-down"),
-    Key::new("provider", "a preset's name, or a list of them", "gmail"),
-    Key::new("phase", "one or several of connect, greeting, ehlo, starttls, tls, auth, mail, rcpt, data, content, final reply", "rcpt"),
-    Key::new("code", "a code of three digits, x for any, or a list of them", "45x"),
-    Key::new("enhanced", "an enhanced code, x for any number, or none, or a list of them", "5.4.5"),
-    Key::new("text", "a regular expression", "quota exceeded"),
-    Key::new("after_accepted", "true or false", "true"),
-    Key::new("scope", "one of recipient, message, transaction, sender, credential, account, upstream, network", "account"),
-    Key::new("permanent", "true or false", "false"),
-    Key::new("tries", "a number from 1 to 1000", "5"),
-    Key::new("who_must_act", "one of operator, the upstream, the sender, nobody", "operator"),
-    Key::new("means", "words", "the quota of today is used up"),
-    Key::new("help", "words", "send less"),
-    Key::new("wait", "a duration, or hour for the next full hour", "10m"),
-    Key::new("slower", "rate or connections", "rate"),
-    Key::new("source", "words", "the provider's manual"),
-    Key::new("date", "a day", "2026-11-23"),
+    Key::new("name", "a name", "slow-down").doc("Its name, in the log."),
+    Key::new("provider", "a preset's name, or a list of them", "gmail").default("any").doc("Only of these upstreams."),
+    Key::new("phase", "one or several of connect, greeting, ehlo, starttls, tls, auth, mail, rcpt, data, content, final reply", "rcpt").default("any").doc("Only replies to these."),
+    Key::new("code", "a code of three digits, x for any, or a list of them", "45x").default("any").doc("Only these."),
+    Key::new("enhanced", "an enhanced code, x for any number, or none, or a list of them", "5.4.5").default("any").doc("Only these."),
+    Key::new("text", "a regular expression", "quota exceeded").default("any").doc("Only where it fits the text, in any case."),
+    Key::new("after_accepted", "true or false", "true").default("any").doc("Only where another recipient of the transaction was accepted."),
+    Key::new("scope", "one of recipient, message, transaction, sender, credential, account, upstream, network", "account").default("as the phase has it").doc("What the reply is about: only a message or a recipient can be refused for good."),
+    Key::new("permanent", "true or false", "false").default("by the first digit").doc("Whether it is for good, whatever the first digit."),
+    Key::new("tries", "a number from 1 to 1000", "5").doc("So many are worth it; then it counts as refused."),
+    Key::new("who_must_act", "one of operator, the upstream, the sender, nobody", "operator").default("operator").doc("Who can change it."),
+    Key::new("means", "words", "the quota of today is used up").doc("What it means, in words for people."),
+    Key::new("help", "words", "send less").doc("What to do."),
+    Key::new("wait", "a duration, or hour for the next full hour", "10m").doc("How long to wait before the next try."),
+    Key::new("slower", "rate or connections", "rate").doc("What the upstream wants less of."),
+    Key::new("source", "words", "the provider's manual").doc("Where that is written."),
+    Key::new("date", "a day", "2026-11-23").doc("When it was."),
 ];
 
 /// What the table of presets holds.
@@ -503,10 +522,16 @@ pub(super) const MISTAKE: &[Key] = &[
 
 /// What a key that signs mail holds.
 pub(super) const DKIM: &[Key] = &[
-    Key::new("domain", "a domain name", "example.com"),
-    Key::new("selector", "a domain name", "outpost"),
-    Key::new("key", "the path of a PEM file", "/etc/outpost/dkim.pem"),
-    Key::new("algorithm", "rsa or ed25519", "rsa"),
+    Key::new("domain", "a domain name", "example.com")
+        .default("required")
+        .doc("Mail from this domain, and from below it, is signed."),
+    Key::new("selector", "a domain name", "outpost")
+        .default("outpost")
+        .doc("Tells the keys of a domain apart."),
+    Key::new("key", "the path of a PEM file", "/etc/outpost/dkim.pem")
+        .default("`dkim/SELECTOR.DOMAIN.pem` in the data directory")
+        .doc("The private key."),
+    Key::new("algorithm", "rsa or ed25519", "rsa").default("rsa").doc("How it signs."),
 ];
 
 /// Every key that holds a secret, below the key of its map where it has one: `smtp_users.password`.
@@ -527,12 +552,24 @@ pub fn secret_keys() -> impl Iterator<Item = String> {
 
 /// What tells where access tokens come from.
 pub(super) const OAUTH: &[Key] = &[
-    Key::new("provider", "google or microsoft", "microsoft"),
-    Key::new("tenant", "a directory's name or number", "example.onmicrosoft.com"),
-    Key::new("device_url", "an https URL", "https://oauth2.googleapis.com/device/code"),
-    Key::new("token_url", "an https URL", "https://oauth2.googleapis.com/token"),
-    Key::new("client_id", "words", "1234.apps.googleusercontent.com"),
-    Key::new("client_secret", "a secret, in one line", "'…'").secret(),
-    Key::new("refresh_token", "a secret, in one line", "'…'").secret(),
-    Key::new("scope", "words", "https://mail.google.com/"),
+    Key::new("provider", "google or microsoft", "microsoft").doc("Sets the URLs and the scope."),
+    Key::new("tenant", "a directory's name or number", "example.onmicrosoft.com")
+        .default("organizations")
+        .doc("The directory at microsoft."),
+    Key::new("device_url", "an https URL", "https://oauth2.googleapis.com/device/code")
+        .default("the provider's")
+        .doc("Where a user's consent is asked for."),
+    Key::new("token_url", "an https URL", "https://oauth2.googleapis.com/token")
+        .default("the provider's, else required")
+        .doc("Where access tokens are given."),
+    Key::new("client_id", "words", "1234.apps.googleusercontent.com")
+        .default("required")
+        .doc("The client's name there."),
+    Key::new("client_secret", "a secret, in one line", "'…'").secret().doc("Its secret."),
+    Key::new("refresh_token", "a secret, in one line", "'…'")
+        .secret()
+        .doc("What stands for a user's consent; without one, the client acts by itself."),
+    Key::new("scope", "words", "https://mail.google.com/")
+        .default("the provider's")
+        .doc("What is asked for."),
 ];

@@ -63,6 +63,8 @@ pub struct Blocked {
     pub reason: String,
     /// When it may again, if nothing else happens; `None` while that depends on what is under way.
     pub until: Option<Timestamp>,
+    /// It is our disk that is in the way, not a limit.
+    pub is_fault: bool,
 }
 
 /// How much of one limit is used.
@@ -124,11 +126,11 @@ impl Account {
         if let Some((reason, until)) = state.fault.as_ref().filter(|(_, until)| *until > Instant::now()) {
             let reason = format!("what is used of the limits of {} can't be recorded: {reason}", self.0.of);
             let until = self.0.clock.now().after(until.saturating_duration_since(Instant::now()));
-            return Some(Blocked { reason, until: Some(until) });
+            return Some(Blocked { reason, until: Some(until), is_fault: true });
         }
         let (limit, frees) = state.budget.blocked(now)?;
         let reason = format!("the limit of {} of {limit} is used up", self.0.of);
-        Some(Blocked { reason, until: frees.map(|frees| self.wall(now, frees)) })
+        Some(Blocked { reason, until: frees.map(|frees| self.wall(now, frees)), is_fault: false })
     }
 
     /// Waits until a message to one recipient could be sent.
@@ -354,7 +356,8 @@ mod tests {
         let account = open(&place, &["5/day"]);
         std::fs::write(&place, "in the way").unwrap();
         assert!(account.take(1).await.is_none());
-        assert!(account.blocked().unwrap().reason.contains("can't be recorded"));
+        let blocked = account.blocked().unwrap();
+        assert!(blocked.reason.contains("can't be recorded") && blocked.is_fault);
     }
 
     #[tokio::test]

@@ -4,53 +4,33 @@
 use std::fmt::{self, Debug};
 
 use serde_json::{Map, Value};
-use tracing::{Event, Subscriber, field};
-use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
-    registry::LookupSpan,
-};
+use tracing::{Event, field};
+use tracing_subscriber::fmt::format::Writer;
 
 use super::{MAIL, mask::Mask};
 use crate::clock::Clock;
 
-/// Writes each line as an object, with addresses masked.
-#[derive(Debug)]
-pub struct Lines {
-    /// How addresses are shown.
-    pub mask: Mask,
-    /// The time.
-    pub clock: Clock,
-}
-
-impl<S, N> FormatEvent<S, N> for Lines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        _context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let meta = event.metadata();
-        // An event is masked before it is written as JSON.
-        let is_mail = meta.target() == MAIL;
-        let mut fields = Fields { mask: (!is_mail).then_some(&self.mask), found: Map::new() };
+/// Writes a line as an object, with addresses masked.
+pub(super) fn write(mask: &Mask, clock: &Clock, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    let fields = |mask| {
+        let mut fields = Fields { mask, found: Map::new() };
         event.record(&mut fields);
-        if is_mail
-            && let Some(Value::String(object)) = fields.found.get("message")
-            && object.starts_with('{')
-        {
-            return writeln!(writer, "{object}");
-        }
-        let mut line = Map::new();
-        line.insert("time".to_owned(), self.clock.now().to_string().into());
-        line.insert("level".to_owned(), meta.level().as_str().to_ascii_lowercase().into());
-        line.insert("target".to_owned(), meta.target().into());
-        line.extend(fields.found);
-        writeln!(writer, "{}", Value::Object(line))
+        fields.found
+    };
+    let meta = event.metadata();
+    // An event was masked before it was written as JSON.
+    if meta.target() == MAIL
+        && let Some(Value::String(object)) = fields(None).get("message")
+        && object.starts_with('{')
+    {
+        return writeln!(writer, "{object}");
     }
+    let mut line = Map::new();
+    line.insert("time".to_owned(), clock.now().to_string().into());
+    line.insert("level".to_owned(), meta.level().as_str().to_ascii_lowercase().into());
+    line.insert("target".to_owned(), meta.target().into());
+    line.extend(fields(Some(mask)));
+    writeln!(writer, "{}", Value::Object(line))
 }
 
 /// The fields of a line as JSON has them.

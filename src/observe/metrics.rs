@@ -188,7 +188,11 @@ impl Metrics {
             "From acceptance to delivery, per recipient",
             metrics.delivery_seconds.clone(),
         );
-        r.register("upstream_up", "1 while the upstream takes mail", metrics.upstream_up.clone());
+        r.register(
+            "upstream_up",
+            "1 while the upstream takes mail, as far as our own limits let it be sent",
+            metrics.upstream_up.clone(),
+        );
         r.register(
             "upstream_connections",
             "Open connections to the upstream",

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Observer, mask::Mask, metrics::Counter};
+use super::{Observer, metrics::Counter, style::Styles};
 
 /// Lines that wait at most. With [`LINE_MAX`] it bounds the memory; ordinary lines take 2 MiB.
 const LINES_MAX: usize = 8_192;
@@ -45,7 +45,7 @@ pub struct Output {
     dropped: Counter,
     /// Those of them of which nothing was said yet.
     untold: Arc<AtomicU64>,
-    mask: Arc<Mask>,
+    styles: Styles,
 }
 
 impl Output {
@@ -56,17 +56,12 @@ impl Output {
     pub fn start(observer: &Observer, sink: impl Write + Send + 'static) -> io::Result<Self> {
         let (lines, waiting) = sync_channel(LINES_MAX);
         let dropped = observer.metrics().log_lines_dropped.clone();
-        let output = Self { lines, dropped: dropped.clone(), untold: Arc::default(), mask: Arc::default() };
+        let output =
+            Self { lines, dropped: dropped.clone(), untold: Arc::default(), styles: observer.styles() };
         let untold = Arc::clone(&output.untold);
         let thread = std::thread::Builder::new().name("log".to_owned());
         thread.spawn(move || write_all(&waiting, sink, &dropped, &untold))?;
         Ok(output)
-    }
-
-    /// The same with addresses masked in each line.
-    #[must_use]
-    pub fn masking(self, mask: Mask) -> Self {
-        Self { mask: Arc::new(mask), ..self }
     }
 
     /// Waits, not long, until what was said so far is written.
@@ -88,7 +83,10 @@ impl Output {
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        let masked = self.mask.apply(&text);
+        let style = self.styles.load();
+        // An object has been masked value by value, so that it stays one.
+        let is_object = line.starts_with(b"{");
+        let masked = if is_object { Cow::Borrowed(&*text) } else { style.mask.apply(&text) };
         let octets = if matches!(masked, Cow::Borrowed(_)) { line } else { masked.as_bytes() };
         let mut kept = octets[..octets.len().min(LINE_MAX)].to_vec();
         if kept.len() < octets.len() {

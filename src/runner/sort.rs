@@ -337,6 +337,6 @@ fn obstacle(lane: &Lane, now: Timestamp) -> Option<Obstacle> {
         let reason = closed.evidence.to_string();
         return Some(Obstacle { reason, until: Some(closed.until), evidence: Some(closed.evidence) });
     }
-    let Blocked { reason, until } = lane.account.blocked()?;
+    let Blocked { reason, until, .. } = lane.account.blocked()?;
     Some(Obstacle { reason, until, evidence: None })
 }

@@ -19,7 +19,7 @@ mod manager;
 pub mod parts;
 mod passwords;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::SecretString;
@@ -38,7 +38,7 @@ use self::{
     passwords::Passwords,
 };
 use crate::{
-    admin::{self, Admin, Once, Places, Streams},
+    admin::{self, Admin, Once, Places, Streams, TcpDoor},
     clock::Clock,
     config::{self, ListenTls, Loaded, Settings, Source},
     delivery::{dkim::KeyFault, tls::TlsFault},
@@ -221,6 +221,7 @@ struct Service {
     source: Option<Source>,
     published: Arc<ArcSwap<Published>>,
     doors: Doors,
+    page: TcpDoor,
     passwords: Passwords,
     watched: Watch,
     queue: Queue,
@@ -298,7 +299,7 @@ impl Service {
         let socket_path = settings.load().data.join("admin.sock");
         tokio::spawn(admin::alerts::watch(admin.clone(), told.clone()));
         tokio::spawn(admin::forward::forward(admin.clone(), told.clone()));
-        admin::serve(admin, admin_socket, &socket_path, told.clone())
+        let page = admin::serve(admin, admin_socket, &socket_path, told.clone())
             .map_err(|error| StartError::Data { path: socket_path, error })?;
 
         let mut writers = vec![writer];
@@ -323,6 +324,7 @@ impl Service {
             source,
             published,
             doors,
+            page,
             passwords,
             watched,
             queue,
@@ -428,6 +430,25 @@ impl Service {
         self.published.store(Arc::new(published));
     }
 
+    /// Has the page and the API at another address. One of the same port may be free only when the old one is closed.
+    async fn move_page(&mut self, old: SocketAddr, new: SocketAddr) -> Result<(), StartError> {
+        let mut bound = bind(&new.to_string()).await;
+        if bound.is_err() && new.port() == old.port() {
+            self.page.close();
+            let until = Instant::now() + LET_GO;
+            while bound.is_err() && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                bound = bind(&new.to_string()).await;
+            }
+            if bound.is_err() {
+                self.page.open(bind(&old.to_string()).await?);
+            }
+        }
+        self.page.open(bound?);
+        tracing::info!(address = %new, "the page and the API are here now");
+        Ok(())
+    }
+
     /// Reads the configuration again and goes by it. Queue, connections and counters stay. `why` begins the line in
     /// the log.
     async fn reload(&mut self, log: &Log, why: &str) -> Result<String, String> {
@@ -464,16 +485,21 @@ impl Service {
             tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         self.watched = watched;
         let mut settings = loaded.map_err(|problems| problems.to_string())?.settings;
+        let old_page = old.admin.listen;
         let waiting = parts::leave_until_restart(&old, &mut settings);
         let plan = self.doors.plan(&settings.listen).await.map_err(|error| error.to_string())?;
         settings.listen = plan.addresses();
         let prepared = prepare(&settings, plan).map_err(|error| error.to_string())?;
         let kept = self.runner.agents();
         let orders = parts::orders(&settings, &kept, &self.clock).map_err(|error| error.to_string())?;
+        // The last that can fail, for it may close what is open.
+        if settings.admin.listen != old_page {
+            self.move_page(old_page, settings.admin.listen).await.map_err(|error| error.to_string())?;
+        }
         self.change_listener(&settings, prepared).await;
         self.queue.change(&settings.queue);
         self.runner.change(orders);
-        log.change(&settings.log.level);
+        log.change(&settings.log, &settings.data);
         self.settings.store(Arc::new(settings));
         Ok(if waiting.is_empty() {
             "configuration read again".to_owned()

@@ -27,9 +27,10 @@ use crate::{
         tls::{self, Identity},
     },
     observe::{
-        Observer, json,
+        Observer,
         mask::{Addresses, Mask},
         output::Output,
+        style::{self, Style, Styles},
     },
     runner::Orders,
     smtp::address::Mailbox,
@@ -38,14 +39,16 @@ use crate::{
 /// The log, as long as this is kept.
 pub(crate) struct Log {
     output: Option<Output>,
+    styles: Styles,
     change: Option<Box<dyn Fn(EnvFilter) + Send + Sync>>,
 }
 
 impl Log {
-    /// Says more or less from now on.
-    pub(super) fn change(&self, level: &str) {
+    /// Says more or less, and in another form, from now on.
+    pub(super) fn change(&self, settings: &LogSettings, data: &Path) {
+        self.styles.store(Arc::new(style(settings, data)));
         if let Some(change) = &self.change {
-            change(filter(level));
+            change(filter(&settings.level));
         }
     }
 }
@@ -67,31 +70,28 @@ fn filter(level: &str) -> EnvFilter {
 /// a thread of its own, so that whoever stops reading them stops no mail.
 pub(crate) fn start_log(settings: &LogSettings, data: &Path, observer: &Observer) -> Log {
     let colour = io::IsTerminal::is_terminal(&io::stderr());
-    let Ok(output) = Output::start(observer, io::stderr()) else { return Log { output: None, change: None } };
-    let mask = mask(settings.addresses, data);
-    // Complaints about a standard error that is closed would go to standard error, and panic there.
-    let log = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter(&settings.level));
-    // A second start in one process (tests) keeps the first.
-    let change = match settings.format {
-        LogFormat::Human => {
-            let lines = output.clone().masking(mask);
-            let log = log.with_ansi(colour).with_writer(move || lines.clone()).with_filter_reloading();
-            let handle: reload::Handle<_, _> = log.reload_handle();
-            let _ = log.try_init();
-            changing(move |filter| handle.reload(filter))
-        }
-        LogFormat::Json => {
-            observer.say_json(mask.clone());
-            let (lines, format) = (output.clone(), json::Lines { mask, clock: Clock::System });
-            let log = log.event_format(format).with_writer(move || lines.clone()).with_filter_reloading();
-            let handle: reload::Handle<_, _> = log.reload_handle();
-            let _ = log.try_init();
-            changing(move |filter| handle.reload(filter))
-        }
+    let journal = style::is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr());
+    let styles = observer.styles();
+    styles.store(Arc::new(style(settings, data)));
+    let Ok(output) = Output::start(observer, io::stderr()) else {
+        return Log { output: None, styles, change: None };
     };
+    let (lines, format) = (output.clone(), style::Lines::new(Arc::clone(&styles), journal));
+    // Complaints about a standard error that is closed would go to standard error, and panic there.
+    let log = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter(&settings.level))
+        .with_ansi(colour)
+        .event_format(format)
+        .with_writer(move || lines.clone())
+        .with_filter_reloading();
+    let handle: reload::Handle<_, _> = log.reload_handle();
+    // A second start in one process (tests) keeps the first.
+    let _ = log.try_init();
+    let change = changing(move |filter| handle.reload(filter));
     // A panic's own words would wait for standard error where it happens.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-    Log { output: Some(output), change: Some(change) }
+    Log { output: Some(output), styles, change: Some(change) }
 }
 
 /// Another level for the log, from now on.
@@ -103,6 +103,11 @@ fn changing(
             tracing::warn!(%error, "smtp_log_level can't be changed");
         }
     })
+}
+
+/// How the log looks.
+fn style(settings: &LogSettings, data: &Path) -> Style {
+    Style { json: settings.format == LogFormat::Json, mask: mask(settings.addresses, data) }
 }
 
 /// How the log shows addresses. Their numbers stay the same over restarts, where a key can be kept.
@@ -318,12 +323,7 @@ pub(crate) fn leave_until_restart(old: &Settings, new: &mut Settings) -> Vec<&'s
         }
     };
     leave("smtp_queue", old.queue.directory != new.queue.directory);
-    leave("smtp_admin_listen", old.admin.listen != new.admin.listen);
-    leave("smtp_log_format", old.log.format != new.log.format);
-    leave("smtp_log_addresses", old.log.addresses != new.log.addresses);
     new.queue.directory.clone_from(&old.queue.directory);
-    new.admin.listen = old.admin.listen;
-    (new.log.format, new.log.addresses) = (old.log.format, old.log.addresses);
     waiting
 }
 

@@ -165,6 +165,34 @@ async function picked(who) {
   await page.getByText("Back to the queue").waitFor();
 }
 
+/** Whatever is in the queue, without a box checked. */
+async function all(who) {
+  const { page } = who;
+  await page.goto("/queue");
+  await page.locator("select[name=action]").selectOption("release");
+  await page.locator("select[name=scope]").selectOption("all");
+  await page.getByRole("button", { name: "Go on" }).click();
+  await page.getByRole("heading", { name: /Release (all )?[0-9]+ messages/ }).waitFor();
+  await look(who, `serve-confirm-all-${who.name}`);
+  await page.getByRole("button", { name: /Release/ }).click();
+  await page.getByText("Back to the queue").waitFor();
+  await page.goto("/queue?state=held");
+  check(await page.locator("input[name=id]").count() === 0, "some messages are held still");
+}
+
+/** A queued message, as it was handed in. */
+async function raw(who, id) {
+  const { page } = who;
+  await page.goto(`/queue/${id}`);
+  const waiting = page.waitForEvent("download");
+  await page.getByRole("link", { name: "Download", exact: true }).click();
+  const download = await waiting;
+  check(download.suggestedFilename() === `${id}.eml`, `it is saved as ${download.suggestedFilename()}`);
+  const { readFile } = await import("node:fs/promises");
+  const text = String(await readFile(await download.path()));
+  check(text.includes("\r\n\r\n<b>text</b> ") && text.includes("Subject: mail "), `what was saved is ${text}`);
+}
+
 async function sendMail(port, subject) {
   const { connect } = await import("node:net");
   const lines = ["EHLO x", "MAIL FROM:<app@example.test>", "RCPT TO:<you@example.test>", "DATA", `Subject: ${subject}\r\n\r\nHello\r\n.`, "QUIT"];
@@ -207,7 +235,10 @@ try {
   await acted(dark, order.relay.waiting[2], "Return to the sender", /1 message returned to the sender/);
   await acted(light, order.relay.waiting[3], "Delete", /1 message deleted/);
   await acted(light, order.relay.waiting[0], "Release", /1 message released/);
+  await acted(light, order.relay.waiting[0], "Hold", /1 message held/);
+  await raw(light, order.relay.waiting[0]);
   await picked(light);
+  await all(light);
   await light.page.getByRole("link", { name: "Overview" }).click();
   await light.page.getByRole("button", { name: "Log out" }).click();
   await light.page.getByLabel("Password").waitFor();

@@ -90,11 +90,14 @@ fn headline(status: &Status) -> Markup {
             "New mail is refused for now",
             sentence(status.store.reason.as_deref().unwrap_or("the queue can't be written")),
         ),
-        () if all > 0 && stopped.len() == all => (
+        () if all > 0 && stopped.len() == all && !stopped.iter().all(|up| status.waits_for_limit(up)) => (
             "bad",
             "Mail waits",
             "It is taken and kept, and goes out once an upstream takes it; see below why not now.".to_owned(),
         ),
+        () if !stopped.is_empty() && stopped.iter().all(|up| status.waits_for_limit(up)) => {
+            ("wait", "Some mail waits", "A limit is used up; what waits goes out as it frees up.".to_owned())
+        }
         () if !stopped.is_empty() => {
             ("wait", "Some mail waits", "Not every upstream takes mail now; see below why.".to_owned())
         }

@@ -3,7 +3,8 @@
 
 use std::{fs, path::Path};
 
-use crate::config::{KEYS, Key, schema};
+use super::{read, relay};
+use crate::config::{KEYS, Key, keys, schema};
 
 /// The tables of docs/configuration.md, by their marks: the first key of each.
 const TABLES: [(&str, &str); 4] = [
@@ -12,6 +13,18 @@ const TABLES: [(&str, &str); 4] = [
     ("queue", "smtp_queue"),
     ("outside", "smtp_environment_file"),
 ];
+
+/// The tables of the maps that keys hold, by their marks.
+const MAPS: [(&str, &[Key]); 6] = [
+    ("smtp_listen", keys::LISTENER),
+    ("smtp_users", keys::USER),
+    ("smtp_relays", keys::RELAY),
+    ("smtp_relay_replies", keys::REPLY),
+    ("smtp_relay_oauth", keys::OAUTH),
+    ("smtp_dkim", keys::DKIM),
+];
+
+const HEAD: &str = "| key | meaning | a value is | default | example |\n|---|---|---|---|---|\n";
 
 fn row(key: &Key) -> String {
     let names: Vec<String> =
@@ -30,18 +43,24 @@ fn table(number: usize) -> String {
     let place = |name: &str| KEYS.iter().position(|key| key.name == name).expect("a key");
     let from = place(TABLES[number].1);
     let to = TABLES.get(number + 1).map_or(KEYS.len(), |(_, name)| place(name));
-    let head = "| key | meaning | a value is | default | example |\n|---|---|---|---|---|\n";
-    KEYS[from..to].iter().map(row).fold(head.to_owned(), |table, row| table + &row)
+    KEYS[from..to].iter().map(row).fold(HEAD.to_owned(), |table, row| table + &row)
+}
+
+/// The keys that only this map has; the others have their row above.
+fn map(keys: &[Key]) -> String {
+    let own = keys.iter().filter(|key| KEYS.iter().all(|known| known.name != key.name));
+    own.map(row).fold(HEAD.to_owned(), |table, row| table + &row)
 }
 
 /// The text with each part between two marks made anew.
 fn made_anew(text: &str) -> String {
     let mut text = text.to_owned();
-    for (number, (name, _)) in TABLES.iter().enumerate() {
+    let of_config = TABLES.iter().enumerate().map(|(number, (name, _))| (*name, table(number)));
+    for (name, made) in of_config.chain(MAPS.iter().map(|(name, keys)| (*name, map(keys)))) {
         let begin = format!("<!-- made of src/config/keys.rs: {name} -->\n");
         let from = text.find(&begin).unwrap_or_else(|| panic!("no {begin}")) + begin.len();
         let to = from + text[from..].find("<!-- end -->").expect("an end");
-        text.replace_range(from..to, &table(number));
+        text.replace_range(from..to, &made);
     }
     text
 }
@@ -65,7 +84,7 @@ fn the_manual_is_made_of_the_table_of_keys() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
     let manual = fs::read_to_string(path).expect("the manual");
     is_up_to_date("docs/configuration.md", &made_anew(&manual));
-    for key in KEYS {
+    for key in KEYS.iter().chain(MAPS.iter().flat_map(|(_, keys)| *keys)) {
         assert!(!key.doc.is_empty() && !key.example.is_empty(), "{}", key.name);
     }
 }
@@ -74,4 +93,19 @@ fn the_manual_is_made_of_the_table_of_keys() {
 fn the_schema_is_made_of_the_table_of_keys() {
     let pretty = serde_json::to_string_pretty(&schema()).expect("JSON") + "\n";
     is_up_to_date("schema/dotcloud.schema.json", &pretty);
+}
+
+/// A default that is a value, not words about one, is the one that holds: set in so many words it changes nothing.
+#[test]
+fn each_default_that_the_table_names_is_the_one_that_holds() {
+    let keys = "smtp_relay_username: us\nsmtp_relay_password: sesame\n";
+    let usual = format!("{:?}", read(&relay(keys)));
+    let is_value = |key: &&Key| !key.default.contains(' ') && !matches!(key.default, "none" | "any");
+    let mut compared = 0;
+    for key in KEYS.iter().filter(is_value) {
+        let said = format!("{keys}{}: {}\n", key.name, key.default);
+        assert_eq!(format!("{:?}", read(&relay(&said))), usual, "{}: {}", key.name, key.default);
+        compared += 1;
+    }
+    assert!(compared >= 35, "{compared}");
 }
