@@ -212,7 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Writes what is due and reads more; false if the conversation is over.
     async fn read_commands(&mut self) -> io::Result<bool> {
         self.flush().await?;
-        if self.input.is_empty() {
+        if self.input.is_empty() && self.input.capacity() > READ_COMMANDS {
             // A connection that waits for its next command should not hold what the last one took.
             self.input = BytesMut::with_capacity(READ_COMMANDS);
         }
