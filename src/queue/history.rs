@@ -10,13 +10,12 @@
 //! What is damaged is set aside and begun anew; a file of another version is left as it is, and nothing is
 //! written. What can't be written is kept for a while, then dropped and counted. What an event is, is not known here: octets.
 
+mod database;
+mod reader;
 mod tail;
 
 use std::{
-    cell::RefCell,
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -26,9 +25,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags};
 
-use self::tail::{Placed, Tail};
+pub use self::reader::{Reader, Recorded, Span};
+use self::{
+    database::{FOREIGN, SLICE, Writer, checkpoint, is_damage, is_foreign},
+    tail::{Placed, Tail},
+};
 use super::{Fault, id::QueueId, retry};
 use crate::{
     clock::{Clock, Course, Timestamp},
@@ -38,16 +41,6 @@ use crate::{
 const NAME: &str = "history.sqlite";
 /// Where a damaged one is put; one before it is replaced.
 const NAME_DAMAGED: &str = "history.damaged.sqlite";
-const FORMAT: i32 = 1;
-const APPLICATION_ID: i32 = 0x4F75_7048; // "OupH"
-const SCHEMA: &str = "
-    CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO meta VALUES('events', 0);
-    CREATE TABLE event(seq INTEGER PRIMARY KEY, id INTEGER, octets BLOB NOT NULL);
-    CREATE INDEX event_id ON event(id) WHERE id IS NOT NULL;
-";
-/// Later than the rest of its format: made where it is missing. What is refused is found and counted by it.
-const INDEX_OF_NONE: &str = "CREATE INDEX IF NOT EXISTS event_of_none ON event(seq) WHERE id IS NULL";
 
 /// Events of no message, which is what was refused, have this share of every bound: whoever is refused
 /// again and again pushes out others like it, and not what happened to mail.
@@ -62,8 +55,6 @@ const GATHER: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked for old events while there is nothing to write.
 const LOOK: Duration = Duration::from_secs(30);
-/// Events deleted in one go.
-const SLICE: i64 = 1_000;
 /// Octets of events behind which the log of the database is emptied.
 const CHECKPOINT_AFTER: usize = 1024 * 1024;
 /// A tail that is longer is emptied, though there is more to come.
@@ -72,9 +63,6 @@ const TAIL_MAX: u64 = 1024 * 1024;
 const ROOM_HOLDS: Duration = Duration::from_millis(50);
 /// What an event takes, about.
 const EVENT_OCTETS: usize = 400;
-/// Pages given back to the file system in one go, and those that are kept for what comes.
-const VACUUM_PAGES: i64 = 256;
-const KEPT_PAGES: i64 = 1_024;
 
 /// Where the history of the queue in `directory` lies.
 pub(super) fn path(directory: &Path) -> PathBuf {
@@ -84,30 +72,6 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 /// Where what happened last lies that may not be in it yet. Whoever copies both takes this one first.
 pub(super) fn path_of_tail(directory: &Path) -> PathBuf {
     tail::path(directory)
-}
-
-/// An event as it was recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// Its place: each event's is greater than those of all before it.
-    pub seq: i64,
-    /// What was recorded.
-    pub octets: Vec<u8>,
-}
-
-/// A stretch of the history.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    /// Only of this message.
-    pub id: Option<QueueId>,
-    /// Behind this place.
-    pub after: i64,
-    /// Before this one.
-    pub before: i64,
-    /// The end of it rather than its beginning, if it is longer than the limit.
-    pub newest: bool,
-    /// Most events.
-    pub limit: usize,
 }
 
 /// The first place that an event of this time can have. The clock may go back, places never do.
@@ -593,235 +557,6 @@ fn recovered(trouble: &mut Option<Trouble>) {
     }
 }
 
-fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-}
-
-/// Whether the file is at fault rather than the disk or the moment.
-fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(
-            ErrorCode::DatabaseCorrupt
-                | ErrorCode::NotADatabase
-                | ErrorCode::Unknown
-                | ErrorCode::ConstraintViolation
-                | ErrorCode::TypeMismatch
-        )
-    ) || matches!(error, rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::QueryReturnedNoRows)
-}
-
-/// The writing connection.
-#[derive(Debug)]
-struct Writer {
-    connection: Connection,
-    last: i64,
-    events: i64,
-    /// Those of no message.
-    of_none: i64,
-}
-
-impl Writer {
-    fn open(path: &Path) -> rusqlite::Result<Self> {
-        // Made by us rather than by SQLite, so that nobody else can read it. If this fails, so does that.
-        let _ = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        let connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        connection.busy_timeout(PAUSE)?;
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-        connection.pragma_update(None, "journal_size_limit", 8 * CHECKPOINT_AFTER as i64)?;
-        connection.pragma_update(None, "cache_size", -2 * 1024)?;
-        if connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))? == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
-            ))?;
-        }
-        connection.execute_batch(INDEX_OF_NONE)?;
-        let last = connection
-            .query_row("SELECT max(seq) FROM event", [], |row| row.get::<_, Option<i64>>(0))?
-            .unwrap_or(0);
-        let events =
-            connection.query_row("SELECT value FROM meta WHERE key = 'events'", [], |row| row.get(0))?;
-        let of_none =
-            connection.query_row("SELECT count(*) FROM event WHERE id IS NULL", [], |row| row.get(0))?;
-        Ok(Self { connection, last, events, of_none })
-    }
-
-    /// All of them or none. Those that are there already are passed over.
-    fn append(&mut self, events: &[Placed]) -> rusqlite::Result<()> {
-        let new = &events[events.partition_point(|event| event.seq <= self.last)..];
-        let Some(last) = new.last() else { return Ok(()) };
-        let transaction = self.connection.transaction()?;
-        {
-            let mut insert =
-                transaction.prepare_cached("INSERT INTO event(seq, id, octets) VALUES(?, ?, ?)")?;
-            for event in new {
-                insert.execute(params![event.seq, event.id.map(QueueId::to_i64), event.octets])?;
-            }
-        }
-        let number = self.events + new.len() as i64;
-        keep_count(&transaction, number)?;
-        transaction.commit()?;
-        (self.last, self.events) = (last.seq, number);
-        self.of_none += new.iter().filter(|event| event.id.is_none()).count() as i64;
-        Ok(())
-    }
-
-    /// Deletes a slice of what lies before `oldest` or is more than `most`; how many.
-    fn trim(&mut self, oldest: i64, most: i64) -> rusqlite::Result<usize> {
-        let over_share = (self.of_none - most / SHARE_OF_NONE as i64).max(0);
-        let too_many = (self.events - over_share - most).clamp(0, SLICE);
-        let transaction = self.connection.transaction()?;
-        let are_of_none = transaction
-            .prepare_cached(
-                "DELETE FROM event WHERE seq IN (SELECT seq FROM event ORDER BY seq LIMIT ?)
-                    OR seq IN (SELECT seq FROM event WHERE seq < ? ORDER BY seq LIMIT ?)
-                    OR seq IN (SELECT seq FROM event WHERE id IS NULL ORDER BY seq LIMIT ?)
-                    RETURNING id IS NULL",
-            )?
-            .query_map(params![too_many, oldest, SLICE, over_share.min(SLICE)], |row| row.get(0))?
-            .collect::<rusqlite::Result<Vec<bool>>>()?;
-        let deleted = are_of_none.len();
-        if deleted == 0 {
-            return Ok(0);
-        }
-        let number = self.events - deleted as i64;
-        keep_count(&transaction, number)?;
-        transaction.commit()?;
-        self.events = number;
-        self.of_none -= are_of_none.into_iter().filter(|of_none| *of_none).count() as i64;
-        let free: i64 = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
-        if free > KEPT_PAGES {
-            let mut vacuum =
-                self.connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
-            let mut rows = vacuum.query([])?;
-            while rows.next()?.is_some() {}
-        }
-        Ok(deleted)
-    }
-}
-
-fn keep_count(connection: &Connection, number: i64) -> rusqlite::Result<()> {
-    connection.prepare_cached("UPDATE meta SET value = ? WHERE key = 'events'")?.execute([number]).map(|_| ())
-}
-
-/// Whether the file is of another version or of another program: not to be written into, nor to be set aside.
-/// Nothing of it is changed by looking.
-fn is_foreign(path: &Path) -> bool {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let Ok(connection) = Connection::open_with_flags(path, flags) else { return false };
-    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    // What can't be read is damaged, and that is another matter.
-    let (Ok(owner), Ok(format)) = (number("application_id"), number("user_version")) else { return false };
-    !matches!((owner, format), (0, 0) | (APPLICATION_ID, FORMAT))
-}
-
-/// What is said of it.
-const FOREIGN: &str =
-    "is of a later version of Outpost, or no history: it is left as it is, and nothing is remembered";
-
-/// Whether whoever made the file died before there was a table in it: only a writer can go on with that.
-fn is_unborn(connection: &Connection) -> bool {
-    match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)) {
-        Ok(format) => format == 0,
-        Err(error) => error.sqlite_error_code() == Some(ErrorCode::ReadOnly),
-    }
-}
-
-/// Reads the history of a queue, whether its relay runs or not.
-#[derive(Debug)]
-pub struct Reader {
-    /// There is none as long as nothing happened.
-    connection: Option<Connection>,
-    /// What is not in it, or was not a moment ago.
-    tail: Vec<Placed>,
-    /// What was found wrong with the file itself.
-    damage: RefCell<Option<String>>,
-}
-
-impl Reader {
-    /// Opens the history of the queue in `directory`.
-    ///
-    /// # Errors
-    /// It is there and can't be opened.
-    pub fn open(directory: &Path) -> Result<Self, Fault> {
-        let path = directory.join(NAME);
-        let damage = RefCell::default();
-        // Before the database, into which it may go at this moment.
-        let tail = tail::read(directory)?;
-        match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { connection: None, tail, damage })
-            }
-            Err(error) => Err(error.into()),
-            Ok(_) if is_foreign(&path) => Err(Fault::Broken(format!("{} {FOREIGN}", path.display()))),
-            Ok(_) => {
-                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let connection = Connection::open_with_flags(&path, flags)?;
-                connection.busy_timeout(PAUSE)?;
-                let connection = Some(connection).filter(|connection| !is_unborn(connection));
-                Ok(Self { connection, tail, damage })
-            }
-        }
-    }
-
-    /// Events of a stretch, oldest first.
-    ///
-    /// # Errors
-    /// It can't be read.
-    pub fn events(&self, span: &Span) -> Result<Vec<Recorded>, Fault> {
-        let (mut found, last) = match &self.connection {
-            None => (Vec::new(), 0),
-            Some(connection) => self.query(connection, span).map_err(|error| {
-                if is_damage(&error) {
-                    *self.damage.borrow_mut() = Some(error.to_string());
-                }
-                Fault::from(error)
-            })?,
-        };
-        let is_meant = |event: &&Placed| {
-            event.seq > span.after.max(last)
-                && event.seq < span.before
-                && (span.id.is_none() || span.id == event.id)
-        };
-        let recorded = |event: &Placed| Recorded { seq: event.seq, octets: event.octets.clone() };
-        found.extend(self.tail.iter().filter(is_meant).map(recorded));
-        match span.newest {
-            true => drop(found.drain(..found.len().saturating_sub(span.limit))),
-            false => found.truncate(span.limit),
-        }
-        Ok(found)
-    }
-
-    /// What the database has of it, and its last place.
-    fn query(&self, connection: &Connection, span: &Span) -> rusqlite::Result<(Vec<Recorded>, i64)> {
-        // One look at it: what gets into it meanwhile is still taken from the tail.
-        let transaction = connection.unchecked_transaction()?;
-        let of_one = if span.id.is_some() { "id = ?3" } else { "?3 IS NULL" };
-        let order = if span.newest { "DESC" } else { "ASC" };
-        let query = format!(
-            "SELECT seq, octets FROM event WHERE seq > ?1 AND seq < ?2 AND {of_one} ORDER BY seq {order} LIMIT ?4"
-        );
-        let mut found = transaction
-            .prepare_cached(&query)?
-            .query_map(
-                params![span.after, span.before, span.id.map(QueueId::to_i64), span.limit as i64],
-                |row| Ok(Recorded { seq: row.get(0)?, octets: row.get(1)? }),
-            )?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
-        if span.newest {
-            found.reverse();
-        }
-        let last: Option<i64> = transaction.query_row("SELECT max(seq) FROM event", [], |row| row.get(0))?;
-        Ok((found, last.unwrap_or(0)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1069,7 +804,7 @@ mod tests {
         first.record(None, b"one".to_vec());
         keep(&first);
         let writer = first.shelf().open.take().unwrap();
-        writer.connection.pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        writer.connection.pragma_update(None, "user_version", database::FORMAT + 1).unwrap();
         drop((writer, first));
         let before = fs::read(&path).unwrap();
         let history = history(directory.path(), HistorySettings::default());
