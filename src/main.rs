@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// A message makes a few hundred small allocations, and hands them from thread to thread.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     outpost::cli::main(std::env::args_os())
 }

@@ -52,7 +52,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("listenfd", &["service/doors.rs"]),
     ("regex", &["config/replies.rs", "config/presets.rs"]),
     ("prometheus_client", &["observe.rs", "observe/metrics.rs"]),
-    ("tracing_subscriber", &["observe/json.rs", "service/parts.rs"]),
+    ("tracing_subscriber", &["observe/json.rs", "observe/style.rs", "service/parts.rs"]),
     ("SystemTime::now", &["clock.rs"]),
 ];
 

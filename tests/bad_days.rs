@@ -635,15 +635,16 @@ fn what_shows_only_behind_the_login_is_asked_about_less_and_less_and_over_one_co
     wait::until_true("it was asked", || upstream.auth_attempts() > 0);
     let first = upstream.auth_times()[0];
     let end = first + std::time::Duration::from_secs(10);
+    // Before the first answer others may have been opened.
+    let beginning = std::time::Duration::from_millis(700);
     wait::until_true("ten seconds are over", || {
-        // Before the first answer others may have been opened.
-        let begins = first.elapsed() < std::time::Duration::from_millis(700);
+        let begins = first.elapsed() < beginning;
         assert!(begins || upstream.connections() <= 1, "{} connections", upstream.connections());
         std::time::Instant::now() > end
     });
-    // At the beginning up to three, and then about 1, 3 and 7 seconds later.
-    let asked = upstream.auth_attempts();
-    assert!((3..=6).contains(&asked), "{asked} logins in ten seconds");
+    // Then about 1, 3 and 7 seconds later; by waits that do not grow it would be about ten times.
+    let asked = upstream.auth_times().iter().filter(|at| **at > first + beginning).count();
+    assert!((2..=4).contains(&asked), "{asked} logins behind the first ones in ten seconds");
     assert_eq!(bounces(&relay), 0);
     upstream.set(|it| it.senders.clear());
     relay.wait_for_empty_queue();
