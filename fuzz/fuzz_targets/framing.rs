@@ -121,7 +121,11 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(lines, bounded(octets, size), "the cut made a difference");
     assert_eq!(lines, bounded(octets, 1), "the cut made a difference");
     if end.is_some() {
-        assert_eq!(lines[0], with_bound(&whole.0, whole.1), "a line of content is not as long as it was taken for");
+        assert_eq!(
+            lines[0],
+            with_bound(&whole.0, whole.1),
+            "a line of content is not as long as it was taken for"
+        );
     }
     assert_eq!(lines[1], with_bound(octets, fault), "a line of chunks is not as long as it was taken for");
 
