@@ -70,11 +70,9 @@ fn a_message_is_queued_as_it_came_and_traced_like_any_other() {
     assert!(content.starts_with(&received), "{content}");
     assert!(content.contains("\r\nDate: ") && content.contains("\r\nMessage-ID: <"), "{content}");
     assert!(content.ends_with("\r\n\r\n.\r\n..\r\nend"), "{content}");
-    assert!(
-        relay.log().contains(&format!("received id={queued} sender=app@sender.example")),
-        "{}",
-        relay.log()
-    );
+    // Lines of the log gather for a moment.
+    let line = format!("received id={queued} sender=app@sender.example");
+    support::wait::until_true("the log tells of it", || relay.log().contains(&line));
 }
 
 #[test]

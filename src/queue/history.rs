@@ -1,7 +1,7 @@
 //! The history: what happened to each message, findable after it left.
 //!
 //! A database of its own beside the store, so that nothing that is wrong with it can touch mail, and a
-//! [`tail`] of what happened last. Events are collected in memory and written to the tail by whoever comes
+//! `tail` of what happened last. Events are collected in memory and written to the tail by whoever comes
 //! first: the queue's writer just before it makes outcomes durable, so that a process that is killed has
 //! told of all that it settled, or a thread of the history's own, a moment later. That thread takes them
 //! over into the database, many at once. With `synchronous=NORMAL` that costs no sync; only a checkpoint
