@@ -37,7 +37,7 @@ impl Flow {
     }
 
     /// Its priority, the highest being 0.
-    pub(super) fn rank(self) -> u32 {
+    pub fn rank(self) -> u32 {
         self.0 >> SENDER_BITS
     }
 

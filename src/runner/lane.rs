@@ -28,7 +28,7 @@ use crate::{
         gate::{Gate, Memory, Pass},
         pace::Pace,
     },
-    queue::{Claim, QueueId, Turns},
+    queue::{Claim, Flow, QueueId, Turns},
 };
 
 /// How long it takes at most to see that there is room for another connection.
@@ -72,6 +72,13 @@ pub(super) struct Lane {
 pub(super) struct Job {
     pub(super) claim: Claim,
     pub(super) places: Vec<usize>,
+}
+
+impl Job {
+    /// Its priority, the highest being 0.
+    pub(super) fn rank(&self) -> u32 {
+        Flow::of(self.claim.entry()).rank()
+    }
 }
 
 /// What a waiting worker is given.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Orders, Runner,
@@ -31,6 +31,8 @@ use crate::{
 const TRAY: usize = 20;
 /// How many of the messages put off for it a lane asks for at once.
 const BROUGHT_BACK: usize = 100;
+/// How long a lane leaves others for laying here what they were quicker to claim.
+const LAID_SOON: Duration = Duration::from_millis(200);
 /// When so much is put off that not even the ids are kept, a message is looked at again after so long.
 const LATER: Duration = Duration::from_secs(60);
 
@@ -72,20 +74,42 @@ impl Runner {
     /// Waits for a message that this lane can carry.
     pub(super) async fn draw(&self, lane: &Lane) -> Job {
         let _drawing = Drawing::begin(lane);
-        loop {
+        let brought_back = lock(&lane.put_off).rank();
+        let job = loop {
             let laid = lane.laid.notified();
             if let Some(job) = self.try_draw(lane) {
-                return job;
+                break job;
             }
             tokio::select! {
                 claim = self.queue().claim() => {
                     if let Some(job) = self.sort(lane, claim) {
-                        return job;
+                        break job;
                     }
                 }
                 () = laid => {}
             }
+        };
+        match brought_back {
+            Some(first) if first < job.rank() => self.overtaken(lane, job).await,
+            _ => job,
         }
+    }
+
+    /// A higher one than this was brought back for the lane. Another lane may have been quicker to claim it, and
+    /// lays it here in a moment; a lane that may send but now and then would else send the lower one each time.
+    async fn overtaken(&self, lane: &Lane, job: Job) -> Job {
+        let higher = async {
+            loop {
+                let laid = lane.laid.notified();
+                if lock(&lane.tray).rank().is_some_and(|laid| laid < job.rank())
+                    && let Some(higher) = lock(&lane.tray).next()
+                {
+                    return higher;
+                }
+                laid.await;
+            }
+        };
+        timeout(LAID_SOON, higher).await.unwrap_or(job)
     }
 
     /// A message that this lane can carry, if one is at hand.
