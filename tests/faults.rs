@@ -70,10 +70,13 @@ fn recovers(relay: &mut Relay, upstream: &mut Upstream, acknowledged: &[&str], r
 fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
     for (size, name) in [(SMALL, "small"), (LARGE, "large")] {
         let mut upstream = Upstream::stopped(PASSWORD);
-        let mut relay = Relay::start(&mailer(&upstream));
+        let mut relay = Relay::start(&mailer(&upstream).set("smtp_retry", "1m..1h"));
         send(&relay, "before", size).expect("it is taken");
-        // The file of the history is synced when it is made; from then on the syncs are those of mail.
+        // The file of the history is synced when it is made, and the database once an idle second has passed;
+        // from then on the syncs are those of mail.
         wait::until_true("the history is begun", || relay.told(&["logs"]).contains(" received "));
+        wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
+        std::thread::sleep(Duration::from_millis(1_500));
         let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO:when=1");
         refused(send(&relay, name, size), "451 4.3.0");
         wait::until_true("the next is taken", || send(&relay, "next", size).is_ok());
@@ -83,7 +86,7 @@ fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
     }
 }
 
-/// The commit of a message is in the log before it is synced; a kill behind the 451 must not bring it back.
+/// The commit of a message is in the journal before it is synced; a kill behind the 451 must not bring it back.
 #[test]
 fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
     for (size, name) in [(SMALL, "small"), (LARGE, "large")] {
@@ -92,8 +95,8 @@ fn what_was_refused_for_a_failed_sync_does_not_come_back_by_a_kill() {
         send(&relay, "before", size).expect("it is taken");
         // From here on it has nothing to write by itself.
         wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
-        let log = relay.data().join("queue/queue.sqlite-wal");
-        let injection = Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[log]);
+        let journal = relay.data().join("queue/queue.journal");
+        let injection = Injection::attach_at(relay.pid(), &["fsync,fdatasync:error=EIO:when=1"], &[journal]);
         refused(send(&relay, name, size), "451 4.3.0");
         relay.kill9();
         drop(injection);
@@ -112,10 +115,10 @@ fn names_of_files_that_could_not_be_synced_are_refused_all_and_not_synced_again(
     send(&relay, "before", SMALL).expect("it is taken");
     wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
     let queue = relay.data().join("queue");
-    // While a small one is written slowly, two large ones and another small one gather behind it. SQLite has
-    // fdatasync, so the first fsync is that of the names.
+    // While a small one is written slowly, two large ones and another small one gather behind it. The
+    // journal has fdatasync, so the first fsync is that of the names.
     let faults = ["pwrite64:delay_enter=80000:when=1..10", "fsync:error=EIO:when=1"];
-    let files = [queue.join("queue.sqlite-wal"), queue.join("spool")];
+    let files = [queue.join("queue.journal"), queue.join("spool")];
     let injection = Injection::attach_at(relay.pid(), &faults, &files);
     std::thread::scope(|scope| {
         let send = |name, size| send(&relay, name, size);

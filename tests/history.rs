@@ -179,7 +179,7 @@ fn it_costs_no_sync_of_its_own() {
     drop(watching);
     let log = std::fs::read_to_string(log).expect("strace's log");
     let of = |file: &str| log.lines().filter(|line| line.contains(file)).count();
-    assert!(of("/queue.sqlite-wal") >= MESSAGES, "each was synced:\n{log}");
+    assert!(of("/queue.journal") >= MESSAGES, "each was synced:\n{log}");
     assert_eq!(of("/history.sqlite"), 0, "{log}");
     let told = relay.told(&["logs", "--event=delivered"]);
     assert_eq!(told.lines().count(), MESSAGES + 1, "and remembered");

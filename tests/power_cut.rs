@@ -175,7 +175,8 @@ fn a_power_cut_at_any_moment_takes_nothing_that_was_promised() {
     assert!(images > 400, "only {images} images: the workload is too small");
 
     // The controls: on a disk that lies about one kind of file the same run loses what it promised.
-    let lies: [(&str, Lie); 4] = [
+    let lies: [(&str, Lie); 5] = [
+        ("the journal", |path| path.ends_with("queue.journal")),
         ("the WAL", |path| path.ends_with("queue.sqlite-wal")),
         ("the database", |path| path.ends_with("queue.sqlite")),
         ("the spool's names", |path| path.ends_with("spool")),

@@ -1,5 +1,5 @@
 //! Bytes of the store go bad. Each message is delivered whole, or stays where people see it and is counted; or the
-//! queue does not open, and says why. What damage in the WAL can take is bounded, and told: SQLite can't see it.
+//! queue does not open, and says why. What damage in the journal and in the WAL can take is bounded, and told.
 
 mod support;
 
@@ -138,12 +138,12 @@ async fn look(directory: &Path, accepted: &BTreeMap<QueueId, u64>) -> Found {
 }
 
 /// A few octets go bad anywhere in any file of a queue as a kill leaves it, again and again. Nothing is lost in
-/// silence but what the last two transactions held: damage there can't be told from a cut.
+/// silence but what the last two commits held: damage there can't be told from a cut.
 #[tokio::test]
 #[allow(clippy::print_stderr)]
 async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
     const CASES: usize = 60;
-    /// Messages of one transaction; each case may lose two of these untold.
+    /// Messages of one commit; each case may lose two of these untold.
     const EACH: usize = 5;
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let (sound, damaged) = (dir.path().join("sound"), dir.path().join("damaged"));
@@ -163,8 +163,12 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
         for commit in commits {
             commit.await.expect("no panic").expect("it is taken");
         }
+        if [10, 15].contains(&batch) {
+            // Whoever reads has the database told of all; what comes then is in the journal alone.
+            queue.list(None, 1).await.expect("it can be read");
+        }
         if batch == 10 {
-            // From here on in the database, the rest in its log.
+            // From here on in the database, the next in its log.
             let database = rusqlite::Connection::open(sound.join("queue.sqlite")).expect("the database");
             database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).expect("a checkpoint");
         }
@@ -178,7 +182,8 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
     for case in 0..CASES {
         let _ = fs::remove_dir_all(&damaged);
         copy(&dir.path().join("killed"), &damaged);
-        let mut files = vec![damaged.join("queue.sqlite"), damaged.join("queue.sqlite-wal")];
+        let names = ["queue.sqlite", "queue.sqlite-wal", "queue.journal"];
+        let mut files: Vec<_> = names.iter().map(|name| damaged.join(name)).collect();
         let spool = fs::read_dir(damaged.join("spool")).expect("the spool");
         let spool: Vec<_> = spool.map(|file| file.expect("a file").path()).collect();
         files.push(spool[dice.usize(..spool.len())].clone());
@@ -195,7 +200,7 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
         } else if found.told_of_log {
             "the log told as damaged"
         } else {
-            let untold = if which == 1 { 2 * EACH } else { 0 };
+            let untold = if [1, 2].contains(&which) { 2 * EACH } else { 0 };
             assert!(found.lost <= untold, "case {case}: {:?} at {places:?}: {found:?}", files[which]);
             if found.set_aside > 0 { "messages set aside" } else { "all delivered" }
         };
@@ -292,23 +297,63 @@ async fn a_page_that_tells_whose_a_file_is_takes_no_file_with_it() {
     }
 }
 
+/// The database's log has some transactions of this many messages each, and as many are in the journal alone.
+const GROUP: u64 = 40;
+
+async fn grouped() -> Store {
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let at = dir.path().join("closed");
+    let (queue, writer) = Queue::open(&settings(&at), Clock::System).expect("it opens");
+    let mut accepted = BTreeMap::new();
+    for group in 0..6 {
+        for number in group * GROUP..(group + 1) * GROUP {
+            let mut incoming = queue.begin().expect("there is room");
+            incoming.push(&content(number, 1_000));
+            accepted.insert(incoming.id(), number);
+            let facts = incoming.facts().expect("a short header");
+            incoming.commit(envelope(), Origin::default(), facts).await.expect("it is taken");
+        }
+        if group < 5 {
+            queue.list(None, 1).await.expect("it can be read");
+        }
+    }
+    copy(&at, &dir.path().join("open"));
+    drop(queue);
+    writer.join();
+    Store { dir, accepted }
+}
+
+/// Damages the middle of what is in use of a file, so that it takes something. What is in which file depends on
+/// the moment: once a second the journal goes into the database, and its log with it.
+async fn damaged(file: &str, damage: Damage) -> Found {
+    for _ in 0..5 {
+        let store = grouped().await;
+        let whole = after(&store, "open", file, |_, _| {}).await;
+        assert_eq!((whole.delivered, whole.lost, whole.told_of_log), (6 * GROUP as usize, 0, false));
+        let found = after(&store, "open", file, damage).await;
+        if found.told_of_log {
+            return found;
+        }
+        assert_eq!(found.lost, 0, "{found:?}");
+    }
+    panic!("the damage was none");
+}
+
 #[tokio::test]
-async fn damage_in_the_wal_takes_no_more_than_the_wal_held_and_lets_nothing_half_through() {
-    let store = store().await;
-    let wal = "queue.sqlite-wal";
-    let size = fs::metadata(store.dir.path().join("open").join(wal)).expect("the WAL").len() as usize;
-    // SQLite takes a damaged frame for the end, so what the WAL may hold is what can be lost.
-    assert!(size < 6 * 1024 * 1024, "a WAL of {size} octets");
-    let whole = after(&store, "open", wal, |_, _| {}).await;
-    assert_eq!((whole.delivered, whole.told_of_log), (MESSAGES as usize, false));
-    let damaged = after(&store, "open", wal, |file, _| {
+async fn damage_in_the_wal_takes_no_more_than_the_wal_held_and_is_told() {
+    let found = damaged("queue.sqlite-wal", |file, _| {
         let middle = file.len() / 2;
         file[middle] ^= 1;
     })
     .await;
-    assert!(damaged.delivered < MESSAGES as usize, "the damage was none");
-    assert!(damaged.lost <= size / SIZE, "{} lost by a WAL of {size} octets", damaged.lost);
-    assert!(damaged.told_of_log, "and it says so");
+    assert!(found.lost > 0 && found.lost <= 5 * GROUP as usize, "{found:?}");
+}
+
+#[tokio::test]
+async fn damage_in_the_journal_takes_no_more_than_the_commit_where_it_is_and_is_told() {
+    // Each message was a commit of its own.
+    let found = damaged("queue.journal", |file, _| file[10 * 1_600] ^= 1).await;
+    assert_eq!(found.lost, 1, "{found:?}");
 }
 
 /// Each way in which only the content of a message goes bad: in its file, and in the database.

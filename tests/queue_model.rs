@@ -318,7 +318,7 @@ fn the_queue_and_a_plain_map_agree_whatever_is_done_in_whatever_order() {
 
 /// The control: what a kill leaves is more than what was brought into the database, and less is missed.
 #[tokio::test]
-async fn a_crash_that_takes_the_log_or_a_file_is_missed_by_the_map() {
+async fn a_crash_that_takes_the_journal_or_a_file_is_missed_by_the_map() {
     let verbs = [Verb::Accept { size: 1_000 }, Verb::Accept { size: 400_000 }, Verb::Claim];
     let prepare = async || {
         let mut both = Both::new();
@@ -329,11 +329,11 @@ async fn a_crash_that_takes_the_log_or_a_file_is_missed_by_the_map() {
     };
     prepare().await.crash(&[]).await.compare().await.expect("they agree");
     let mut missed = false;
-    // Once a second the log is brought into the database.
+    // Once a second the journal is brought into the database.
     for _ in 0..5 {
-        missed |= prepare().await.crash(&["queue.sqlite-wal"]).await.compare().await.is_err();
+        missed |= prepare().await.crash(&["queue.journal"]).await.compare().await.is_err();
     }
-    assert!(missed, "the log is lost");
+    assert!(missed, "the journal is lost");
     let both = prepare().await;
     let file = fs::read_dir(both.dir.path().join("queue/spool")).expect("the spool").next();
     let name = file.expect("a file").expect("a file").file_name().into_string().expect("an id");

@@ -21,7 +21,8 @@ use rusqlite::{
 use serde::Serialize;
 
 use super::{
-    Fault, format, history,
+    Fault, format, history, journal,
+    pending::Pending,
     reader::Reader,
     spool::Spool,
     store::{self, Change, Store},
@@ -110,6 +111,8 @@ fn copy(
     to: &Path,
     progress: impl FnMut(u64, u64),
 ) -> Result<BackedUp, Fault> {
+    // Before the database, which may be told of it at any moment: what is in both counts once.
+    let recent = copy_journal(&store::path(from), &store::path(to))?;
     // From here on this connection sees the queue as it is now.
     source.execute_batch("BEGIN")?;
     source.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
@@ -117,8 +120,11 @@ fn copy(
     let mut done = BackedUp::default();
     // First the files, which may go at any moment.
     for id in theirs.ids()? {
-        let is_queued = source.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])?;
-        if is_queued && let Some(copied) = take_file(&theirs.path(id), &ours.path(id))? {
+        let in_database =
+            source.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])?;
+        if (in_database || recent.is_new(id))
+            && let Some(copied) = take_file(&theirs.path(id), &ours.path(id))?
+        {
             done.files += 1;
             done.copied += u64::from(copied);
         }
@@ -126,6 +132,9 @@ fn copy(
     let path = store::path(to);
     copy_database(source, &path, progress)?;
     source.execute_batch("COMMIT")?;
+    // What the journal brought is then in the database as all else.
+    let absorbed = Store::open(&path).map_err(|error| Fault::Broken(error.to_string()))?;
+    leave_closed(absorbed, &path)?;
     (done.messages, done.bytes) = complete(&path, &store::path(from), &ours)?;
     done.history = copy_history(from, to);
     File::open(&path)?.sync_all()?;
@@ -180,12 +189,32 @@ fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Faul
     if !gone.is_empty() {
         let mut store = Store::open(path).map_err(|error| Fault::Broken(error.to_string()))?;
         store.apply(gone.into_iter(), false)?;
-        store.tidy()?;
-        drop(store);
-        // Whoever opens the copy makes one where it then lies.
-        let _ = fs::remove_file(path.with_file_name("reserve"));
+        leave_closed(store, path)?;
     }
     Ok((messages, octets))
+}
+
+/// Leaves the copy as the database alone.
+fn leave_closed(mut store: Store, path: &Path) -> Result<(), Fault> {
+    store.absorb()?;
+    store.tidy()?;
+    drop(store);
+    // Whoever opens the copy makes them where it then lies.
+    for beside in [path.with_file_name("reserve"), journal::path(path)] {
+        let _ = fs::remove_file(beside);
+    }
+    Ok(())
+}
+
+/// Copies what the database at `from` may not know yet; the sum of it.
+fn copy_journal(from: &Path, to: &Path) -> io::Result<Pending> {
+    let (path, copy) = (journal::path(from), journal::path(to));
+    let mut recent = Pending::default();
+    if path.exists() {
+        copy_file(&path, &copy)?;
+        journal::read(&copy, 0)?.steps.into_iter().for_each(|step| recent.add(step));
+    }
+    Ok(recent)
 }
 
 /// The history tells what had become of messages. Without it the copy is as good for mail.

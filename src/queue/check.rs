@@ -19,6 +19,8 @@ use super::{
     export::open_whole,
     format,
     id::QueueId,
+    journal::{self, Replay},
+    pending::{Fate, Outcome, Pending},
     reader::{Reader, Row},
     spool::Spool,
     store::{self, State, StoreError},
@@ -108,6 +110,7 @@ impl Checking {
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         self.pages(&connection)?;
+        let recent = self.recent(path, &connection)?;
         let of = self.tally(&connection)?;
         let reader = Reader::open(path)?;
         let spool = Spool::at(&self.directory);
@@ -123,7 +126,7 @@ impl Checking {
             };
             let complete = rows.len() < PAGE;
             after = rows.last().map(|row| row.id);
-            for row in rows {
+            for row in rows.into_iter().filter(|row| !is_told_by_journal(&recent, row.id)) {
                 self.found.messages += 1;
                 self.found.bytes += row.size;
                 if let Some(problem) = problem_of(&row, &reader, &spool)
@@ -138,9 +141,51 @@ impl Checking {
                 break;
             }
         }
+        self.new_ones(&recent, &spool);
         self.strays(&connection)?;
         self.files(&reader, &spool);
         Ok(())
+    }
+
+    /// What the journal has and the database does not know yet.
+    fn recent(&mut self, path: &Path, connection: &Connection) -> rusqlite::Result<Pending> {
+        let read = || -> rusqlite::Result<io::Result<Replay>> {
+            let known = "SELECT value FROM meta WHERE key = 'journal'";
+            let known: i64 = connection.query_row(known, [], |row| row.get(0))?;
+            Ok(journal::read(&journal::path(path), known.unsigned_abs()))
+        };
+        // A second look, for it may have been written from its start during the first one.
+        let found = match read()? {
+            Ok(found) if found.lost > 0 => read()?,
+            found => found,
+        };
+        let mut recent = Pending::default();
+        match found {
+            Ok(found) => {
+                if found.lost > 0 {
+                    self.note(None, format!("the journal: {} of its commits can't be read", found.lost));
+                }
+                found.steps.into_iter().for_each(|step| recent.add(step));
+            }
+            Err(error) => self.note(None, format!("the journal can't be read: {error}")),
+        }
+        Ok(recent)
+    }
+
+    /// Messages that only the journal has; each of its frames has been compared with its checksum.
+    fn new_ones(&mut self, recent: &Pending, spool: &Spool) {
+        for (id, new) in recent.fates().filter_map(|(id, fate)| Some((id, fate.new.as_ref()?))) {
+            self.found.messages += 1;
+            self.found.bytes += new.size;
+            let problem = match Entry::decode(id, &new.record) {
+                None => Some("its record is damaged".to_owned()),
+                Some(entry) if entry.content.spooled => problem_of_file(&entry, spool),
+                Some(_) => None,
+            };
+            if let Some(problem) = problem {
+                self.note(Some(id), problem);
+            }
+        }
     }
 
     /// What SQLite itself finds wrong with tables, indexes and pages.
@@ -195,6 +240,12 @@ impl Checking {
     }
 }
 
+/// Whether the journal knows it better than its row: it is new, or has left.
+fn is_told_by_journal(recent: &Pending, id: QueueId) -> bool {
+    let has_left = |fate: &Fate| matches!(fate.outcome, Some(Outcome::Remove { .. }));
+    recent.fate(id).is_some_and(|fate| fate.new.is_some() || has_left(fate))
+}
+
 /// Whether a row is as it was read.
 fn is_still(reader: &Reader, row: &Row) -> bool {
     match reader.get(row.id) {
@@ -224,22 +275,7 @@ fn problem_of(row: &Row, reader: &Reader, spool: &Spool) -> Option<String> {
 fn problem_of_content(entry: &Entry, reader: &Reader, spool: &Spool) -> Option<String> {
     let info = entry.content;
     if info.spooled {
-        let path = spool.path(entry.id);
-        let words = |problem: &str| Some(format!("{problem}: {}", path.display()));
-        return match std::fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                words("the file of its content is missing")
-            }
-            Err(error) => words(&format!("the file of its content can't be read ({error})")),
-            Ok(file) if file.len() != info.size => {
-                words(&format!("the file of its content has {} octets instead of {}", file.len(), info.size))
-            }
-            Ok(_) => match open_whole(&path, info.size, info.crc32c) {
-                Ok(Some(_)) => None,
-                Ok(None) => words("its content is damaged"),
-                Err(error) => words(&format!("the file of its content can't be read ({error})")),
-            },
-        };
+        return problem_of_file(entry, spool);
     }
     match reader.octets(entry.id) {
         Err(error) => Some(format!("its content can't be read: {error}")),
@@ -249,5 +285,23 @@ fn problem_of_content(entry: &Entry, reader: &Reader, spool: &Spool) -> Option<S
         }
         Ok(Some(octets)) if crc32c::crc32c(&octets) != info.crc32c => Some("its content is damaged".into()),
         Ok(Some(_)) => None,
+    }
+}
+
+fn problem_of_file(entry: &Entry, spool: &Spool) -> Option<String> {
+    let info = entry.content;
+    let path = spool.path(entry.id);
+    let words = |problem: &str| Some(format!("{problem}: {}", path.display()));
+    match std::fs::metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => words("the file of its content is missing"),
+        Err(error) => words(&format!("the file of its content can't be read ({error})")),
+        Ok(file) if file.len() != info.size => {
+            words(&format!("the file of its content has {} octets instead of {}", file.len(), info.size))
+        }
+        Ok(_) => match open_whole(&path, info.size, info.crc32c) {
+            Ok(Some(_)) => None,
+            Ok(None) => words("its content is damaged"),
+            Err(error) => words(&format!("the file of its content can't be read ({error})")),
+        },
     }
 }

@@ -149,7 +149,7 @@ impl Queue {
             let wanted = look.wanted(*flow, flows.len());
             let mut ids = Vec::new();
             let mut complete = reader.due(*flow, now, |id| {
-                let is_new = !shared.schedule().is_taken(id);
+                let is_new = shared.schedule().is_to_be_read(id);
                 let has_room = ids.len() < wanted;
                 if is_new && has_room {
                     ids.push(id);

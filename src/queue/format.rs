@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 1 | the first |
 //! | 2 | narrow rows in `message`, with whose turn an entry is and what filters look for; the records in a table of their own |
+//! | 3 | the journal beside it; `meta` says up to which frame its steps are in the database |
 //!
 //! A migration is one transaction: whatever happens in it, the store is of the one version or of the
 //! other, whole. A store of a later version is refused and not an octet of it changed.
@@ -20,7 +21,7 @@ use super::{
 };
 
 /// The version of the tables below.
-pub(super) const FORMAT: i32 = 2;
+pub(super) const FORMAT: i32 = 3;
 const APPLICATION_ID: i32 = 0x4F75_7450; // "OutP"
 
 /// `record` and `content` are what was accepted and what became of it. A row of `message` says in
@@ -53,6 +54,9 @@ const COMMON: &str = "
     INSERT INTO meta VALUES('messages', 0), ('octets', 0), ('last', 0);
     CREATE TABLE content(id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
 ";
+
+/// The number of the journal's last frame that is in the database.
+const JOURNAL: &str = "INSERT INTO meta VALUES('journal', 0);";
 
 /// The version of the store at `path`; `None` if it is empty. Nothing of it is changed, not even by
 /// SQLite: a later version may keep more beside it than we know of.
@@ -93,10 +97,13 @@ pub(super) fn bring_up_to_date(connection: &mut Connection, found: Option<i32>) 
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match found {
-        None => transaction.execute_batch(&[COMMON, SCHEMA, INDEXES].concat())?,
+        None => transaction.execute_batch(&[COMMON, SCHEMA, INDEXES, JOURNAL].concat())?,
         Some(version) => {
             tracing::info!(from = version, to = FORMAT, "the queue's format is brought up to date");
-            from_1_to_2(&transaction)?;
+            if version == 1 {
+                from_1_to_2(&transaction)?;
+            }
+            transaction.execute_batch(JOURNAL)?;
         }
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -180,7 +187,7 @@ mod tests {
         drop(connection);
         let frames = (written.len() - WAL_HEADER) / FRAME;
         assert!(frames > 5, "{frames} frames");
-        let mut seen = [0; 3];
+        let mut seen = [0; FORMAT as usize + 1];
         for frame in 0..=frames {
             for torn in [0, 30, FRAME / 2] {
                 let end = (WAL_HEADER + frame * FRAME + torn).min(written.len());
@@ -195,7 +202,7 @@ mod tests {
                 assert_eq!(told(&path, FORMAT), before, "cut at octet {end}, and opened");
             }
         }
-        assert!(seen[1] > 10 && seen[2] > 0, "{seen:?}");
+        assert!(seen[1] > 10 && seen[FORMAT as usize] > 0, "{seen:?}");
     }
 
     #[test]

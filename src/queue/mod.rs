@@ -4,6 +4,8 @@
 //!
 //! # The legal states on disk
 //!
+//! A row is in the database, or in the journal in front of it, and then in both until it leaves.
+//!
 //! | | spool file | row in `message` | meaning |
 //! |---|---|---|---|
 //! | S1 | – | – | no such message |
@@ -14,14 +16,15 @@
 //! | S6 | any | `held` or `damaged` | content or record failed its checksum; set aside, left for a person |
 //! | S7 | whole | – | it has left and its file is about to go; after a crash: swept |
 //!
-//! The one instant of acceptance is the return of `COMMIT` in `store`: the row, the content or the
-//! name of its file, and the tally become durable by the same sync. A row never exists without its
-//! content, so S2, S3 and S7 can be swept without looking further.
+//! The one instant of acceptance is the return of the journal's sync in `store`: the row and the content, or
+//! the name of its file, become durable by it. A row never exists without its content, so S2, S3 and S7
+//! can be swept without looking further.
 //!
 //! # The order inside every verb
 //!
-//! Disk, then memory, then word. One thread writes (`writer`) and groups what waits into one
-//! transaction; the `schedule` holds a bounded window of what is due; readers read beside it.
+//! Disk, then memory, then word. One thread writes (`writer`) and groups what waits into one frame of the
+//! `journal`; the `schedule` holds a bounded window of what is due; readers read the database beside it, which
+//! is told before of what it does not know.
 //!
 //! # What is not here
 //!
@@ -32,6 +35,7 @@ pub mod archive;
 pub mod backup;
 pub mod check;
 mod claim;
+mod directory;
 pub mod disk;
 pub mod entry;
 pub mod export;
@@ -44,9 +48,11 @@ pub mod id;
 mod identity;
 pub mod import;
 pub mod incoming;
+mod journal;
 mod lock;
 mod marks;
 mod operate;
+mod pending;
 mod reader;
 mod reserve;
 pub mod retry;
@@ -60,13 +66,11 @@ mod writer;
 
 use std::{
     collections::HashSet,
-    fs::File,
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -74,7 +78,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, oneshot};
 
 pub use self::{
     claim::{Claim, Report, Settled},
@@ -89,6 +93,7 @@ pub use self::{
     turns::Turns,
 };
 use self::{
+    directory::{make_directory, sync_path_to},
     health::Health,
     history::{History, Stops},
     id::QueueIds,
@@ -174,6 +179,8 @@ struct Shared {
     ids: QueueIds,
     schedule: Mutex<Schedule>,
     tally: Mutex<Tally>,
+    /// The journal has what the database doesn't know.
+    behind: AtomicBool,
     /// Messages that are being received.
     receiving: AtomicUsize,
     /// Octets that are free on its disk, and since when that is known.
@@ -321,13 +328,13 @@ impl Queue {
         }
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         // Before SQLite does, which would empty it.
-        tell_of_damaged_log(&path);
+        wal::tell_of_damage(&path);
         let mut store = Store::open(&path).map_err(refuse)?;
         if let Some(memory) = memory {
             memory.remember(&directory, store.identity(memory.number()));
         }
         // What a damaged log has hidden may have left its content there.
-        if !wal::aside(&path).exists() {
+        if !wal::aside(&path).exists() && !journal::aside(&path).exists() {
             sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
         }
         let history = History::new(&directory, settings, clock.clone());
@@ -339,6 +346,7 @@ impl Queue {
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
             schedule: Mutex::new(Schedule::unknown()),
             tally: Mutex::new(store.tally()),
+            behind: AtomicBool::new(!store.is_absorbed()),
             receiving: AtomicUsize::new(0),
             free_space: Mutex::default(),
             health: Health::opened(store.is_full()),
@@ -478,7 +486,8 @@ impl Queue {
 
     /// Where the part of the queue is that a damaged log has hidden, until somebody moves it away.
     pub fn damaged_log(&self) -> Option<PathBuf> {
-        Some(wal::aside(&store::path(&self.shared.directory))).filter(|path| path.exists())
+        let path = store::path(&self.shared.directory);
+        [wal::aside(&path), journal::aside(&path)].into_iter().find(|path| path.exists())
     }
 
     /// Tells from now on which entries are found damaged and set aside.
@@ -526,10 +535,21 @@ impl Queue {
         self.requests.send(request).map_err(|_| Fault::stopped())
     }
 
+    /// Has the database know what the journal has. If it can't be told, whoever reads it sees what was before.
+    async fn catch_up(&self) {
+        if self.shared.behind.load(Ordering::Acquire) {
+            let (done, told) = oneshot::channel();
+            if self.request(Request::Absorb(done)).is_ok() {
+                let _ = told.await;
+            }
+        }
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Shared, &Reader) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Fault> {
+        self.catch_up().await;
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || shared.with_reader(|reader| read(&shared, reader)))
             .await
@@ -560,41 +580,6 @@ fn sweep(store: &Store, spool: &Spool) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What SQLite takes for the end of its log is told and kept if it is none.
-fn tell_of_damaged_log(path: &Path) {
-    match wal::set_aside(path) {
-        Ok(None) => {}
-        Ok(Some((aside, pages))) => tracing::error!(
-            pages,
-            "the queue's log was damaged: what was recorded last before the relay ended, up to some seconds, is \
-             not in the queue any more. It is kept as {}; `outpost logs` tells what was received then",
-            aside.display()
-        ),
-        Err(error) => tracing::error!(%error, "the queue's log can't be looked through for damage"),
-    }
-}
-
-/// Makes durable the names that lead to `directory`. One that was made at this start, here or by
-/// whoever opens the queue, could be gone after a power cut, and all mail with it.
-fn sync_path_to(directory: &Path) -> io::Result<()> {
-    let directory = directory.canonicalize()?;
-    let disk = directory.metadata()?.dev();
-    for parent in directory.ancestors().skip(1) {
-        match File::open(parent) {
-            Ok(parent) if parent.metadata()?.dev() == disk => parent.sync_all()?,
-            // What we can't read we haven't made, and what another disk holds was there before.
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-            _ => break,
-        }
-    }
-    Ok(())
-}
-
-/// Makes a directory that only we can look into.
-fn make_directory(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 #[cfg(test)]

@@ -169,6 +169,7 @@ impl Queue {
         wants: impl Fn(State) -> bool + Send + 'static,
         without_content: bool,
     ) -> Result<(Claim, Timestamp), ActionError> {
+        self.catch_up().await;
         let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
         let found = self.read(move |shared, reader| {
             let Some(row) = reader.get(id)?.filter(|row| wants(row.state)) else {
@@ -197,6 +198,7 @@ impl Queue {
     /// # Errors
     /// See [`ActionError`].
     pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
+        self.catch_up().await;
         let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
         let listed = self.get(id).await?.ok_or(ActionError::NoSuchEntry)?;
         if listed.entry.is_none() && action != Action::Delete {

@@ -68,6 +68,8 @@ pub(super) struct Schedule {
     away: HashMap<QueueId, Flow>,
     /// How many of each flow.
     away_of: HashMap<Flow, usize>,
+    /// Settled, and what the database has of them is out of date.
+    outdated: HashSet<QueueId>,
     /// In the store, and beyond reading.
     passed_over: HashSet<QueueId>,
     /// Flows that have more in the store than in the window.
@@ -193,7 +195,7 @@ impl Schedule {
         for ready in found {
             let id = ready.entry.id;
             let has_changed = self.changed.as_ref().is_some_and(|changed| changed.ids.contains(&id));
-            if self.is_taken(id) || has_changed {
+            if !self.is_to_be_read(id) || has_changed {
                 continue;
             }
             if self.makes_room(flow, false) {
@@ -304,8 +306,23 @@ impl Schedule {
         }
     }
 
+    /// What the database has of an entry that was settled is out of date until [`Self::set_up_to_date`].
+    pub(super) fn set_outdated(&mut self, id: QueueId) {
+        self.outdated.insert(id);
+    }
+
+    /// The database knows what became of an entry, and when it wants to be tried again, if at all.
+    pub(super) fn set_up_to_date(&mut self, id: QueueId, due: Option<Timestamp>) {
+        if self.outdated.remove(&id) {
+            self.next_due = earlier(self.next_due, due);
+        }
+    }
+
     /// Takes an entry for an operator to act on, until [`Self::forget`]. False if it is claimed.
     pub(super) fn withdraw(&mut self, id: QueueId) -> bool {
+        if self.outdated.contains(&id) {
+            return false;
+        }
         self.no_longer_away(id);
         match self.taken.insert(id, Place::Claimed) {
             None => true,
@@ -376,6 +393,11 @@ impl Schedule {
     /// Whether an entry is in the window or claimed.
     pub(super) fn is_taken(&self, id: QueueId) -> bool {
         self.taken.contains_key(&id) || self.away.contains_key(&id) || self.passed_over.contains(&id)
+    }
+
+    /// Whether an entry is to be taken from the database, if it is due there.
+    pub(super) fn is_to_be_read(&self, id: QueueId) -> bool {
+        !self.is_taken(id) && !self.outdated.contains(&id)
     }
 
     /// Whether an entry is claimed at this moment.

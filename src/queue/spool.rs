@@ -20,7 +20,7 @@ impl Spool {
     /// Opens the spool of the queue in `directory`, making it at first start.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         let path = directory.join("spool");
-        super::make_directory(&path)?;
+        super::directory::make_directory(&path)?;
         Ok(Self(path))
     }
 

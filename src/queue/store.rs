@@ -1,9 +1,11 @@
-//! The store: one SQLite database, in the only way that keeps the promise.
+//! The store: one SQLite database, in WAL mode with `synchronous=FULL`.
 //!
-//! WAL with `synchronous=FULL`, read back at start, because with less a power cut takes acknowledged
-//! mail. One connection writes, everything of a batch in one transaction with one sync; others only
-//! read. SQLite has no checksums of its own, so each record and each content carries a CRC32C that is
-//! compared on every read.
+//! In front of it is the journal, which takes each batch with one append and one sync; the database
+//! gets in bulk what has not left meanwhile. One connection writes, others only read. SQLite has no
+//! checksums of its own, so each record and each content carries a CRC32C that is compared on every read.
+
+mod absorb;
+mod connection;
 
 use std::{
     fs::OpenOptions,
@@ -13,14 +15,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OpenFlags, named_params, params};
+use rusqlite::{Connection, named_params, params};
 
+use self::connection::{BUSY, connect, is_failed_write};
+pub(super) use self::connection::{StoreError, is_damage};
 use super::{
     Fault,
     entry::Entry,
     format::{self, FORMAT},
     id::QueueId,
+    journal::{self, Journal, Step},
     marks::{self, Flow},
+    pending::{Fate, Outcome, Pending},
     reserve::Reserve,
 };
 use crate::clock::Timestamp;
@@ -31,8 +37,13 @@ use crate::clock::Timestamp;
 const LOG_PAGES: i64 = 1_000;
 /// It is also done that often, as long as anything is written.
 const OFTEN: Duration = Duration::from_secs(1);
-/// How long a lock is waited for.
-const BUSY: Duration = Duration::from_secs(5);
+/// Entries, and octets of theirs, that the database is behind at most: few enough that nobody waits long while
+/// they are brought there.
+const BEHIND_ENTRIES: usize = 1_000;
+/// See [`BEHIND_ENTRIES`].
+const BEHIND_OCTETS: usize = 4 * 1024 * 1024;
+/// Octets of the journal behind which it begins from its start.
+const JOURNAL_OCTETS: u64 = 16 * 1024 * 1024;
 
 /// A row of `message`.
 pub(super) const INSERT_MESSAGE: &str =
@@ -97,6 +108,23 @@ pub(super) enum Change<'a> {
     BringForward { id: QueueId, latest: Timestamp, now: Timestamp },
 }
 
+impl Change<'_> {
+    /// As the journal keeps it; `None` for what only the database can do.
+    fn step(self) -> Option<Step> {
+        Some(match self {
+            Self::Insert { entry, octets } => Step::Insert {
+                id: entry.id,
+                size: entry.content.size,
+                record: entry.encode().into(),
+                octets: octets.cloned(),
+            },
+            Self::Update { entry, due } => Step::Update { id: entry.id, due, record: entry.encode().into() },
+            Self::Remove { id, size } => Step::Remove { id, size },
+            Self::SetAside { .. } | Self::BringForward { .. } => return None,
+        })
+    }
+}
+
 /// How much of an entry is removed. Without its row nobody looks for the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
@@ -118,7 +146,17 @@ impl Removal {
 pub(super) struct Store {
     connection: Connection,
     has_met_damage: bool,
+    /// Of the database.
     tally: Tally,
+    journal: Journal,
+    pending: Pending,
+    /// What the database was told of since [`Self::take_absorbed`], and when each is due.
+    absorbed: Vec<(QueueId, Option<Timestamp>)>,
+    absorbed_at: Instant,
+    /// The database could not be told the last time, and the journal must not go on for ever.
+    lags: bool,
+    /// New entries that only the journal can have, since a page of the database can't be read.
+    homeless: Option<Fault>,
     reserve: Reserve,
     checkpointed: Instant,
 }
@@ -132,59 +170,6 @@ pub(super) struct Tally {
     pub(super) last: i64,
 }
 
-/// The store can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StoreError {
-    #[error(transparent)]
-    Sqlite(rusqlite::Error),
-    #[error("{0}: {WHAT_NOW}")]
-    Damaged(rusqlite::Error),
-    #[error(
-        "it was written by an earlier version of Outpost (format {0}): start the relay, or `outpost queue list`, and it is brought up to date"
-    )]
-    Earlier(i32),
-    #[error("it was written by a later version of Outpost (format {0}, known here: {FORMAT})")]
-    Newer(i32),
-    #[error("it is not an Outpost queue")]
-    Foreign,
-    #[error("the queue is gone from where it was")]
-    Gone,
-    #[error("{0}")]
-    File(String),
-    #[error("SQLite did not take synchronous=FULL and journal_mode=WAL ({0})")]
-    NotDurable(String),
-}
-
-/// What to do about damage.
-const WHAT_NOW: &str = "the database is damaged: `outpost queue check` tells what is; stop the relay and restore \
-    a backup, or move the queue's directory away as a whole and keep it, to start with an empty one (the start then \
-    says what else to remove)";
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        if is_damage(&error) { Self::Damaged(error) } else { Self::Sqlite(error) }
-    }
-}
-
-/// Whether it is the file that is wrong, and not the disk or the moment.
-pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
-fn is_failed_write(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(error, _) if error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
-            _ if is_damage(&error) => Self::Broken(format!("{error}: {WHAT_NOW}")),
-            _ => Self::Broken(error.to_string()),
-        }
-    }
-}
-
 impl Store {
     /// Opens the database at `path`, making it at first start.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
@@ -194,36 +179,46 @@ impl Store {
         Self::open_found(path, format::look(path)?)
     }
 
-    /// Opens the database once more; it must be there.
-    pub(super) fn reopen(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the database once more; it must be there. What it does not know yet stays known here.
+    pub(super) fn reopen(&mut self, path: &Path) -> Result<(), StoreError> {
         let found = format::look(path)?.ok_or(StoreError::Gone)?;
-        Self::open_found(path, Some(found))
+        // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
+        self.connection = connect(path, Some(found))?;
+        self.tally = read_tally(&self.connection)?;
+        Ok(())
     }
 
     fn open_found(path: &Path, found: Option<i32>) -> Result<Self, StoreError> {
-        let mut connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        connection.busy_timeout(BUSY)?;
-        // auto_vacuum must be chosen before the first table, so that space can be given back later.
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        let mode: String =
-            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        let synchronous: i32 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
-        if mode != "wal" || synchronous != 2 {
-            return Err(StoreError::NotDurable(format!("{mode}, {synchronous}")));
-        }
-        // Not in a commit, for which somebody waits: see `checkpoint`.
-        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-        connection.pragma_update(None, "journal_size_limit", 2 * LOG_PAGES * 4_096)?;
-        connection.pragma_update(None, "cache_size", -16 * 1024)?;
-        connection.set_prepared_statement_cache_capacity(32);
-        format::bring_up_to_date(&mut connection, found)?;
+        let connection = connect(path, found)?;
         let tally = read_tally(&connection)?;
+        let known = meta(&connection, "journal")?.unsigned_abs();
+        let file = journal::path(path);
+        let replay = journal::read(&file, known).map_err(|error| StoreError::File(error.to_string()))?;
+        if replay.lost > 0 {
+            journal::set_aside(path, replay.lost);
+        }
+        let journal = Journal::new(file, &replay);
+        let mut pending = Pending::default();
+        replay.steps.into_iter().for_each(|step| pending.add(step));
         let reserve = Reserve::new(path.parent().unwrap_or(path));
-        Ok(Self { connection, has_met_damage: false, tally, reserve, checkpointed: Instant::now() })
+        let mut store = Self {
+            connection,
+            has_met_damage: false,
+            tally,
+            journal,
+            pending,
+            absorbed: Vec::new(),
+            absorbed_at: Instant::now(),
+            lags: false,
+            homeless: None,
+            reserve,
+            checkpointed: Instant::now(),
+        };
+        if let Err(fault) = store.absorb() {
+            // It is tried again, and kept until then.
+            tracing::error!(%fault, "what was recorded last can't be brought into the queue's database yet");
+        }
+        Ok(store)
     }
 
     /// Whether the room that is left is for outcomes alone.
@@ -248,7 +243,12 @@ impl Store {
 
     /// How much is queued.
     pub(super) fn tally(&self) -> Tally {
-        self.tally
+        let (messages, octets, last) = self.pending.more();
+        Tally {
+            messages: self.tally.messages.saturating_add_signed(messages),
+            octets: self.tally.octets.saturating_add_signed(octets),
+            last: self.tally.last.max(last),
+        }
     }
 
     /// The number that tells this queue from others; it gets this one if it has none. It does without where that
@@ -264,14 +264,50 @@ impl Store {
 
     /// Whether there is an entry of this id.
     pub(super) fn contains(&self, id: QueueId) -> rusqlite::Result<bool> {
+        if self.pending.is_new(id) {
+            return Ok(true);
+        }
         self.connection.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])
     }
 
     /// Makes all changes durable, or none. When it returns, they are on stable storage.
     ///
+    /// See [`Self::write`] for `careful`.
+    pub(super) fn apply<'a>(
+        &mut self,
+        changes: impl Iterator<Item = Change<'a>> + Clone,
+        careful: bool,
+    ) -> Result<(), Fault> {
+        self.has_met_damage = false;
+        if self.lags {
+            self.absorb()?;
+        }
+        let is_new = |change: &Change<'_>| matches!(change, Change::Insert { .. });
+        if let Some(fault) = &self.homeless
+            && changes.clone().any(|change| is_new(&change))
+        {
+            self.has_met_damage = true;
+            return Err(fault.clone());
+        }
+        let steps: Option<Vec<Step>> = changes.clone().map(Change::step).collect();
+        // One that comes again, as from an archive, while the database still has it from before.
+        let again = |step: &Step| matches!(step, Step::Insert { id, .. } if self.pending.is_outdated(*id));
+        let steps = steps.filter(|steps| self.journal.is_sound() && !steps.iter().any(again));
+        if let Some(steps) = steps {
+            self.journal.append(&steps)?;
+            steps.into_iter().for_each(|step| self.pending.add(step));
+            return Ok(());
+        }
+        // By the database, which must know first what was before.
+        self.absorb()?;
+        self.write(changes, careful)
+    }
+
+    /// The same in the database, in one transaction.
+    ///
     /// With `careful`, what can't be removed whole because a page beside it can't be read is removed as
     /// far as may be, and at least set aside: it must not be sent again.
-    pub(super) fn apply<'a>(
+    fn write<'a>(
         &mut self,
         changes: impl Iterator<Item = Change<'a>> + Clone,
         careful: bool,
@@ -280,24 +316,23 @@ impl Store {
         let mut result = Ok(());
         for removal in removals {
             let before = self.tally;
-            result = self.transaction(changes.clone(), *removal);
+            result = self.transaction(None, |store| {
+                changes.clone().try_for_each(|change| store.change(change, *removal))
+            });
             if result.is_err() {
-                self.tally = before;
-                // A failed COMMIT may leave the transaction open; a failed ROLLBACK has nothing to undo.
-                if !self.connection.is_autocommit() {
-                    let _ = self.connection.execute_batch("ROLLBACK");
-                }
+                self.undo(before);
             }
             self.has_met_damage = result.as_ref().is_err_and(is_damage);
             if !self.has_met_damage {
                 break;
             }
         }
-        match result {
-            // SQLite knows of full disks, and takes a full quota for a broken one.
-            Err(error) if is_failed_write(&error) && self.reserve.is_over_quota() => Err(Fault::Full),
-            other => Ok(other?),
-        }
+        result.map_err(|error| self.fault(error))
+    }
+
+    /// SQLite knows of full disks, and takes a full quota for a broken one.
+    fn fault(&self, error: rusqlite::Error) -> Fault {
+        if is_failed_write(&error) && self.reserve.is_over_quota() { Fault::Full } else { error.into() }
     }
 
     /// Whether the last changes failed because a page can't be read.
@@ -305,59 +340,42 @@ impl Store {
         self.has_met_damage
     }
 
-    fn transaction<'a>(
+    /// One transaction; behind it the database has all frames of the journal up to `known`.
+    fn transaction(
         &mut self,
-        changes: impl Iterator<Item = Change<'a>>,
-        removal: Removal,
+        known: Option<u64>,
+        work: impl FnOnce(&mut Self) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<()> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        for change in changes {
-            self.change(change, removal)?;
-        }
+        work(self)?;
         let mut keep = self.connection.prepare_cached("UPDATE meta SET value = ? WHERE key = ?")?;
         keep.execute(params![self.tally.messages as i64, "messages"])?;
         keep.execute(params![self.tally.octets as i64, "octets"])?;
         keep.execute(params![self.tally.last, "last"])?;
+        if let Some(known) = known {
+            keep.execute(params![known as i64, "journal"])?;
+        }
         drop(keep);
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
+    }
+
+    /// Behind a transaction that failed.
+    fn undo(&mut self, before: Tally) {
+        self.tally = before;
+        // A failed COMMIT may leave the transaction open; a failed ROLLBACK has nothing to undo.
+        if !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
     }
 
     fn change(&mut self, change: Change<'_>, removal: Removal) -> rusqlite::Result<()> {
         let connection = &self.connection;
         match change {
             Change::Insert { entry, octets } => {
-                let id = entry.id.to_i64();
-                let due = entry.first_due().0 as i64;
-                let recipients = marks::recipients(entry.recipients.iter().map(|one| one.address.as_str()));
-                connection.prepare_cached(INSERT_MESSAGE)?.execute(params![
-                    id,
-                    state_of(entry, || State::queued(entry, due)) as i32,
-                    due,
-                    entry.content.size as i64,
-                    Flow::of(entry).to_i64(),
-                    marks::sender(entry.reverse_path.as_str()),
-                    recipients
-                ])?;
-                connection.prepare_cached(INSERT_RECORD)?.execute(params![id, entry.encode()])?;
-                if let Some(octets) = octets {
-                    connection
-                        .prepare_cached("INSERT INTO content(id, octets) VALUES(?, ?)")?
-                        .execute(params![id, &octets[..]])?;
-                }
-                self.tally.last = self.tally.last.max(id);
-                self.tally.messages += 1;
-                self.tally.octets += entry.content.size;
+                self.insert(entry, &entry.encode(), octets.map(|octets| &octets[..]))?;
             }
-            Change::Update { entry, due } => {
-                let id = entry.id.to_i64();
-                connection
-                    .prepare_cached("UPDATE message SET state = ?, due = ? WHERE id = ?")?
-                    .execute(params![state_of(entry, || State::Deferred) as i32, due.0 as i64, id])?;
-                connection
-                    .prepare_cached("UPDATE record SET octets = ? WHERE id = ?")?
-                    .execute(params![entry.encode(), id])?;
-            }
+            Change::Update { entry, due } => self.update(entry, due, &entry.encode())?,
             Change::Remove { id, .. } if removal == Removal::None => {
                 return self.change(Change::SetAside { id }, removal);
             }
@@ -391,6 +409,43 @@ impl Store {
                     })?;
             }
         }
+        Ok(())
+    }
+
+    fn insert(&mut self, entry: &Entry, record: &[u8], octets: Option<&[u8]>) -> rusqlite::Result<()> {
+        let connection = &self.connection;
+        let id = entry.id.to_i64();
+        let due = entry.first_due().0 as i64;
+        let recipients = marks::recipients(entry.recipients.iter().map(|one| one.address.as_str()));
+        connection.prepare_cached(INSERT_MESSAGE)?.execute(params![
+            id,
+            state_of(entry, || State::queued(entry, due)) as i32,
+            due,
+            entry.content.size as i64,
+            Flow::of(entry).to_i64(),
+            marks::sender(entry.reverse_path.as_str()),
+            recipients
+        ])?;
+        connection.prepare_cached(INSERT_RECORD)?.execute(params![id, record])?;
+        if let Some(octets) = octets {
+            connection
+                .prepare_cached("INSERT INTO content(id, octets) VALUES(?, ?)")?
+                .execute(params![id, octets])?;
+        }
+        self.tally.last = self.tally.last.max(id);
+        self.tally.messages += 1;
+        self.tally.octets += entry.content.size;
+        Ok(())
+    }
+
+    fn update(&mut self, entry: &Entry, due: Timestamp, record: &[u8]) -> rusqlite::Result<()> {
+        let id = entry.id.to_i64();
+        self.connection
+            .prepare_cached("UPDATE message SET state = ?, due = ? WHERE id = ?")?
+            .execute(params![state_of(entry, || State::Deferred) as i32, due.0 as i64, id])?;
+        self.connection
+            .prepare_cached("UPDATE record SET octets = ? WHERE id = ?")?
+            .execute(params![record, id])?;
         Ok(())
     }
 
@@ -430,6 +485,7 @@ impl Store {
     /// file system. True if there is more.
     pub(super) fn tidy(&mut self) -> rusqlite::Result<bool> {
         self.empty_log()?;
+        let _ = self.journal.shrink();
         // A few pages are kept, so that a quiet relay doesn't grow and shrink its file all day.
         self.give_back_some(256)
     }
@@ -462,10 +518,12 @@ fn state_of(entry: &Entry, otherwise: impl Fn() -> State) -> State {
     if entry.held.is_some() { State::Held } else { otherwise() }
 }
 
+fn meta(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get(0))
+}
+
 fn read_tally(connection: &Connection) -> rusqlite::Result<Tally> {
-    let value = |key: &str| {
-        connection.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get::<_, i64>(0))
-    };
+    let value = |key: &str| meta(connection, key);
     Ok(Tally { messages: value("messages")? as u64, octets: value("octets")? as u64, last: value("last")? })
 }
 

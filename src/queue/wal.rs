@@ -19,9 +19,23 @@ const FRAME_HEADER: usize = 24;
 /// The last bit says how checksums take their words: big-endian.
 const MAGIC: u32 = 0x377F_0682;
 
+/// What SQLite takes for the end of its log is told and kept if it is none.
+pub(super) fn tell_of_damage(path: &Path) {
+    match set_aside(path) {
+        Ok(None) => {}
+        Ok(Some((aside, pages))) => tracing::error!(
+            pages,
+            "the queue's log was damaged: what was recorded last before the relay ended, up to some seconds, is \
+             not in the queue any more. It is kept as {}; `outpost logs` tells what was received then",
+            aside.display()
+        ),
+        Err(error) => tracing::error!(%error, "the queue's log can't be looked through for damage"),
+    }
+}
+
 /// Looks at the log of the database at `path`, before SQLite does. If it hides something it is copied, for
 /// a person to look at; the copy's name and how many pages are hidden in it.
-pub(super) fn set_aside(path: &Path) -> io::Result<Option<(PathBuf, usize)>> {
+fn set_aside(path: &Path) -> io::Result<Option<(PathBuf, usize)>> {
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let hidden = match File::open(&log) {
         Ok(file) => hidden(BufReader::with_capacity(64 * 1024, file))?,

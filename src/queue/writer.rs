@@ -1,12 +1,14 @@
 //! The writer: one thread, the only one that changes the store.
 //!
-//! It takes everything that waits, makes one transaction of it with one sync, and answers everybody
-//! (group commit). While one batch is synced the next one gathers; where a sync is quick and others are under
+//! It takes everything that waits, makes it durable with one sync, and answers everybody (group commit). Behind
+//! the answers the database is told what it doesn't know yet, once that is much or someone wants to read it.
+//! While one batch is synced the next one gathers; where a sync is quick and others are under
 //! way, for a moment longer. A request that makes the batch fail is found by trying each alone, so it can't take the others down.
 
 use std::{
     sync::{
         Arc,
+        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -72,6 +74,8 @@ pub(super) enum Request {
     Change(Box<EntryChange>, oneshot::Sender<Result<(), Fault>>),
     /// An entry can't be read.
     SetAside(QueueId),
+    /// Somebody wants to read the database.
+    Absorb(oneshot::Sender<()>),
     /// The clock was set back, and left the due times of these far ahead.
     BringForward(Astray, oneshot::Sender<Result<(), Fault>>),
 }
@@ -130,8 +134,20 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
                 break;
             }
         }
-        commit(&mut store, shared, batch, &mut late);
-        // Behind the answers, for which clients wait. What fails here stays in the WAL, durable as it was.
+        let (readers, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|request| matches!(request, Request::Absorb(_)));
+        if !batch.is_empty() {
+            commit(&mut store, shared, batch, &mut late);
+        }
+        // Behind the answers, for which clients wait. What fails here stays where it is, durable as it was.
+        if !readers.is_empty() && !store.is_absorbed() || store.wants_absorbing() {
+            absorb(&mut store, shared);
+        }
+        for reader in readers {
+            if let Request::Absorb(done) = reader {
+                let _ = done.send(());
+            }
+        }
         let _ = store.checkpoint();
         // Where mail trickles on, there is never an idle second.
         if tidied.elapsed() > BETWEEN_SLICES {
@@ -140,7 +156,37 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
             tidied = Instant::now();
         }
     }
+    absorb(&mut store, shared);
     let _ = store.tidy();
+}
+
+/// Tells the database what it doesn't know.
+fn absorb(store: &mut Store, shared: &Arc<Shared>) {
+    let mut result = store.absorb();
+    if result == Err(Fault::Full) && store.give_up_reserve() {
+        tracing::error!("the queue's disk is full: what was kept in reserve is given up to record outcomes");
+        result = store.absorb();
+    }
+    if result == Err(Fault::Full) {
+        result = store.absorb_outcomes();
+    }
+    recover(store, shared, &result);
+    tell_absorbed(store, shared);
+}
+
+/// Lets the feeder see what the database was told.
+fn tell_absorbed(store: &mut Store, shared: &Shared) {
+    shared.behind.store(!store.is_absorbed(), Ordering::Release);
+    let absorbed = store.take_absorbed();
+    if absorbed.is_empty() {
+        return;
+    }
+    let mut schedule = shared.schedule();
+    for (id, due) in absorbed {
+        schedule.set_up_to_date(id, due);
+    }
+    drop(schedule);
+    shared.look.notify_one();
 }
 
 /// Takes what waits, as much as one transaction should hold.
@@ -163,6 +209,9 @@ fn look_at_spool(shared: &Shared) {
 
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
     look_at_spool(shared);
+    if !store.is_absorbed() {
+        absorb(store, shared);
+    }
     let trouble = shared.health.trouble().filter(|trouble| !trouble.records);
     if store.restore_reserve() || trouble.is_some() {
         let is_broken = trouble.is_some_and(|trouble| !trouble.full);
@@ -226,7 +275,7 @@ fn record(store: &mut Store, shared: &Arc<Shared>, batch: Vec<Request>, late: &m
 /// synced once: after a failed sync a second one would lie. Then all that have a file are refused, and
 /// the rest goes on, if there is any.
 fn with_names(
-    store: &Store,
+    store: &mut Store,
     shared: &Arc<Shared>,
     batch: Vec<Request>,
     late: &mut Vec<Request>,
@@ -267,10 +316,9 @@ fn recover(store: &mut Store, shared: &Shared, result: &Result<(), Fault>) {
 /// stands in the log, commit mark and all, and after a kill it would be taken for mail: it has to be
 /// written over before anybody hears that it was refused.
 fn reopen(store: &mut Store, shared: &Shared) -> Result<(), Fault> {
-    // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
-    *store =
-        Store::reopen(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
-    store.probe()
+    store.reopen(&store::path(&shared.directory)).map_err(|error| Fault::Broken(error.to_string()))?;
+    store.probe()?;
+    store.absorb()
 }
 
 /// Notes how the store is behind an attempt to write, and tells what has changed.
@@ -297,11 +345,12 @@ fn note(store: &Store, shared: &Shared, result: &Result<(), Fault>) {
 
 fn settle(
     shared: &Arc<Shared>,
-    store: &Store,
+    store: &mut Store,
     mut results: Vec<(Request, Result<(), Fault>)>,
     late: &mut Vec<Request>,
 ) {
     shared.set_tally(store.tally());
+    tell_absorbed(store, shared);
     // Behind the commit, so that nothing is told that is not so; before anybody hears of it and before
     // it can be delivered, so that all that is told is in its order.
     let mut told = false;
@@ -333,6 +382,9 @@ fn settle(
                 (Request::Change(change, done), Ok(())) => {
                     let EntryChange { entry, next, reports, .. } = *change;
                     schedule.forget(entry.id, next.due());
+                    if store.is_outdated(entry.id) {
+                        schedule.set_outdated(entry.id);
+                    }
                     if next == Next::Done && entry.content.spooled {
                         shared.spool.remove(entry.id);
                     }
@@ -354,6 +406,7 @@ fn settle(
                 }
                 (Request::SetAside(id), Ok(())) => schedule.forget(id, None),
                 (Request::SetAside(_), Err(_)) => {}
+                (Request::Absorb(_), _) => {}
                 // The feeder looks again behind it, or asks again.
                 (Request::BringForward(_, done), result) => {
                     let _ = done.send(result);
@@ -393,7 +446,7 @@ impl Request {
         match self {
             Self::Accept(new, _) => new.octets(),
             Self::Change(change, _) => change.reports.iter().map(NewEntry::octets).sum(),
-            Self::SetAside(_) | Self::BringForward(..) => 0,
+            Self::SetAside(_) | Self::Absorb(_) | Self::BringForward(..) => 0,
         }
     }
 
@@ -417,6 +470,7 @@ impl Request {
                 };
                 (Some(first), reports.as_slice(), None)
             }
+            Self::Absorb(_) => (None, [].as_slice(), None),
             Self::SetAside(id) => (Some(Change::SetAside { id: *id }), [].as_slice(), None),
             Self::BringForward(astray, _) => (None, [].as_slice(), Some(astray)),
         };
