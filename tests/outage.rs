@@ -109,3 +109,46 @@ fn after_a_lost_final_reply_the_next_try_waits_and_carries_the_same_names_and_pe
     let metrics = http::get(relay.admin, "/metrics").text();
     assert!(metrics.contains("outpost_deliveries_uncertain_total{upstream=\"localhost\"} 1"), "{metrics}");
 }
+
+#[test]
+fn senders_are_slowed_before_the_bound_is_reached_and_never_without_one() {
+    const BOUND: usize = 50;
+    // The six behind the 42nd of 50 wait 1.39 s together at least, whatever chance says; without a bound none does.
+    const TOGETHER: Duration = Duration::from_millis(1_390);
+    let upstream = Upstream::stopped(PASSWORD);
+    let fill = |relay: &Relay| {
+        let mut client = relay.client();
+        let mut took = |tokens: std::ops::Range<usize>| {
+            let began = Instant::now();
+            for number in tokens {
+                client.send_token(&format!("token-{number}")).expect("it is taken");
+            }
+            began.elapsed()
+        };
+        took(0..42);
+        took(42..BOUND - 2)
+    };
+    let post = |relay: &Relay| {
+        let began = Instant::now();
+        let path = "/api/v1/messages?from=app@sender.example&to=user@rcpt.example";
+        let fields = [("Content-Type", "message/rfc822")];
+        (http::send("POST", relay.admin, path, &fields, b"Subject: x\r\n\r\nx\r\n").status, began.elapsed())
+    };
+
+    let relay = Relay::start(&mailer(&upstream).set("smtp_queue_max_messages", BOUND));
+    let slowed = fill(&relay);
+    for _ in 0..2 {
+        let (status, took) = post(&relay);
+        assert!(status == 202 && took > Duration::from_millis(600), "{status} behind {took:?}");
+    }
+    assert!(slowed > TOGETHER, "{slowed:?}");
+    assert!(relay.log().contains("new mail is taken more slowly"), "{}", relay.log());
+    assert_eq!(post(&relay).0, 503);
+    let refused = relay.client().send_token("one-too-many").expect_err("there is no room").to_string();
+    assert!(refused.contains("452"), "{refused}");
+
+    let relay = Relay::start(&mailer(&upstream));
+    let (unslowed, (status, _)) = (fill(&relay), post(&relay));
+    assert!(status == 202 && unslowed < TOGETHER, "{status}, {unslowed:?}");
+    assert!(!relay.log().contains("more slowly"), "{}", relay.log());
+}

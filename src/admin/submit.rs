@@ -163,6 +163,10 @@ async fn accept(
         None => None,
     };
     let known = held.as_ref().and_then(|(_, known)| *known);
+    if known.is_none() {
+        // Before it has anything that others wait for.
+        admin.listener.slow_down().await;
+    }
     let mut digest = Sha256::new();
     let (message, digest) = match form {
         Form::Raw { sender, recipients } => {

@@ -320,9 +320,9 @@ pub const KEYS: &[Key] = &[
         .default("4h")
         .doc("When to tell the sender that mail is late."),
     Key::new("smtp_queue_max_messages", "a number above 0", "100000")
-        .doc("Messages in the queue; more are answered 452."),
+        .doc("Messages in the queue; more are answered 452. From four fifths on, while the queue grows, each new one waits up to 2 s."),
     Key::new("smtp_queue_max_bytes", "a size above 0", "10GB")
-        .doc("Octets in the queue; more are answered 452."),
+        .doc("Octets in the queue; more are answered 452, and mail waits before as with smtp_queue_max_messages."),
     Key::new("smtp_queue_min_free", "a size", "100MB")
         .default("100MB")
         .doc("What must stay free on the queue's disk; 0 turns the check off."),

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -209,6 +209,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
+    /// Lets a client wait with its content while the queue grows towards its bound.
+    async fn slow_down(&mut self) -> io::Result<()> {
+        let wait = self.pace.bears(self.around.intake.queue.slowdown());
+        if wait.is_zero() {
+            return Ok(());
+        }
+        self.flush().await?;
+        unhurried(wait, &self.around.place, self.around.shutdown.clone()).await;
+        Ok(())
+    }
+
     /// Writes what is due and reads more; false if the conversation is over.
     async fn read_commands(&mut self) -> io::Result<bool> {
         self.flush().await?;
@@ -342,6 +353,41 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> 
     Ok(())
 }
 
+/// Waits, but not while others find no place, and never for the end of the process.
+async fn unhurried(wait: Duration, place: &Place, mut shutdown: watch::Receiver<bool>) {
+    tokio::select! {
+        () = sleep(wait) => {}
+        () = place.is_wanted_at(Instant::now()) => {}
+        _ = shutdown.wait_for(|shutdown| *shutdown) => {}
+    }
+}
+
 fn broken() -> io::Error {
     io::ErrorKind::BrokenPipe.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listener::places::{Most, Places};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_of_ours_ends_when_places_run_short_and_with_the_process() {
+        let most = Most { all: 10, of_one: 10 };
+        let places = Places::default();
+        let (end, shutdown) = watch::channel(false);
+        let place = places.take(most).expect("a place");
+        let waited = async || {
+            let began = Instant::now();
+            unhurried(Duration::from_secs(2), &place, shutdown.clone()).await;
+            began.elapsed().as_secs()
+        };
+        assert_eq!(waited().await, 2);
+        let crowd: Vec<_> = (0..9).map(|_| places.take(most).expect("a place")).collect();
+        assert_eq!(waited().await, 0, "others find no place");
+        drop(crowd);
+        assert_eq!(waited().await, 2);
+        end.send_replace(true);
+        assert_eq!(waited().await, 0, "the process ends");
+    }
 }

@@ -76,6 +76,15 @@ impl Listener {
         Err(Reply::wrong_credentials())
     }
 
+    /// Lets a client wait with its message while the queue grows towards its bound, as one of SMTP does.
+    pub async fn slow_down(&self) {
+        let wait = self.0.queue.slowdown();
+        if !wait.is_zero() {
+            let mut shutdown = self.0.shutdown.clone();
+            let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
+        }
+    }
+
     /// The largest message that is taken, in octets.
     pub fn message_size(&self) -> u64 {
         self.0.terms.load().rules.message_size

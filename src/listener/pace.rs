@@ -74,6 +74,11 @@ impl Pace {
         deadline
     }
 
+    /// How much of a wait of ours fits into its time: it has not taken that time itself.
+    pub fn bears(&self, wait: Duration) -> Duration {
+        wait.min((self.deadline() - Instant::now()) / 4)
+    }
+
     /// When a TLS handshake that begins now has taken too long.
     pub fn handshake_deadline(&self) -> Instant {
         self.deadline().min(Instant::now() + HANDSHAKE)
@@ -97,6 +102,18 @@ mod tests {
         let mut pace = Pace::new(bounds);
         pace.is_known();
         pace
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_of_ours_leaves_the_client_most_of_its_time() {
+        let bounds = SessionBounds { transaction_timeout: 20 * SECOND, ..SessionBounds::default() };
+        let mut pace = known(bounds);
+        pace.line(true);
+        assert_eq!(pace.bears(2 * SECOND), 2 * SECOND);
+        tokio::time::advance(16 * SECOND).await;
+        assert_eq!(pace.bears(2 * SECOND), SECOND);
+        tokio::time::advance(5 * SECOND).await;
+        assert_eq!(pace.bears(2 * SECOND), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,6 +56,7 @@ mod pending;
 mod reader;
 mod reserve;
 pub mod retry;
+mod room;
 mod schedule;
 mod search;
 mod spool;
@@ -73,7 +74,6 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
-    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -100,6 +100,7 @@ use self::{
     identity::Memory,
     lock::Lock,
     reader::Reader,
+    room::Room,
     schedule::Schedule,
     spool::Spool,
     store::{Store, StoreError, Tally},
@@ -113,8 +114,6 @@ use crate::{
 
 /// Why an entry is held whose record or content is not what was accepted.
 pub const DAMAGED: &str = "damaged";
-/// What is free on a disk does not change much within this time, and asking costs each message something.
-const FREE_SPACE_HOLDS: Duration = Duration::from_millis(50);
 /// Damaged entries that wait to be told of.
 const DAMAGED_MAX: usize = 1_000;
 
@@ -183,8 +182,7 @@ struct Shared {
     behind: AtomicBool,
     /// Messages that are being received.
     receiving: AtomicUsize,
-    /// Octets that are free on its disk, and since when that is known.
-    free_space: Mutex<Option<(u64, Instant)>>,
+    room: Room,
     health: Health,
     /// An entry can be claimed.
     claimable: Notify,
@@ -348,7 +346,7 @@ impl Queue {
             tally: Mutex::new(store.tally()),
             behind: AtomicBool::new(!store.is_absorbed()),
             receiving: AtomicUsize::new(0),
-            free_space: Mutex::default(),
+            room: Room::default(),
             health: Health::opened(store.is_full()),
             claimable: Notify::new(),
             look: Notify::new(),
@@ -387,12 +385,7 @@ impl Queue {
     /// # Errors
     /// There is no room for another.
     pub fn begin(&self) -> Result<Incoming, Fault> {
-        let (settings, tally) = (self.shared.settings.load(), self.tally());
-        if settings.max_messages.is_some_and(|max| tally.messages >= max)
-            || settings.max_bytes.is_some_and(|max| tally.octets >= max)
-            || self.free_space()? < settings.min_free
-            || self.shared.health.is_full()
-        {
+        if !self.has_room()? {
             return Err(Fault::Full);
         }
         let now = self.shared.clock.now();
@@ -513,22 +506,6 @@ impl Queue {
     /// How much is queued, as of the last commit.
     fn tally(&self) -> Tally {
         *self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn free_space(&self) -> Result<u64, Fault> {
-        if self.shared.settings.load().min_free == 0 {
-            return Ok(u64::MAX);
-        }
-        let mut known = self.shared.free_space.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((octets, at)) = *known
-            && at.elapsed() < FREE_SPACE_HOLDS
-        {
-            return Ok(octets);
-        }
-        let disk = rustix::fs::statvfs(&self.shared.directory).map_err(io::Error::from)?;
-        let octets = disk.f_bavail.saturating_mul(disk.f_frsize);
-        *known = Some((octets, Instant::now()));
-        Ok(octets)
     }
 
     fn request(&self, request: Request) -> Result<(), Fault> {

@@ -33,6 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// DATA: content to the queue, and the one reply that decides whose the message is.
     pub(super) async fn receive(&mut self) -> io::Result<()> {
         let Some((mut envelope, origin)) = self.session.envelope() else { return Err(broken()) };
+        self.slow_down().await?;
         let mut incoming = match self.around.intake.begin(&envelope, &origin) {
             Ok(incoming) => incoming,
             Err(refusal) => return self.answer(Err(refusal), &envelope, &origin, Duration::ZERO).await,
@@ -56,6 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let Some((envelope, origin)) = self.session.envelope() else { return Err(broken()) };
                 let binary = envelope.handling.body == Body::Binary;
                 let reader = self.around.intake.chunk_reader(binary);
+                self.slow_down().await?;
                 match self.around.intake.begin(&envelope, &origin) {
                     Ok(incoming) => Box::new(Partial { incoming, reader, envelope, origin }),
                     Err(refusal) => {
