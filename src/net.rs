@@ -104,6 +104,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
+/// Has the first randomness gathered while others wait for the disk. It is gathered once a process, and takes the
+/// processor some 60 ms; who needs it sooner waits for the rest of that.
+pub fn gather_randomness() {
+    let gather = || drop(crypto().secure_random.fill(&mut [0]));
+    // Without a thread for it, whoever needs it first gathers it.
+    drop(std::thread::Builder::new().name("randomness".to_owned()).spawn(gather));
+}
+
 /// The cryptography that all TLS of ours uses.
 pub fn crypto() -> std::sync::Arc<rustls::crypto::CryptoProvider> {
     std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider())

@@ -178,7 +178,8 @@ fn a_power_cut_at_any_moment_takes_nothing_that_was_promised() {
     let lies: [(&str, Lie); 5] = [
         ("the journal", |path| path.ends_with("queue.journal")),
         ("the WAL", |path| path.ends_with("queue.sqlite-wal")),
-        ("the database", |path| path.ends_with("queue.sqlite")),
+        // It was made under this name.
+        ("the database", |path| path.ends_with("queue.sqlite.new")),
         ("the spool's names", |path| path.ends_with("spool")),
         ("the spool's files", |path| path.parent().is_some_and(|parent| parent.ends_with("spool"))),
     ];

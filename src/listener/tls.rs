@@ -109,13 +109,21 @@ fn make(files: &ListenerTls, directory: &Path, hostname: &str) -> Result<(), Ide
     let names = [hostname, "localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
     let pair = rcgen::generate_simple_self_signed(names)
         .map_err(|error| IdentityError::Content { path: files.cert.clone(), reason: error.to_string() })?;
-    // The key first: a certificate without its key would look like an operator's mistake.
     write(&files.key, pair.signing_key.serialize_pem().as_bytes(), 0o600).map_err(fail(&files.key))?;
-    write(&files.cert, pair.cert.pem().as_bytes(), 0o644).map_err(fail(&files.cert))
+    write(&files.cert, pair.cert.pem().as_bytes(), 0o644).map_err(fail(&files.cert))?;
+    // Each is whole before it has its name, and the key has it first: a certificate alone, or a part of one, would
+    // look like an operator's mistake.
+    fs::rename(beside(&files.key), &files.key).map_err(fail(&files.key))?;
+    fs::rename(beside(&files.cert), &files.cert).map_err(fail(&files.cert))
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 fn write(path: &Path, octets: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(beside(path))?;
     file.write_all(octets)?;
     file.sync_all()
 }

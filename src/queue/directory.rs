@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-/// Makes durable the names that lead to `directory`. One that was made at this start, here or by
+/// Makes durable the names in `directory` and those that lead to it. One that was made at this start, here or by
 /// whoever opens the queue, could be gone after a power cut, and all mail with it.
 pub(super) fn sync_path_to(directory: &Path) -> io::Result<()> {
     let directory = directory.canonicalize()?;
     let disk = directory.metadata()?.dev();
-    for parent in directory.ancestors().skip(1) {
+    for parent in directory.ancestors() {
         match File::open(parent) {
             Ok(parent) if parent.metadata()?.dev() == disk => parent.sync_all()?,
             // What we can't read we haven't made, and what another disk holds was there before.

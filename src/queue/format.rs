@@ -9,7 +9,12 @@
 //! A migration is one transaction: whatever happens in it, the store is of the one version or of the
 //! other, whole. A store of a later version is refused and not an octet of it changed.
 
-use std::path::Path;
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 
@@ -57,6 +62,47 @@ const COMMON: &str = "
 
 /// The number of the journal's last frame that is in the database.
 const JOURNAL: &str = "INSERT INTO meta VALUES('journal', 0);";
+
+/// Makes an empty store where none is. It gets its name when all of it is on the disk: one sync in the place of the
+/// dozen that SQLite spends on a file which others may look at meanwhile, and a kill leaves nothing of that name. The
+/// name is durable when the caller has synced the directory.
+pub(super) fn make(path: &Path) -> Result<(), StoreError> {
+    let named = |ending: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let file = |error: io::Error| StoreError::File(error.to_string());
+    // The log of a store that is gone would be taken for this one's; and what was left by a kill.
+    if [named("-wal"), named("-journal"), named(".new"), named(".new-wal")].map(remove).contains(&true) {
+        File::open(path.parent().unwrap_or(path)).and_then(|names| names.sync_all()).map_err(file)?;
+    }
+    let new = named(".new");
+    // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(file)?;
+    let mut connection = Connection::open_with_flags(
+        &new,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.pragma_update(None, "synchronous", "OFF")?;
+    connection.pragma_update_and_check(None, "journal_mode", "MEMORY", |_| Ok(()))?;
+    give_space_back(&connection)?;
+    bring_up_to_date(&mut connection, None)?;
+    connection.execute("INSERT INTO meta(key, value) VALUES('identity', ?)", [fastrand::i64(1..)])?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.close().map_err(|(_, error)| error)?;
+    made.sync_all().and_then(|()| fs::rename(&new, path)).map_err(file)
+}
+
+/// Whether there was such a file.
+fn remove(path: PathBuf) -> bool {
+    fs::remove_file(path).is_ok()
+}
+
+/// Has pages that are free given back to the disk later; to be chosen before the first table.
+pub(super) fn give_space_back(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")
+}
 
 /// The version of the store at `path`; `None` if it is empty. Nothing of it is changed, not even by
 /// SQLite: a later version may keep more beside it than we know of.

@@ -190,9 +190,14 @@ fn piece(octets: &mut Bytes) -> Option<Bytes> {
 }
 
 impl Journal {
-    /// The journal at `path`, of which `replay` was read. It is not touched before the first frame.
-    pub(super) fn new(path: PathBuf, replay: &Replay) -> Self {
-        Self { path, file: None, last: replay.last, end: replay.end, buffer: Vec::new(), told: false }
+    /// The journal at `path`, of which `replay` was read. If the database knows all of it, it is open for the first
+    /// frame; its name is durable when the caller has synced the directory.
+    pub(super) fn new(path: PathBuf, replay: &Replay, is_known: bool) -> Self {
+        let open =
+            || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).ok();
+        let file = if is_known { open() } else { None };
+        let end = if is_known { 0 } else { replay.end };
+        Self { path, file, last: replay.last, end, buffer: Vec::new(), told: false }
     }
 
     /// Whether a frame can be appended.
@@ -336,8 +341,7 @@ mod tests {
     fn written(known: u64, batches: &[Vec<Step>]) -> (tempfile::TempDir, Journal, Vec<u8>) {
         let directory = tempfile::tempdir().unwrap();
         let path = path(&directory.path().join("queue.sqlite"));
-        let mut journal = Journal::new(path.clone(), &read(&path, known).unwrap());
-        journal.restart();
+        let mut journal = Journal::new(path.clone(), &read(&path, known).unwrap(), true);
         batches.iter().for_each(|batch| journal.append(batch).unwrap());
         let octets = fs::read(&path).unwrap();
         (directory, journal, octets)

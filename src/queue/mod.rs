@@ -314,9 +314,7 @@ impl Queue {
         memory: Option<&Memory>,
     ) -> Result<(Self, WriterThread), OpenError> {
         let directory = settings.directory.clone();
-        make_directory(&directory)
-            .and_then(|()| sync_path_to(&directory))
-            .map_err(|error| OpenError::io(&directory, error))?;
+        make_directory(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let lock = Lock::take(&directory)?;
         let spool = Spool::open(&directory).map_err(|error| OpenError::io(&directory, error))?;
         let path = store::path(&directory);
@@ -328,6 +326,7 @@ impl Queue {
         // Before SQLite does, which would empty it.
         wal::tell_of_damage(&path);
         let mut store = Store::open(&path).map_err(refuse)?;
+        sync_path_to(&directory).map_err(|error| OpenError::io(&directory, error))?;
         if let Some(memory) = memory {
             memory.remember(&directory, store.identity(memory.number()));
         }

@@ -8,8 +8,6 @@ mod absorb;
 mod connection;
 
 use std::{
-    fs::OpenOptions,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -173,9 +171,9 @@ pub(super) struct Tally {
 impl Store {
     /// Opens the database at `path`, making it at first start.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.
-        let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        made.map_err(|error| StoreError::File(error.to_string()))?;
+        if !path.exists() {
+            format::make(path)?;
+        }
         Self::open_found(path, format::look(path)?)
     }
 
@@ -197,7 +195,8 @@ impl Store {
         if replay.lost > 0 {
             journal::set_aside(path, replay.lost);
         }
-        let journal = Journal::new(file, &replay);
+        let is_known = replay.last == known;
+        let journal = Journal::new(file, &replay, is_known);
         let mut pending = Pending::default();
         replay.steps.into_iter().for_each(|step| pending.add(step));
         let reserve = Reserve::new(path.parent().unwrap_or(path));
@@ -214,7 +213,7 @@ impl Store {
             reserve,
             checkpointed: Instant::now(),
         };
-        if let Err(fault) = store.absorb() {
+        if !is_known && let Err(fault) = store.absorb() {
             // It is tried again, and kept until then.
             tracing::error!(%fault, "what was recorded last can't be brought into the queue's database yet");
         }

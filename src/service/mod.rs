@@ -49,6 +49,7 @@ use crate::{
         socket::Socket,
         tls::{Identity, IdentityError},
     },
+    net,
     observe::{Observer, trend::Trend},
     queue::{OpenError, Queue, WriterThread, disk},
     runner::Runner,
@@ -166,6 +167,7 @@ pub(crate) fn run(
         .build()
         .map_err(|error| StartError::Data { path: settings.data.clone(), error })?;
     raise_descriptor_limit();
+    net::gather_randomness();
     let data = settings.data.clone();
     let writers = runtime.block_on(async {
         // Before anything else, so that an early signal doesn't end us the hard way.

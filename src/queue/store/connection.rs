@@ -73,8 +73,9 @@ pub(super) fn connect(path: &Path, found: Option<i32>) -> Result<Connection, Sto
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
     connection.busy_timeout(BUSY)?;
-    // auto_vacuum must be chosen before the first table, so that space can be given back later.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if found.is_none() {
+        format::give_space_back(&connection)?;
+    }
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     let synchronous: i32 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
