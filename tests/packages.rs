@@ -188,6 +188,11 @@ fn instruction(word: &str) -> String {
     found[0].clone()
 }
 
+/// The program that is packaged: the one of these tests, or the static one that packaging/build-static has made.
+fn program() -> PathBuf {
+    std::env::var_os("OUTPOST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_outpost").into(), PathBuf::from)
+}
+
 /// The root file system of the image, by its COPY lines; and what the program of a test needs beside it, for it is not
 /// linked statically as the packaged one is.
 fn assemble(root: &Path) {
@@ -202,18 +207,20 @@ fn assemble(root: &Path) {
         let (from, to) = (words[0], place(words[1]));
         match from {
             "/empty" => fs::create_dir_all(&to).expect("a directory"),
-            from if from.ends_with("/outpost") => copy(Path::new(env!("CARGO_BIN_EXE_outpost")), &to),
+            from if from.ends_with("/outpost") => copy(&program(), &to),
             from => copy(Path::new(from), &to),
         }
         if let Some((user, group)) = owner.and_then(|owner| owner.split_once(':')) {
             chown(&to, user.parse().ok(), group.parse().ok()).expect("we are root");
         }
     }
-    let libraries = programs::run(Command::new("ldd").arg(env!("CARGO_BIN_EXE_outpost")));
-    for word in
-        String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/'))
+    // It fails for a program that needs none.
+    let libraries = Command::new("ldd").arg(program()).output().expect("ldd runs");
+    let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    for library in libraries.inspect(|_| assert!(std::env::var_os("OUTPOST_PROGRAM").is_none(), "not static"))
     {
-        copy(Path::new(word), &place(word));
+        copy(Path::new(library), &place(library));
     }
 }
 
@@ -330,6 +337,55 @@ fn mail_passes_a_container_of_which_only_the_volume_can_be_written() {
     assert_eq!(health.status.code(), Some(69), "nobody is healthy any more: {}", programs::shown(&health));
 }
 
+/// A relay at work under strace, which records its syncs; what was synced of its data before it was ready.
+fn synced_by_a_start(home: &Home, log: &Path) -> Vec<String> {
+    let notify = home.path("notify");
+    let mut manager = Manager::at(&notify);
+    let mut command = Command::new(programs::require(Path::new("/usr/bin/strace")));
+    command.args(["-f", "-y", "-e", "trace=fsync,fdatasync", "-o"]).arg(log).arg("--").arg(program());
+    command.args(["serve", "--config", "dotcloud.yml", "--data", "data"]).current_dir(home.dir());
+    let child = command.env("NOTIFY_SOCKET", &notify).stderr(Stdio::null()).spawn();
+    let mut child = child.map(Killed).expect("it starts");
+    manager.hears("READY=1");
+    let data = home.path("data").display().to_string();
+    let of = |line: &str| Some(line.split_once(&data)?.1.split_once('>')?.0.to_owned());
+    let synced = read(log).lines().filter_map(of).collect();
+    // What strace is told it passes on to nobody.
+    let traced = read(log).split(' ').next().and_then(|pid| pid.parse().ok()).expect("a process");
+    let traced = rustix::process::Pid::from_raw(traced).expect("a process");
+    rustix::process::kill_process(traced, rustix::process::Signal::TERM).expect("our child");
+    support::relay::ended_within(&mut child.0, support::relay::STOP_WITHIN);
+    fs::remove_file(notify).expect("a socket");
+    synced
+}
+
+// How fast it is `packaging/measure` asks, of the program that is packaged. What decides it can be counted.
+#[test]
+fn a_first_start_waits_for_the_disk_a_dozen_times_and_each_later_one_hardly() {
+    let service =
+        Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free());
+    let home = Home::new(&[&service]);
+    let first = synced_by_a_start(&home, &home.path("first"));
+    for file in ["/queue", "/queue.id.new", "/tls/key.new", "/smtp_password.new", "/.environment.json.new"] {
+        assert!(first.iter().any(|synced| synced == file), "{file} is not among {first:?}");
+    }
+    assert!(first.len() <= 12, "{first:?}");
+    let later = synced_by_a_start(&home, &home.path("later"));
+    assert!(later.len() <= 2, "{later:?}");
+}
+
+#[test]
+fn a_relay_without_mail_takes_little_memory() {
+    let service =
+        Service::mailer().set("smtp_relay_server", "127.0.0.1").set("smtp_relay_port", ports::free());
+    let relay = Relay::start(&service);
+    let status = read(Path::new(&format!("/proc/{}/status", relay.pid())));
+    // The program's own pages are another number of another program; `packaging/measure` counts both.
+    let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    let anonymous: u64 = anonymous.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!((500..8_000).contains(&anonymous), "{anonymous} kB");
+}
+
 /// The example's settings as they stand, with this upstream in the provider's place.
 fn example(home: &Home, upstream: &Upstream, smtp: u16, admin: u16) {
     let text = read(&packaging("compose/dotcloud.yml"))
@@ -405,6 +461,13 @@ fn the_example_s_django_app_and_its_worker_send_through_the_relay() {
     wait::until_true("the queue is empty", || {
         status(&[("Authorization", "Bearer admin-sesame-4711")]).json()["queue"]["messages"] == 0
     });
+}
+
+#[test]
+fn the_example_hangs_together() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/compose.py");
+    let python = programs::require(Path::new("/usr/bin/python3"));
+    programs::run(Command::new(python).arg(script).args([packaging("compose"), packaging("Containerfile")]));
 }
 
 #[test]
