@@ -246,10 +246,15 @@ fn mail_passes_a_container_of_which_only_the_volume_can_be_written() {
     chown(&volume, uid.parse().ok(), gid.parse().ok()).expect("we are root");
     // As each engine has it.
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n").expect("a file");
+    fs::create_dir(root.join("dev")).expect("a directory");
+    for device in ["dev/random", "dev/urandom"] {
+        fs::write(root.join(device), "").expect("a place for it");
+    }
     fs::copy(upstream.ca_file(), root.join("etc/ca.pem")).expect("a file");
     fs::set_permissions(root.join("etc/ca.pem"), fs::Permissions::from_mode(0o644)).expect("ours");
 
     let script = "mount --make-rprivate / && mount --bind \"$0\" \"$0\" && mount --bind \"$1\" \"$0$2\" \
+                  && for device in random urandom; do mount --bind /dev/$device \"$0/dev/$device\"; done \
                   && mount -o remount,ro,bind \"$0\" && exec chroot --userspec=\"$3\" --groups= \"$0\" \"${@:4}\"";
     let program: Vec<String> = serde_json::from_str(&instruction("ENTRYPOINT")).expect("a list");
     let command: Vec<String> = serde_json::from_str(&instruction("CMD")).expect("a list");
