@@ -104,6 +104,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
+/// Octets that nobody can guess. They come from where TLS has its keys from, which asks the kernel itself: a program
+/// without libraries, in a root without devices, has them too.
+///
+/// # Errors
+/// The system gives none.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut octets = [0; N];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut octets)
+        .map_err(|_| io::Error::other("the system gives no random octets"))?;
+    Ok(octets)
+}
+
 /// Has the first randomness gathered while others wait for the disk. It is gathered once a process, and takes the
 /// processor some 60 ms; who needs it sooner waits for the rest of that.
 pub fn gather_randomness() {

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::listener::penalty::Penalties;
+use crate::{listener::penalty::Penalties, net};
 
 /// A session ends when nobody has used it for so long, and in any case after so long.
 const IDLE_MAX: Duration = Duration::from_secs(8 * 3_600);
@@ -57,8 +57,7 @@ impl Sessions {
     /// # Errors
     /// The system gives no random octets.
     pub(super) fn begin(&self, password: &str) -> io::Result<String> {
-        let mut octets = [0; 32];
-        getrandom::fill(&mut octets).map_err(io::Error::other)?;
+        let octets: [u8; 32] = net::random()?;
         let token: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
         let now = Instant::now();
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);

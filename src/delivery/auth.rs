@@ -161,9 +161,8 @@ impl<'l> Exchange<'l> {
 
 /// Random text that no exchange has had before.
 fn nonce() -> String {
-    let mut octets = [0; 18];
-    // Without randomness TLS would not have come so far.
-    let _ = getrandom::fill(&mut octets);
+    let octets: [u8; 18] =
+        crate::net::random().expect("because without randomness TLS would not have come so far");
     sasl::encode(octets)
 }
 

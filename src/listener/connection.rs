@@ -120,10 +120,8 @@ where
 
 /// Random text that no session has had before.
 fn nonce() -> String {
-    let mut octets = [0; 16];
-    // Without randomness the process would not have come so far; and a challenge that can be
-    // guessed is still an HMAC's key away from being of use.
-    let _ = getrandom::fill(&mut octets);
+    let octets: [u8; 16] =
+        crate::net::random().expect("because without randomness the process would not have come so far");
     octets.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -26,6 +26,7 @@ use crate::{
         policy::{Rules, Senders},
         tls::{self, Identity},
     },
+    net,
     observe::{
         Observer,
         mask::{Addresses, Mask},
@@ -117,8 +118,8 @@ fn mask(addresses: LogAddresses, data: &Path) -> Mask {
         LogAddresses::Domain => Addresses::Domain,
         LogAddresses::Hash => Addresses::Hash,
     };
-    let mut key = [0; 32];
-    let _ = getrandom::fill(&mut key);
+    let mut key: [u8; 32] =
+        net::random().expect("because without randomness no password could have been made either");
     if addresses == Addresses::Hash {
         let path = data.join("log.key");
         match fs::read(&path).ok().and_then(|octets| octets.try_into().ok()) {
@@ -364,11 +365,10 @@ pub(crate) fn random_password() -> io::Result<SecretString> {
     const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut password = String::new();
     while password.len() < 24 {
-        let mut octet = [0];
-        getrandom::fill(&mut octet).map_err(io::Error::other)?;
+        let [octet] = net::random()?;
         // Beyond the last whole multiple some letters would be likelier than others.
-        if octet[0] < 248 {
-            password.push(char::from(LETTERS[usize::from(octet[0]) % LETTERS.len()]));
+        if octet < 248 {
+            password.push(char::from(LETTERS[usize::from(octet) % LETTERS.len()]));
         }
     }
     Ok(SecretString::from(password))
