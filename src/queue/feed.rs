@@ -100,7 +100,12 @@ impl Queue {
             self.move_to_now(Astray { ids, latest, now }).await?;
         }
         loop {
-            let ids = self.read(move |_, reader| reader.of_the_future(now, AHEAD_MAX)).await?;
+            // The time of the look itself: since `now` mail may have been accepted, and that is not of the future.
+            let of_the_future = |shared: &Shared, reader: &Reader| {
+                let now = shared.clock.now();
+                Ok((reader.of_the_future(now, AHEAD_MAX)?, now))
+            };
+            let (ids, now) = self.read(of_the_future).await?;
             if ids.is_empty() {
                 break;
             }
