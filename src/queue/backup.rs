@@ -32,6 +32,8 @@ use super::{
 const PAGE: usize = 1_000;
 /// Pages that are copied in one step: 4 MiB.
 const STEP: i32 = 1_024;
+/// How often it is looked for a moment at which journal and database agree.
+const LOOKS: usize = 20;
 /// How long somebody else may have the new database locked, which nobody knows of.
 const BUSY: Duration = Duration::from_millis(50);
 
@@ -111,11 +113,7 @@ fn copy(
     to: &Path,
     progress: impl FnMut(u64, u64),
 ) -> Result<BackedUp, Fault> {
-    // Before the database, which may be told of it at any moment: what is in both counts once.
-    let recent = copy_journal(&store::path(from), &store::path(to))?;
-    // From here on this connection sees the queue as it is now.
-    source.execute_batch("BEGIN")?;
-    source.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
+    let recent = look(source, from, to)?;
     let (theirs, ours) = (Spool::at(from), Spool::open(to)?);
     let mut done = BackedUp::default();
     // First the files, which may go at any moment.
@@ -206,15 +204,29 @@ fn leave_closed(mut store: Store, path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Copies what the database at `from` may not know yet; the sum of it.
-fn copy_journal(from: &Path, to: &Path) -> io::Result<Pending> {
-    let (path, copy) = (journal::path(from), journal::path(to));
-    let mut recent = Pending::default();
-    if path.exists() {
-        copy_file(&path, &copy)?;
-        journal::read(&copy, 0)?.steps.into_iter().for_each(|step| recent.add(step));
+/// Copies the journal, and has this connection see the database as it was at that time; the sum of what only the
+/// journal has. While the one is told what the other has, it is tried again.
+fn look(source: &Connection, from: &Path, to: &Path) -> Result<Pending, Fault> {
+    let (path, copy) = (journal::path(&store::path(from)), journal::path(&store::path(to)));
+    for _ in 0..LOOKS {
+        let (_, before) = store::known(source)?;
+        let _ = fs::remove_file(&copy);
+        if path.exists() {
+            copy_file(&path, &copy)?;
+        }
+        // From here on this connection sees the queue as it is now.
+        source.execute_batch("BEGIN")?;
+        let (seal, known) = store::known(source)?;
+        let found = journal::read(&copy, seal, known)?;
+        if known == before && found.lost == 0 {
+            let mut recent = Pending::default();
+            found.steps.into_iter().for_each(|step| recent.add(step));
+            return Ok(recent);
+        }
+        source.execute_batch("ROLLBACK")?;
+        std::thread::sleep(BUSY);
     }
-    Ok(recent)
+    Err(Fault::Broken("its journal is damaged: see `outpost queue check`".to_owned()))
 }
 
 /// The history tells what had become of messages. Without it the copy is as good for mail.

@@ -150,9 +150,8 @@ impl Checking {
     /// What the journal has and the database does not know yet.
     fn recent(&mut self, path: &Path, connection: &Connection) -> rusqlite::Result<Pending> {
         let read = || -> rusqlite::Result<io::Result<Replay>> {
-            let known = "SELECT value FROM meta WHERE key = 'journal'";
-            let known: i64 = connection.query_row(known, [], |row| row.get(0))?;
-            Ok(journal::read(&journal::path(path), known.unsigned_abs()))
+            let (seal, known) = store::known(connection)?;
+            Ok(journal::read(&journal::path(path), seal, known))
         };
         // A second look, for it may have been written from its start during the first one.
         let found = match read()? {

@@ -21,7 +21,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 use super::{
     entry::Entry,
     id::QueueId,
-    marks,
+    journal, marks,
     store::{self, State, StoreError},
 };
 
@@ -60,8 +60,9 @@ const COMMON: &str = "
     CREATE TABLE content(id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
 ";
 
-/// The number of the journal's last frame that is in the database.
-const JOURNAL: &str = "INSERT INTO meta VALUES('journal', 0);";
+/// The number of the journal's last frame that is in the database; and what its frames begin with, which nobody
+/// knows who sends content.
+const JOURNAL: &str = "INSERT INTO meta VALUES('journal', 0), ('seal', random());";
 
 /// Makes an empty store where none is. It gets its name when all of it is on the disk: one sync in the place of the
 /// dozen that SQLite spends on a file which others may look at meanwhile, and a kill leaves nothing of that name. The
@@ -76,6 +77,13 @@ pub(super) fn make(path: &Path) -> Result<(), StoreError> {
     // The log of a store that is gone would be taken for this one's; and what was left by a kill.
     if [named("-wal"), named("-journal"), named(".new"), named(".new-wal")].map(remove).contains(&true) {
         File::open(path.parent().unwrap_or(path)).and_then(|names| names.sync_all()).map_err(file)?;
+    }
+    // Another store's, which can't be told from this one's by its numbers.
+    if fs::rename(journal::path(path), journal::aside(path)).is_ok() {
+        tracing::error!(
+            "a journal is there without its queue: it is kept as {}",
+            journal::aside(path).display()
+        );
     }
     let new = named(".new");
     // Made by us rather than by SQLite, so that nobody else can read it; WAL and index follow it.

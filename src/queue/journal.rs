@@ -4,7 +4,8 @@
 //! mail leaves within moments and so never comes into the database; what stays is brought there in bulk
 //! ([`Store::absorb`](super::store::Store::absorb)), and then the file is written from its start again.
 //!
-//! A frame is a batch: magic, CRC32C, number, length, steps, and zeros up to a multiple of [`ALIGNED`] octets.
+//! A frame is a batch: seal, CRC32C, number, length, steps, and zeros up to a multiple of [`ALIGNED`] octets. The
+//! seal is a number that only this queue knows: what somebody sends as content is never taken for a frame.
 //! Numbers go on for ever, and the database knows up to which one it has all. So behind the last frame
 //! stands what has a lower number, or nothing whole: a frame that was never synced, and promised nothing. The
 //! next batch is not begun before that; where a frame of a higher number follows, what is before it
@@ -22,9 +23,10 @@ use bytes::{Buf, Bytes};
 use super::id::QueueId;
 use crate::clock::Timestamp;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"OPJ1");
-/// Magic, checksum, number, length.
-const HEADER: usize = 4 + 4 + 8 + 4;
+/// Seal, checksum, number, length.
+const HEADER: usize = 8 + 4 + 8 + 4;
+/// Where what the checksum is of begins.
+const CHECKED: usize = 8 + 4;
 /// Frames begin at multiples of it, so that one behind damage is found.
 const ALIGNED: usize = 64;
 /// What the file may keep while nothing is to do.
@@ -64,6 +66,7 @@ pub(super) struct Replay {
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
+    seal: i64,
     /// `None` behind a failed write or sync: what stands in the file then is not known, and a second sync of it
     /// would lie.
     file: Option<File>,
@@ -88,7 +91,10 @@ pub(super) fn aside(database: &Path) -> PathBuf {
 /// Keeps a copy of a journal that lacks so many frames, for a person to look at, and tells of it.
 pub(super) fn set_aside(database: &Path, lost: u64) {
     let (path, aside) = (path(database), aside(database));
-    if let Err(error) = fs::copy(&path, &aside) {
+    // The first one stays, until a person has looked at it.
+    if !aside.exists()
+        && let Err(error) = fs::copy(&path, &aside)
+    {
         tracing::error!(%error, "the damaged journal can't be copied");
     }
     tracing::error!(
@@ -99,20 +105,20 @@ pub(super) fn set_aside(database: &Path, lost: u64) {
     );
 }
 
-/// Reads what the journal at `path` holds behind the frame number `known`.
-pub(super) fn read(path: &Path, known: u64) -> io::Result<Replay> {
+/// Reads what the journal at `path` of the queue with this seal holds behind the frame number `known`.
+pub(super) fn read(path: &Path, seal: i64, known: u64) -> io::Result<Replay> {
     let octets = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         read => read?,
     };
-    Ok(replay(&Bytes::from(octets), known))
+    Ok(replay(&Bytes::from(octets), seal, known))
 }
 
-fn replay(octets: &Bytes, known: u64) -> Replay {
+fn replay(octets: &Bytes, seal: i64, known: u64) -> Replay {
     let mut found = Replay { last: known, ..Replay::default() };
     let mut at = 0;
     let mut before: Option<u64> = None;
-    while let Some(frame) = next_frame(octets, at, before, known) {
+    while let Some(frame) = next_frame(octets, seal, at, before, known) {
         if frame.number > known {
             found.lost += frame.number - before.map_or(known, |before| before.max(known)) - 1;
             found.steps.extend(frame.steps);
@@ -132,20 +138,20 @@ struct Frame {
 }
 
 /// The frame at `at`, if it follows `before`; else the next one further on that is newer than all that is known.
-fn next_frame(octets: &Bytes, at: usize, before: Option<u64>, known: u64) -> Option<Frame> {
+fn next_frame(octets: &Bytes, seal: i64, at: usize, before: Option<u64>, known: u64) -> Option<Frame> {
     let follows = |number: u64| before.is_none_or(|before| number == before + 1);
-    if let Some(frame) = frame(octets, at, follows) {
+    if let Some(frame) = frame(octets, seal, at, follows) {
         return Some(frame);
     }
     let newest = before.unwrap_or_default().max(known);
     let mut further = (at..octets.len()).step_by(ALIGNED).skip(1);
-    further.find_map(|at| frame(octets, at, |number| number > newest))
+    further.find_map(|at| frame(octets, seal, at, |number| number > newest))
 }
 
 /// The frame at `at`, if it is whole and its number is wanted.
-fn frame(octets: &Bytes, at: usize, wants: impl Fn(u64) -> bool) -> Option<Frame> {
+fn frame(octets: &Bytes, seal: i64, at: usize, wants: impl Fn(u64) -> bool) -> Option<Frame> {
     let mut header = octets.get(at..at + HEADER)?;
-    if header.get_u32_le() != MAGIC {
+    if header.get_i64_le() != seal {
         return None;
     }
     let crc = header.get_u32_le();
@@ -154,7 +160,7 @@ fn frame(octets: &Bytes, at: usize, wants: impl Fn(u64) -> bool) -> Option<Frame
         return None;
     }
     let behind = at + HEADER + length;
-    if crc32c::crc32c(octets.get(at + 8..behind)?) != crc {
+    if crc32c::crc32c(octets.get(at + CHECKED..behind)?) != crc {
         return None;
     }
     let steps = steps(octets.slice(at + HEADER..behind))?;
@@ -192,12 +198,12 @@ fn piece(octets: &mut Bytes) -> Option<Bytes> {
 impl Journal {
     /// The journal at `path`, of which `replay` was read. If the database knows all of it, it is open for the first
     /// frame; its name is durable when the caller has synced the directory.
-    pub(super) fn new(path: PathBuf, replay: &Replay, is_known: bool) -> Self {
+    pub(super) fn new(path: PathBuf, seal: i64, replay: &Replay, is_known: bool) -> Self {
         let open =
             || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).ok();
         let file = if is_known { open() } else { None };
         let end = if is_known { 0 } else { replay.end };
-        Self { path, file, last: replay.last, end, buffer: Vec::new(), told: false }
+        Self { path, seal, file, last: replay.last, end, buffer: Vec::new(), told: false }
     }
 
     /// Whether a frame can be appended.
@@ -222,13 +228,18 @@ impl Journal {
     pub(super) fn append(&mut self, steps: &[Step]) -> io::Result<()> {
         let Some(file) = &self.file else { return Err(io::Error::other("the journal is not open")) };
         self.last += 1;
-        fill(&mut self.buffer, self.last, steps);
+        fill(&mut self.buffer, self.seal, self.last, steps);
         let done = file.write_all_at(&self.buffer, self.end).and_then(|()| file.sync_data());
         match done {
             Ok(()) => self.end += self.buffer.len() as u64,
             Err(_) => {
-                // What is refused must not be found by whoever is started behind a kill.
-                let _ = file.write_all_at(&[0; ALIGNED], self.end);
+                // What is refused must not be found by whoever is started next. This page is written anew, so it can be
+                // synced; if it can't, the database still makes the frame void.
+                let again = OpenOptions::new().write(true).open(&self.path);
+                let _ = again.and_then(|file| {
+                    file.write_all_at(&[0; ALIGNED], self.end)?;
+                    file.sync_data()
+                });
                 self.file = None;
             }
         }
@@ -273,7 +284,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Makes the frame of this number.
-fn fill(frame: &mut Vec<u8>, number: u64, steps: &[Step]) {
+fn fill(frame: &mut Vec<u8>, seal: i64, number: u64, steps: &[Step]) {
     frame.clear();
     frame.resize(HEADER, 0);
     let put = |frame: &mut Vec<u8>, octets: &[u8]| {
@@ -305,17 +316,19 @@ fn fill(frame: &mut Vec<u8>, number: u64, steps: &[Step]) {
         }
     }
     let length = (frame.len() - HEADER) as u32;
-    frame[8..16].copy_from_slice(&number.to_le_bytes());
-    frame[16..HEADER].copy_from_slice(&length.to_le_bytes());
-    let crc = crc32c::crc32c(&frame[8..]);
-    frame[..4].copy_from_slice(&MAGIC.to_le_bytes());
-    frame[4..8].copy_from_slice(&crc.to_le_bytes());
+    frame[CHECKED..CHECKED + 8].copy_from_slice(&number.to_le_bytes());
+    frame[CHECKED + 8..HEADER].copy_from_slice(&length.to_le_bytes());
+    let crc = crc32c::crc32c(&frame[CHECKED..]);
+    frame[..8].copy_from_slice(&seal.to_le_bytes());
+    frame[8..CHECKED].copy_from_slice(&crc.to_le_bytes());
     frame.resize(frame.len().next_multiple_of(ALIGNED), 0);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SEAL: i64 = -4_711;
 
     fn insert(id: i64, length: usize) -> Step {
         Step::Insert {
@@ -341,14 +354,14 @@ mod tests {
     fn written(known: u64, batches: &[Vec<Step>]) -> (tempfile::TempDir, Journal, Vec<u8>) {
         let directory = tempfile::tempdir().unwrap();
         let path = path(&directory.path().join("queue.sqlite"));
-        let mut journal = Journal::new(path.clone(), &read(&path, known).unwrap(), true);
+        let mut journal = Journal::new(path.clone(), SEAL, &read(&path, SEAL, known).unwrap(), true);
         batches.iter().for_each(|batch| journal.append(batch).unwrap());
         let octets = fs::read(&path).unwrap();
         (directory, journal, octets)
     }
 
     fn steps_of(octets: &[u8], known: u64) -> (Vec<Step>, u64) {
-        let found = replay(&Bytes::copy_from_slice(octets), known);
+        let found = replay(&Bytes::copy_from_slice(octets), SEAL, known);
         (found.steps, found.lost)
     }
 
@@ -403,12 +416,32 @@ mod tests {
         }
     }
 
+    /// Whoever sends mail can't know the seal.
+    #[test]
+    fn content_that_looks_like_a_frame_is_none() {
+        let mut forged = Vec::new();
+        fill(&mut forged, 1, 1_000, &[Step::Remove { id: QueueId::from_i64(1), size: 100 }]);
+        let forged: Bytes = forged.repeat(10).into();
+        let mail = Step::Insert {
+            id: QueueId::from_i64(9),
+            size: forged.len() as u64,
+            record: Bytes::from_static(&[0; 7]),
+            octets: Some(forged),
+        };
+        let (_directory, _, mut octets) = written(0, &[vec![mail]]);
+        assert_eq!(steps_of(&octets, 0).0.len(), 1);
+        for shift in 0..ALIGNED {
+            octets.insert(HEADER, 0);
+            assert_eq!(steps_of(&octets, 0), (vec![], 0), "shifted by {shift}");
+        }
+    }
+
     #[test]
     fn what_failed_leaves_nothing_and_goes_on_in_an_empty_file() {
         let (_directory, mut journal, _) = written(0, &batches());
         let end = journal.octets();
         // As a disk does that takes what is written and fails to sync it.
-        fill(&mut journal.buffer, 5, &batches()[0]);
+        fill(&mut journal.buffer, SEAL, 5, &batches()[0]);
         journal.file.as_ref().unwrap().write_all_at(&journal.buffer, end).unwrap();
         journal.file = Some(File::open(&journal.path).unwrap());
         journal.append(&batches()[0]).unwrap_err();

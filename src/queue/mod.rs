@@ -334,6 +334,8 @@ impl Queue {
         if !wal::aside(&path).exists() && !journal::aside(&path).exists() {
             sweep(&store, &spool).map_err(|error| OpenError::io(&directory, error))?;
         }
+        let mut schedule = Schedule::unknown();
+        store.outdated().for_each(|id| schedule.set_outdated(id));
         let history = History::new(&directory, settings, clock.clone());
         let shared = Arc::new(Shared {
             directory,
@@ -341,7 +343,7 @@ impl Queue {
             clock,
             spool,
             ids: QueueIds::after(QueueId::from_i64(store.tally().last)),
-            schedule: Mutex::new(Schedule::unknown()),
+            schedule: Mutex::new(schedule),
             tally: Mutex::new(store.tally()),
             behind: AtomicBool::new(!store.is_absorbed()),
             receiving: AtomicUsize::new(0),
@@ -526,6 +528,14 @@ impl Queue {
         read: impl FnOnce(&Shared, &Reader) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Fault> {
         self.catch_up().await;
+        self.read_as_it_is(read).await
+    }
+
+    /// The same of what the database knows by now.
+    async fn read_as_it_is<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared, &Reader) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || shared.with_reader(|reader| read(&shared, reader)))
             .await

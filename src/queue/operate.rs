@@ -6,10 +6,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Claim, DAMAGED, Fault, Next, Queue,
+    Claim, DAMAGED, Fault, Next, Queue, Shared,
     entry::{Entry, RecipientState},
     id::QueueId,
-    reader::{self, Row},
+    reader::{self, Reader, Row},
     schedule::{Ready, Schedule},
     search::Search,
     store::State,
@@ -166,26 +166,43 @@ impl Queue {
     async fn claim_one(
         &self,
         id: QueueId,
-        wants: impl Fn(State) -> bool + Send + 'static,
+        wants: impl Fn(State) -> bool + Clone + Send + 'static,
         without_content: bool,
     ) -> Result<(Claim, Timestamp), ActionError> {
-        self.catch_up().await;
-        let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
-        let found = self.read(move |shared, reader| {
-            let Some(row) = reader.get(id)?.filter(|row| wants(row.state)) else {
-                return Ok(Err(ActionError::NoSuchEntry));
-            };
+        let find = move |shared: &Shared, reader: &Reader| {
+            let Some(row) = reader.get(id)?.filter(|row| wants(row.state)) else { return Ok(None) };
             let sound = row.entry.filter(|_| row.state.is_sound());
-            let Some(entry) = sound else { return Ok(Err(ActionError::Damaged)) };
+            let Some(entry) = sound else { return Ok(Some(Err(ActionError::Damaged))) };
             let is_sound = entry.held.as_deref() != Some(DAMAGED);
             let content = shared.content(reader, &entry)?.filter(|_| is_sound);
             let content = content.or(without_content.then(|| Content::Memory(Bytes::new())));
             let ready = content.map(|content| Ready { entry: Box::new(entry), content });
-            Ok(ready.map(|ready| (ready, row.due)).ok_or(ActionError::Damaged))
-        });
-        let (ready, due) = found.await??;
+            Ok(Some(ready.map(|ready| (ready, row.due)).ok_or(ActionError::Damaged)))
+        };
+        let (withdrawn, found) = self.withdraw(id, find).await?;
+        let (ready, due) = found?;
         withdrawn.handed_over();
         Ok((Claim { ready: Some(ready), queue: self.clone() }, due))
+    }
+
+    /// Takes an entry out of everybody's way, and finds it. Only where the database doesn't know it as it is has
+    /// it to be told: whoever acts on thousands does not wait for that each time.
+    async fn withdraw<T: Send + 'static>(
+        &self,
+        id: QueueId,
+        find: impl Fn(&Shared, &Reader) -> rusqlite::Result<Option<T>> + Clone + Send + 'static,
+    ) -> Result<(Withdrawn<'_>, T), ActionError> {
+        let mut withdrawn = Withdrawn::take(self, id);
+        if withdrawn.is_none() {
+            self.catch_up().await;
+            withdrawn = Withdrawn::take(self, id);
+        }
+        let withdrawn = withdrawn.ok_or(ActionError::Busy)?;
+        let mut found = self.read_as_it_is(find.clone()).await?;
+        if found.is_none() {
+            found = self.read(find).await?;
+        }
+        Ok((withdrawn, found.ok_or(ActionError::NoSuchEntry)?))
     }
 
     /// The greatest id given out so far to an entry that was accepted.
@@ -198,9 +215,10 @@ impl Queue {
     /// # Errors
     /// See [`ActionError`].
     pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
-        self.catch_up().await;
-        let withdrawn = Withdrawn::take(self, id).ok_or(ActionError::Busy)?;
-        let listed = self.get(id).await?.ok_or(ActionError::NoSuchEntry)?;
+        let find = move |shared: &Shared, reader: &Reader| {
+            Ok(reader.get(id)?.map(|row| listed(row, &shared.schedule())))
+        };
+        let (withdrawn, listed) = self.withdraw(id, find).await?;
         if listed.entry.is_none() && action != Action::Delete {
             return Err(ActionError::Damaged);
         }

@@ -31,12 +31,13 @@ pub(super) struct Fate {
 }
 
 impl Fate {
-    /// When it is due, as far as it waits for its time.
+    /// When it wants to be tried, if it does; what is new perhaps at once.
     pub(super) fn due(&self) -> Option<Timestamp> {
         match self.outcome {
             // What is held waits for none.
             Some(Outcome::Update { due, .. }) => Some(due).filter(|due| *due != Timestamp::default()),
-            _ => None,
+            Some(Outcome::Remove { .. }) => None,
+            None => Some(Timestamp::default()),
         }
     }
 
@@ -59,9 +60,18 @@ pub(super) struct Pending {
     messages: i64,
     sizes: i64,
     last: i64,
+    /// Some of it may be in the database already.
+    is_replay: bool,
 }
 
 impl Pending {
+    /// The sum of what was found at start. Before that the database may have been told of some entries alone.
+    pub(super) fn replay(steps: Vec<Step>) -> Self {
+        let mut pending = Self { is_replay: true, ..Self::default() };
+        steps.into_iter().for_each(|step| pending.add(step));
+        pending
+    }
+
     /// Adds a step.
     pub(super) fn add(&mut self, step: Step) {
         let id = match &step {
@@ -80,7 +90,7 @@ impl Pending {
                 if !matches!(fate.outcome, Some(Outcome::Remove { .. })) {
                     self.count(-1, size);
                 }
-                if fate.new.is_some() {
+                if fate.new.is_some() && !self.is_replay {
                     return;
                 }
                 fate.outcome = Some(Outcome::Remove { size });
@@ -120,6 +130,12 @@ impl Pending {
     /// Whether the database does not have the entry.
     pub(super) fn is_new(&self, id: QueueId) -> bool {
         self.fates.get(&id).is_some_and(|fate| fate.new.is_some())
+    }
+
+    /// Whether the entry is new, and stays.
+    pub(super) fn wants_a_place(&self, id: QueueId) -> bool {
+        let has_left = |fate: &Fate| matches!(fate.outcome, Some(Outcome::Remove { .. }));
+        self.fates.get(&id).is_some_and(|fate| fate.new.is_some() && !has_left(fate))
     }
 
     /// Whether what the database has of the entry is out of date.
@@ -184,6 +200,12 @@ mod tests {
         assert_eq!((pending.len(), pending.more()), (2, (0, 0, 1)));
         assert_eq!(pending.octets(), 16 + 3);
         assert!(pending.is_new(QueueId::from_i64(1)) && pending.is_outdated(QueueId::from_i64(2)));
+    }
+
+    #[test]
+    fn at_start_what_left_is_remembered_for_it_may_be_in_the_database() {
+        let pending = Pending::replay(vec![insert(1), remove(1)]);
+        assert_eq!((pending.len(), pending.more()), (1, (0, 0, 1)));
     }
 
     #[test]

@@ -313,7 +313,9 @@ impl Schedule {
 
     /// The database knows what became of an entry, and when it wants to be tried again, if at all.
     pub(super) fn set_up_to_date(&mut self, id: QueueId, due: Option<Timestamp>) {
-        if self.outdated.remove(&id) {
+        self.outdated.remove(&id);
+        // What is in the window, or with somebody, was offered when it was accepted.
+        if !self.is_taken(id) {
             self.next_due = earlier(self.next_due, due);
         }
     }

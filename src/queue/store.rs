@@ -153,8 +153,6 @@ pub(super) struct Store {
     absorbed_at: Instant,
     /// The database could not be told the last time, and the journal must not go on for ever.
     lags: bool,
-    /// New entries that only the journal can have, since a page of the database can't be read.
-    homeless: Option<Fault>,
     reserve: Reserve,
     checkpointed: Instant,
 }
@@ -189,16 +187,16 @@ impl Store {
     fn open_found(path: &Path, found: Option<i32>) -> Result<Self, StoreError> {
         let connection = connect(path, found)?;
         let tally = read_tally(&connection)?;
-        let known = meta(&connection, "journal")?.unsigned_abs();
+        let (seal, known) = known(&connection)?;
         let file = journal::path(path);
-        let replay = journal::read(&file, known).map_err(|error| StoreError::File(error.to_string()))?;
+        let replay =
+            journal::read(&file, seal, known).map_err(|error| StoreError::File(error.to_string()))?;
         if replay.lost > 0 {
             journal::set_aside(path, replay.lost);
         }
         let is_known = replay.last == known;
-        let journal = Journal::new(file, &replay, is_known);
-        let mut pending = Pending::default();
-        replay.steps.into_iter().for_each(|step| pending.add(step));
+        let journal = Journal::new(file, seal, &replay, is_known);
+        let pending = Pending::replay(replay.steps);
         let reserve = Reserve::new(path.parent().unwrap_or(path));
         let mut store = Self {
             connection,
@@ -209,7 +207,6 @@ impl Store {
             absorbed: Vec::new(),
             absorbed_at: Instant::now(),
             lags: false,
-            homeless: None,
             reserve,
             checkpointed: Instant::now(),
         };
@@ -263,9 +260,10 @@ impl Store {
 
     /// Whether there is an entry of this id.
     pub(super) fn contains(&self, id: QueueId) -> rusqlite::Result<bool> {
-        if self.pending.is_new(id) {
-            return Ok(true);
-        }
+        Ok(self.pending.is_new(id) || self.is_in_database(id)?)
+    }
+
+    fn is_in_database(&self, id: QueueId) -> rusqlite::Result<bool> {
         self.connection.prepare_cached("SELECT 1 FROM message WHERE id = ?")?.exists([id.to_i64()])
     }
 
@@ -280,13 +278,6 @@ impl Store {
         self.has_met_damage = false;
         if self.lags {
             self.absorb()?;
-        }
-        let is_new = |change: &Change<'_>| matches!(change, Change::Insert { .. });
-        if let Some(fault) = &self.homeless
-            && changes.clone().any(|change| is_new(&change))
-        {
-            self.has_met_damage = true;
-            return Err(fault.clone());
         }
         let steps: Option<Vec<Step>> = changes.clone().map(Change::step).collect();
         // One that comes again, as from an archive, while the database still has it from before.
@@ -519,6 +510,11 @@ fn state_of(entry: &Entry, otherwise: impl Fn() -> State) -> State {
 
 fn meta(connection: &Connection, key: &str) -> rusqlite::Result<i64> {
     connection.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get(0))
+}
+
+/// The seal of the journal's frames, and the number of the last one that the database knows.
+pub(super) fn known(connection: &Connection) -> rusqlite::Result<(i64, u64)> {
+    Ok((meta(connection, "seal")?, meta(connection, "journal")?.unsigned_abs()))
 }
 
 fn read_tally(connection: &Connection) -> rusqlite::Result<Tally> {

@@ -209,7 +209,8 @@ fn look_at_spool(shared: &Shared) {
 
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
     look_at_spool(shared);
-    if !store.is_absorbed() {
+    // Also of a journal from which all has left, so that its file can shrink.
+    if !store.is_absorbed() || *tidy {
         absorb(store, shared);
     }
     let trouble = shared.health.trouble().filter(|trouble| !trouble.records);

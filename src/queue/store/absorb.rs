@@ -22,6 +22,11 @@ impl Store {
         self.pending.is_outdated(id)
     }
 
+    /// The entries of which what the database has is out of date.
+    pub(in crate::queue) fn outdated(&self) -> impl Iterator<Item = QueueId> {
+        self.pending.fates().map(|(id, _)| id)
+    }
+
     /// Whether it is time for [`Self::absorb`].
     pub(in crate::queue) fn wants_absorbing(&self) -> bool {
         let is_late = !self.is_absorbed() && self.absorbed_at.elapsed() > OFTEN;
@@ -53,13 +58,14 @@ impl Store {
         }
         let (known, before) = (self.journal.last(), self.tally);
         let pending = std::mem::take(&mut self.pending);
+        // Also of what has left meanwhile: no id is given out twice.
+        self.tally.last = self.tally.last.max(pending.more().2);
         let told = self.transaction(Some(known), |store| {
             pending.fates().try_for_each(|(id, fate)| store.tell(id, fate, Removal::Whole))
         });
         self.absorbed_at = Instant::now();
         let Err(error) = told else {
             self.absorbed.extend(pending.fates().map(|(id, fate)| (id, fate.due())));
-            self.homeless = None;
             self.journal.restart();
             return Ok(());
         };
@@ -96,21 +102,22 @@ impl Store {
 
     /// One after the other, since a page can't be read that some of them need. What became of an entry whose page
     /// it is can't be noted there, nor can it be sent again: nobody can read it. A new entry that needs the
-    /// page stays in the journal.
+    /// page stays in the journal, and nothing goes on before there is a place for it.
     fn absorb_each(&mut self) -> Result<(), Fault> {
         let ids: Vec<QueueId> = self.pending.fates().map(|(id, _)| id).collect();
+        let mut homeless = Ok(());
         for id in ids {
             match self.absorb_with_care(id) {
                 Ok(()) => self.absorbed_one(id),
-                Err(error) if is_damage(&error) && self.is_outdated(id) => {
+                Err(error) if is_damage(&error) && !self.pending.wants_a_place(id) => {
                     tracing::error!(%id, %error, "what became of a message can't be noted, for the page of the file is damaged");
                     self.absorbed_one(id);
                 }
-                Err(error) if is_damage(&error) => self.homeless = Some(error.into()),
+                Err(error) if is_damage(&error) => homeless = Err(error.into()),
                 Err(error) => return Err(self.fault(error)),
             }
         }
-        if self.pending.is_empty() { self.absorb_all() } else { Ok(()) }
+        if self.pending.is_empty() { self.absorb_all() } else { homeless }
     }
 
     fn absorb_with_care(&mut self, id: QueueId) -> rusqlite::Result<()> {
@@ -139,7 +146,11 @@ impl Store {
     }
 
     fn tell(&mut self, id: QueueId, fate: &Fate, removal: Removal) -> rusqlite::Result<()> {
-        if let Some(new) = &fate.new {
+        // Where entries were told one by one before a kill, some are there already.
+        if let Some(new) = &fate.new
+            && !matches!(fate.outcome, Some(Outcome::Remove { .. }))
+            && !self.is_in_database(id)?
+        {
             let octets = new.octets.as_deref();
             match Entry::decode(id, &new.record) {
                 Some(entry) => self.insert(&entry, &new.record, octets)?,
