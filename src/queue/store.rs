@@ -35,10 +35,10 @@ use crate::clock::Timestamp;
 const LOG_PAGES: i64 = 1_000;
 /// It is also done that often, as long as anything is written.
 const OFTEN: Duration = Duration::from_secs(1);
-/// Entries, and octets of theirs, that the database is behind at most: few enough that nobody waits long while
-/// they are brought there.
-const BEHIND_ENTRIES: usize = 1_000;
-/// See [`BEHIND_ENTRIES`].
+/// Entries, beside those that are under way and may leave at any moment, that the database is behind at most: so
+/// few that nobody waits long while they are brought there.
+const BEHIND_ENTRIES: usize = 128;
+/// The same of octets, of all of them.
 const BEHIND_OCTETS: usize = 4 * 1024 * 1024;
 /// Octets of the journal behind which it begins from its start.
 const JOURNAL_OCTETS: u64 = 16 * 1024 * 1024;

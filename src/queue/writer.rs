@@ -140,7 +140,7 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
             commit(&mut store, shared, batch, &mut late);
         }
         // Behind the answers, for which clients wait. What fails here stays where it is, durable as it was.
-        if !readers.is_empty() && !store.is_absorbed() || store.wants_absorbing() {
+        if !readers.is_empty() && !store.is_absorbed() || store.wants_absorbing(shared.under_way()) {
             absorb(&mut store, shared);
         }
         for reader in readers {

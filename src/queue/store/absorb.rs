@@ -27,11 +27,11 @@ impl Store {
         self.pending.fates().map(|(id, _)| id)
     }
 
-    /// Whether it is time for [`Self::absorb`].
-    pub(in crate::queue) fn wants_absorbing(&self) -> bool {
+    /// Whether it is time for [`Self::absorb`], while so many entries are under way.
+    pub(in crate::queue) fn wants_absorbing(&self, under_way: usize) -> bool {
         let is_late = !self.is_absorbed() && self.absorbed_at.elapsed() > OFTEN;
         is_late
-            || self.pending.len() > BEHIND_ENTRIES
+            || self.pending.len() > BEHIND_ENTRIES + under_way
             || self.pending.octets() > BEHIND_OCTETS
             || self.journal.octets() > JOURNAL_OCTETS
     }
