@@ -185,7 +185,7 @@ fn replies() -> usize {
     count
 }
 
-#[library_benchmark(config = writer_costs(9_330_370))]
+#[library_benchmark(config = writer_costs(3_474_392))]
 #[bench::accepted_and_settled()]
 fn store() {
     let directory = tempfile::tempdir().expect("a directory of our own");
