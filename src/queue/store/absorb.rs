@@ -22,7 +22,7 @@ impl Store {
         self.pending.is_outdated(id)
     }
 
-    /// The entries of which what the database has is out of date.
+    /// The entries that the database does not know as they are, new ones among them.
     pub(in crate::queue) fn outdated(&self) -> impl Iterator<Item = QueueId> {
         self.pending.fates().map(|(id, _)| id)
     }
