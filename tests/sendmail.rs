@@ -84,6 +84,8 @@ fn named(relay: &Relay, name: &str) -> PathBuf {
 fn bare(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("LC_ALL", "C").current_dir("/");
+    // Local mode's directory may be left in the usual place.
+    command.env("TMPDIR", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -448,6 +450,25 @@ fn of_two_published_relays_the_local_one_is_meant_and_else_one_must_be_named() {
     };
     assert!(run("127.0.0.1").status.success());
     fails(&run("www.invalid"), 78, "DOTCLOUD_MAILER_SMTP_HOST");
+}
+
+#[test]
+fn what_local_mode_left_behind_is_not_taken_for_a_relay() {
+    let kept = Kept::start();
+    let left = kept.relay.home.path(&format!("outpost-dev-{}", rustix::process::getuid().as_raw()));
+    fs::create_dir(&left).expect("a directory");
+    drop(std::os::unix::net::UnixListener::bind(left.join("admin.sock")).expect("a socket"));
+    let published =
+        format!(r#"{{"DOTCLOUD_DEV_SMTP_HOST":"127.0.0.1","DOTCLOUD_DEV_SMTP_PORT":"{}"}}"#, ports::free());
+    fs::write(left.join("environment.json"), published).expect("a file");
+    let mut command = bare(&kept.sendmail, &["-i", TO]);
+    command
+        .env("TMPDIR", kept.relay.home.path(""))
+        .env("DOTCLOUD_MAILER_SMTP_HOST", "127.0.0.1")
+        .env("DOTCLOUD_MAILER_SMTP_PORT", kept.relay.smtp.to_string());
+    let output = fed(&mut command, b"Subject: x\n\nx\n");
+    assert!(output.status.success(), "{}", programs::shown(&output));
+    kept.only();
 }
 
 /// A server for one session that refuses one recipient, and hangs up on another's mail.

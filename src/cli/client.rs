@@ -46,7 +46,12 @@ enum Way {
 impl Client {
     /// Finds the relay; whether it runs shows with the first request.
     pub(super) fn find(place: &Place) -> Result<Self, Failure> {
-        Ok(Self { runtime: runtime()?, way: Way::Socket(place.data()?) })
+        Self::at(place.data()?)
+    }
+
+    /// The relay of this data directory.
+    pub(super) fn at(data: PathBuf) -> Result<Self, Failure> {
+        Ok(Self { runtime: runtime()?, way: Way::Socket(data) })
     }
 
     /// Finds the relay if it runs; else opens its queue. With `new`, makes it where there is none.

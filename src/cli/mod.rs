@@ -212,17 +212,24 @@ impl Place {
         self.data.clone().or_else(variable)
     }
 
-    /// The data directory. Where it was named no configuration is needed, so that a relay can be
-    /// looked at while its file is broken. Without any, local mode's is meant, if it is there.
+    /// The data directory. Without any, local mode's is meant, if it is there.
     fn data(&self) -> Result<PathBuf, Failure> {
-        if let Some(data) = self.named_data() {
-            return Ok(data);
+        self.told_data().or_else(|problems| self.local_mode().ok_or(problems))
+    }
+
+    /// The data directory that was named or that the configuration tells of. Where it was named no
+    /// configuration is needed, so that a relay can be looked at while its file is broken.
+    fn told_data(&self) -> Result<PathBuf, Failure> {
+        match self.named_data() {
+            Some(data) => Ok(data),
+            None => Ok(self.load()?.settings.data),
         }
-        match self.load() {
-            Ok(loaded) => Ok(loaded.settings.data),
-            Err(_) if self.names_nothing() && is_ours(&dev::default_data()) => Ok(dev::default_data()),
-            Err(problems) => Err(problems),
-        }
+    }
+
+    /// Local mode's directory, where one is and nothing names another. It may be long stopped.
+    fn local_mode(&self) -> Option<PathBuf> {
+        let data = dev::default_data();
+        (self.names_nothing() && is_ours(&data)).then_some(data)
     }
 
     /// Whether a certain relay is meant, rather than the one that is found.

@@ -9,7 +9,8 @@
 //! 2. `DOTCLOUD_<SERVICE>_SMTP_*` in the environment, then in `/home/dotcloud/environment.json`: an
 //!    app's container has no relay of its own;
 //! 3. what the configuration says of the listener, for users who may read it but not the data;
-//! 4. ports 25 and 587 of this machine.
+//! 4. local mode, while it runs: one that was stopped, or that crashed, leaves its directory behind;
+//! 5. ports 25 and 587 of this machine.
 //!
 //! Where the relay was named, nothing but the first counts: mail never takes another way than its
 //! sender meant.
@@ -73,13 +74,10 @@ impl Relay {
     pub(super) fn find(place: &Place) -> Result<Self, Failure> {
         let loaded = place.load();
         let settings = loaded.as_ref().ok().map(|loaded| &loaded.settings);
-        let data = place.data();
+        let data = place.told_data();
         if let Ok(data) = &data {
-            if let Ok(info) = Client::find(place).and_then(|relay| relay.get::<Info>("/api/v1/info")) {
-                return Self::of(
-                    vec![(of_info(&info)?, format!("{} asked", data.display()))],
-                    Some(&info.hostname),
-                );
+            if let Some(relay) = Self::running(data)? {
+                return Ok(relay);
             }
             let default = data.join("environment.json");
             let files = settings.map_or(vec![default], |settings| settings.environment.files.clone());
@@ -115,8 +113,21 @@ impl Relay {
         if let Ok(loaded) = &loaded {
             return Self::of(listeners(loaded), Some(&loaded.settings.hostname));
         }
+        if let Some(data) = place.local_mode()
+            && let Some(relay) = Self::running(&data)?
+        {
+            return Ok(relay);
+        }
         let usual = |port: &str| (Known::local("127.0.0.1", port), "nothing names a relay here".to_owned());
         Self::of(vec![usual("25"), usual("587")], None)
+    }
+
+    /// What the relay of this data directory says of itself; `None` if it does not answer.
+    fn running(data: &Path) -> Result<Option<Self>, Failure> {
+        let asked = Client::at(data.to_owned()).and_then(|relay| relay.get::<Info>("/api/v1/info"));
+        let Ok(info) = asked else { return Ok(None) };
+        let known = (of_info(&info)?, format!("{} asked", data.display()));
+        Self::of(vec![known], Some(&info.hostname)).map(Some)
     }
 
     fn of(known: Vec<(Known, String)>, hostname: Option<&str>) -> Result<Self, Failure> {
