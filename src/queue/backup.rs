@@ -204,12 +204,12 @@ fn leave_closed(mut store: Store, path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Copies the journal, and has this connection see the database as it was at that time; the sum of what only the
-/// journal has. While the one is told what the other has, it is tried again.
+/// Copies the journal, and has this connection see the database as it is behind that; the sum of what only the copy
+/// has. The journal begins from its start only when the database knows all of it, so what the copy has is all that
+/// was recorded up to some moment, or lacks commits in its midst: then it is tried again.
 fn look(source: &Connection, from: &Path, to: &Path) -> Result<Pending, Fault> {
     let (path, copy) = (journal::path(&store::path(from)), journal::path(&store::path(to)));
     for _ in 0..LOOKS {
-        let (_, before) = store::known(source)?;
         let _ = fs::remove_file(&copy);
         if path.exists() {
             copy_file(&path, &copy)?;
@@ -218,7 +218,7 @@ fn look(source: &Connection, from: &Path, to: &Path) -> Result<Pending, Fault> {
         source.execute_batch("BEGIN")?;
         let (seal, known) = store::known(source)?;
         let found = journal::read(&copy, seal, known)?;
-        if known == before && found.lost == 0 {
+        if found.lost == 0 {
             let mut recent = Pending::default();
             found.steps.into_iter().for_each(|step| recent.add(step));
             return Ok(recent);
@@ -226,7 +226,10 @@ fn look(source: &Connection, from: &Path, to: &Path) -> Result<Pending, Fault> {
         source.execute_batch("ROLLBACK")?;
         std::thread::sleep(BUSY);
     }
-    Err(Fault::Broken("its journal is damaged: see `outpost queue check`".to_owned()))
+    Err(Fault::Broken(
+        "its journal is damaged, or written over all the time: see `outpost queue check`, or try again later"
+            .to_owned(),
+    ))
 }
 
 /// The history tells what had become of messages. Without it the copy is as good for mail.

@@ -158,22 +158,24 @@ impl Checking {
             Ok(found) if found.lost > 0 => read()?,
             found => found,
         };
-        let mut recent = Pending::default();
+        let mut steps = Vec::new();
         match found {
             Ok(found) => {
                 if found.lost > 0 {
                     self.note(None, format!("the journal: {} of its commits can't be read", found.lost));
                 }
-                found.steps.into_iter().for_each(|step| recent.add(step));
+                steps = found.steps;
             }
             Err(error) => self.note(None, format!("the journal can't be read: {error}")),
         }
-        Ok(recent)
+        // The database may be told of some of it at any moment: what has left is remembered, too.
+        Ok(Pending::replay(steps))
     }
 
     /// Messages that only the journal has; each of its frames has been compared with its checksum.
     fn new_ones(&mut self, recent: &Pending, spool: &Spool) {
-        for (id, new) in recent.fates().filter_map(|(id, fate)| Some((id, fate.new.as_ref()?))) {
+        let new = recent.fates().filter(|(id, _)| recent.wants_a_place(*id));
+        for (id, new) in new.filter_map(|(id, fate)| Some((id, fate.new.as_ref()?))) {
             self.found.messages += 1;
             self.found.bytes += new.size;
             let problem = match Entry::decode(id, &new.record) {

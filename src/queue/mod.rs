@@ -23,8 +23,8 @@
 //! # The order inside every verb
 //!
 //! Disk, then memory, then word. One thread writes (`writer`) and groups what waits into one frame of the
-//! `journal`; the `schedule` holds a bounded window of what is due; readers read the database beside it, which
-//! is told before of what it does not know.
+//! `journal`; beside it another tells the database. The `schedule` holds a bounded window of what is due; readers
+//! read the database, which is told before of what it does not know.
 //!
 //! # What is not here
 //!
@@ -325,7 +325,7 @@ impl Queue {
         let refuse = |error: StoreError| OpenError::Store { path: path.clone(), reason: error.to_string() };
         // Before SQLite does, which would empty it.
         wal::tell_of_damage(&path);
-        let mut store = Store::open(&path).map_err(refuse)?;
+        let store = Store::open(&path).map_err(refuse)?;
         sync_path_to(&directory).map_err(|error| OpenError::io(&directory, error))?;
         if let Some(memory) = memory {
             memory.remember(&directory, store.identity(memory.number()));

@@ -8,7 +8,7 @@ use super::{id::QueueId, journal::Step};
 use crate::clock::Timestamp;
 
 /// A new entry.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct New {
     pub(super) size: u64,
     pub(super) record: Bytes,
@@ -17,14 +17,14 @@ pub(super) struct New {
 }
 
 /// How an entry goes on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Outcome {
     Update { due: Timestamp, record: Bytes },
     Remove { size: u64 },
 }
 
 /// What became of an entry. One that came and left is forgotten.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Fate {
     pub(super) new: Option<New>,
     pub(super) outcome: Option<Outcome>,
@@ -53,7 +53,7 @@ impl Fate {
 }
 
 /// The sum of steps.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
     fates: BTreeMap<QueueId, Fate>,
     octets: usize,
@@ -90,14 +90,33 @@ impl Pending {
                 if !matches!(fate.outcome, Some(Outcome::Remove { .. })) {
                     self.count(-1, size);
                 }
-                if fate.new.is_some() && !self.is_replay {
-                    return;
+                if let Some(new) = &mut fate.new {
+                    if !self.is_replay {
+                        return;
+                    }
+                    (new.record, new.octets) = (Bytes::new(), None);
                 }
                 fate.outcome = Some(Outcome::Remove { size });
             }
         }
         self.octets += fate.octets();
         self.fates.insert(id, fate);
+    }
+
+    /// Adds what came behind it, by which time some of it may be in the database.
+    pub(super) fn go_on_with(&mut self, later: Self) {
+        self.is_replay = true;
+        self.last = self.last.max(later.last);
+        for (id, Fate { new, outcome }) in later.fates {
+            if let Some(New { size, record, octets }) = new {
+                self.add(Step::Insert { id, size, record, octets });
+            }
+            match outcome {
+                Some(Outcome::Update { due, record }) => self.add(Step::Update { id, due, record }),
+                Some(Outcome::Remove { size }) => self.add(Step::Remove { id, size }),
+                None => {}
+            }
+        }
     }
 
     fn count(&mut self, messages: i64, size: u64) {
@@ -206,6 +225,17 @@ mod tests {
     fn at_start_what_left_is_remembered_for_it_may_be_in_the_database() {
         let pending = Pending::replay(vec![insert(1), remove(1)]);
         assert_eq!((pending.len(), pending.more()), (1, (0, 0, 1)));
+    }
+
+    /// The database may have been told of the one that left; it must hear of that, too.
+    #[test]
+    fn what_came_behind_is_added_and_forgets_nothing() {
+        let mut pending = sum([insert(1), insert(2)]);
+        pending.go_on_with(sum([update(1), remove(2), insert(3), insert(4), remove(4), remove(9)]));
+        assert_eq!((pending.len(), pending.more()), (4, (1, 10, 4)));
+        let has_left =
+            |id| matches!(pending.fate(QueueId::from_i64(id)).unwrap().outcome, Some(Outcome::Remove { .. }));
+        assert!(has_left(2) && has_left(9) && !has_left(1) && pending.is_new(QueueId::from_i64(1)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Octets; twice what the WAL holds between two checkpoints.
+/// Octets; with what is free within the WAL, as much as the database can be behind.
 const SIZE_MAX: u64 = 8 * 1024 * 1024;
 /// Its share of a small disk.
 const SHARE: u64 = 16;

@@ -317,6 +317,9 @@ impl Schedule {
         // What is in the window, or with somebody, was offered when it was accepted.
         if !self.is_taken(id) {
             self.next_due = earlier(self.next_due, due);
+            if let Some(changed) = &mut self.changed {
+                changed.next_due = earlier(changed.next_due, due);
+            }
         }
     }
 

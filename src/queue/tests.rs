@@ -773,3 +773,55 @@ async fn space_goes_back_to_the_disk_soon_though_mail_trickles_on() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// While the database is being told, and though somebody keeps it from that, mail goes on in the journal: it is
+/// accepted, settled, delivered once.
+#[tokio::test]
+async fn nobody_waits_for_the_database_and_each_message_is_tried_when_it_is_due() {
+    let fixture = Fixture::new();
+    let queue = &fixture.queue;
+    let blocker = rusqlite::Connection::open(store::path(fixture.directory.path())).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let blocked = std::time::Instant::now();
+    let mut ids = HashSet::new();
+    // The first ones are being told of when they are settled.
+    for _ in 0..200 {
+        ids.insert(accept(queue, b"x\r\n").await.unwrap());
+    }
+    let soon = Clock::System.now().after(Duration::from_secs(3));
+    let mut claims: Vec<Claim> = std::iter::from_fn(|| queue.try_claim()).collect();
+    assert_eq!(claims.len(), 200);
+    let delivered: HashSet<QueueId> = claims
+        .drain(..100)
+        .map(|claim| {
+            let id = claim.entry().id;
+            drop(queue.settle(claim, Next::Done, Vec::new()));
+            id
+        })
+        .collect();
+    for claim in claims {
+        queue.settle(claim, Next::Retry(soon), Vec::new()).durable().await.unwrap();
+    }
+    for _ in 0..10 {
+        ids.insert(accept(queue, b"y\r\n").await.unwrap());
+    }
+    // That long a lock is waited for.
+    assert!(queue.shared.behind.load(Ordering::Acquire) && blocked.elapsed() < Duration::from_secs(5));
+    blocker.execute_batch("ROLLBACK").unwrap();
+
+    let left: HashSet<QueueId> = ids.difference(&delivered).copied().collect();
+    let listed = queue.list(None, 1_000).await.unwrap();
+    assert_eq!(listed.iter().map(|listed| listed.id).collect::<HashSet<_>>(), left);
+    assert_eq!(queue.depth().await.unwrap().messages, 110);
+    let mut tried = HashSet::new();
+    while tried.len() < left.len() {
+        let claim = queue.claim().await;
+        let id = claim.entry().id;
+        assert!(read(claim.content()) == b"y\r\n" || Clock::System.now() >= soon, "before its time");
+        assert!(tried.insert(id) && left.contains(&id), "{id} is tried again");
+        queue.settle(claim, Next::Done, Vec::new()).durable().await.unwrap();
+    }
+    assert_eq!(queue.depth().await.unwrap().messages, 0);
+    let fixture = fixture.restart().await;
+    assert!(fixture.queue.list(None, 10).await.unwrap().is_empty());
+}

@@ -1,7 +1,7 @@
-//! The writer: one thread, the only one that changes the store.
+//! The writer: one thread, which all changes of the store go through.
 //!
-//! It takes everything that waits, makes it durable with one sync, and answers everybody (group commit). Behind
-//! the answers the database is told what it doesn't know yet, once that is much or someone wants to read it.
+//! It takes everything that waits, makes it durable with one sync, and answers everybody (group commit). Beside
+//! that the database is told what it doesn't know yet, once that is much or someone wants to read it.
 //! While one batch is synced the next one gathers; where a sync is quick and others are under
 //! way, for a moment longer. A request that makes the batch fail is found by trying each alone, so it can't take the others down.
 
@@ -24,7 +24,7 @@ use super::{
     id::QueueId,
     schedule::Ready,
     spool::SpoolFile,
-    store::{self, Change, Store},
+    store::{self, Change, Store, Turn},
 };
 use crate::{clock::Timestamp, mail::content::Content};
 
@@ -42,10 +42,10 @@ const COMPANY: usize = 4;
 const IDLE: Duration = Duration::from_secs(1);
 /// The wait between two slices of tidying that nobody waits for.
 const SOON: Duration = Duration::from_millis(5);
-/// The least time between two slices of tidying while there is work.
-const BETWEEN_SLICES: Duration = Duration::from_millis(100);
-/// Free pages that are worth it then: 16 MiB. Fewer are soon used again.
-const FREE_WHILE_BUSY: u64 = 4_096;
+/// How soon it is noticed that the database was told.
+const WHILE_TELLING: Duration = Duration::from_millis(1);
+/// The least time between two looks at the spool while there is work.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// A new entry and its content.
 #[derive(Debug)]
@@ -104,12 +104,13 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
     // Outcomes that could not be recorded. They are tried again before anything else: until then
     // their entries stay taken, so that nothing is delivered a second time meanwhile.
     let mut late: Vec<Request> = Vec::new();
+    let mut readers = Readers::default();
     let (mut wait, mut tidy) = (IDLE, true);
-    let mut tidied = Instant::now();
+    let mut looked = Instant::now();
     let mut began = Instant::now();
     loop {
         let mut batch = std::mem::take(&mut late);
-        match requests.recv_timeout(wait) {
+        match requests.recv_timeout(if store.is_telling() { WHILE_TELLING } else { wait }) {
             Ok(request) => {
                 batch.push(request);
                 gather(&mut batch, requests);
@@ -120,6 +121,11 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
                 }
                 began = Instant::now();
                 (wait, tidy) = (IDLE, true);
+            }
+            Err(RecvTimeoutError::Timeout) if store.is_telling() => {
+                late = batch;
+                go_on_telling(&mut store, shared, &mut readers);
+                continue;
             }
             Err(RecvTimeoutError::Timeout) => {
                 if batch.is_empty() {
@@ -134,30 +140,73 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
                 break;
             }
         }
-        let (readers, batch): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|request| matches!(request, Request::Absorb(_)));
+        let batch = readers.come(batch);
         if !batch.is_empty() {
             commit(&mut store, shared, batch, &mut late);
         }
         // Behind the answers, for which clients wait. What fails here stays where it is, durable as it was.
-        if !readers.is_empty() && !store.is_absorbed() || store.wants_absorbing(shared.under_way()) {
-            absorb(&mut store, shared);
-        }
-        for reader in readers {
-            if let Request::Absorb(done) = reader {
-                let _ = done.send(());
-            }
-        }
-        let _ = store.checkpoint();
-        // Where mail trickles on, there is never an idle second.
-        if tidied.elapsed() > BETWEEN_SLICES {
-            let _ = store.give_back_some(FREE_WHILE_BUSY);
+        go_on_telling(&mut store, shared, &mut readers);
+        store.keep_house();
+        if looked.elapsed() > BETWEEN_LOOKS {
             look_at_spool(shared);
-            tidied = Instant::now();
+            looked = Instant::now();
         }
     }
     absorb(&mut store, shared);
     let _ = store.tidy();
+}
+
+/// Those who wait until the database knows what was recorded before they came.
+#[derive(Default)]
+struct Readers {
+    /// For what it is being told.
+    of_this: Vec<oneshot::Sender<()>>,
+    /// For what it is told next.
+    of_next: Vec<oneshot::Sender<()>>,
+}
+
+impl Readers {
+    /// Takes them out of a batch.
+    fn come(&mut self, batch: Vec<Request>) -> Vec<Request> {
+        let mut rest = Vec::with_capacity(batch.len());
+        for request in batch {
+            match request {
+                Request::Absorb(done) => self.of_next.push(done),
+                other => rest.push(other),
+            }
+        }
+        rest
+    }
+
+    /// Lets go who waits no more.
+    fn go(readers: &mut Vec<oneshot::Sender<()>>) {
+        for done in readers.drain(..) {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Sees to it that the database is told what it should know by now.
+fn go_on_telling(store: &mut Store, shared: &Arc<Shared>, readers: &mut Readers) {
+    let turn = store.turn(shared.under_way());
+    let is_wanted = !readers.of_next.is_empty() && !store.is_absorbed();
+    if !store.is_telling() {
+        tell_absorbed(store, shared);
+        if turn != Turn::Now {
+            Readers::go(&mut readers.of_this);
+        }
+        match turn {
+            Turn::None if !is_wanted => {}
+            Turn::None | Turn::Beside if store.absorb_beside() => {
+                readers.of_this = std::mem::take(&mut readers.of_next);
+            }
+            Turn::None | Turn::Beside | Turn::Now => absorb(store, shared),
+        }
+    }
+    if !store.is_telling() {
+        Readers::go(&mut readers.of_this);
+        Readers::go(&mut readers.of_next);
+    }
 }
 
 /// Tells the database what it doesn't know.
@@ -209,6 +258,10 @@ fn look_at_spool(shared: &Shared) {
 
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
     look_at_spool(shared);
+    let is_well = shared.health.trouble().is_none();
+    if is_well && !store.is_absorbed() && store.absorb_beside() {
+        return;
+    }
     // Also of a journal from which all has left, so that its file can shrink.
     if !store.is_absorbed() || *tidy {
         absorb(store, shared);

@@ -1,39 +1,96 @@
 //! Absorbing: the database is told, in bulk, what the journal has and it does not know yet.
+//!
+//! A thread tells it, beside the writer, whose commits go on in the journal meanwhile. What goes wrong there is
+//! done again by the writer, which then waits for it.
 
-use std::time::Instant;
+use std::{
+    panic::resume_unwind,
+    sync::{Arc, PoisonError},
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use super::{
-    BEHIND_ENTRIES, BEHIND_OCTETS, Change, Fate, JOURNAL_OCTETS, OFTEN, Outcome, Pending, QueueId, Removal,
-    Store, is_damage,
+    BEHIND_ENTRIES, BEHIND_OCTETS, FAR_ENTRIES, FAR_OCTETS, JOURNAL_OCTETS, OFTEN, Pending, QueueId, Store,
+    is_damage,
 };
 use crate::{
     clock::Timestamp,
-    queue::{DAMAGED, Fault, entry::Entry},
+    queue::{Fault, pending::Fate},
 };
+
+/// What the database is being told by a thread of its own.
+#[derive(Debug)]
+pub(super) struct Beside {
+    told: Arc<Pending>,
+    /// The last frame of the journal that it is of.
+    known: u64,
+    thread: JoinHandle<rusqlite::Result<()>>,
+}
+
+impl Beside {
+    /// Waits for its end, however it ends.
+    pub(super) fn end(self) {
+        let _ = self.thread.join();
+    }
+}
+
+/// What is to be done about what the database doesn't know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::queue) enum Turn {
+    /// Nothing yet, or it is being done.
+    None,
+    /// [`Store::absorb_beside`].
+    Beside,
+    /// [`Store::absorb`].
+    Now,
+}
 
 impl Store {
     /// Whether the database knows all that is to be known.
     pub(in crate::queue) fn is_absorbed(&self) -> bool {
-        self.pending.is_empty()
+        self.pending.is_empty() && self.beside.is_none()
     }
 
-    /// Whether what the database has of an entry is out of date.
+    /// What the database is being told.
+    pub(super) fn told(&self) -> Option<&Pending> {
+        self.beside.as_ref().map(|beside| &*beside.told)
+    }
+
+    /// Whether what the database has of an entry is out of date, or will be once it was told what it is being told.
     pub(in crate::queue) fn is_outdated(&self, id: QueueId) -> bool {
-        self.pending.is_outdated(id)
+        let is = |pending: &Pending| pending.is_outdated(id);
+        is(&self.pending) || self.told().is_some_and(is)
     }
 
-    /// The entries that the database does not know as they are, new ones among them.
+    /// The entries that the database does not know as they are, new ones among them, as of when the store was opened.
     pub(in crate::queue) fn outdated(&self) -> impl Iterator<Item = QueueId> {
         self.pending.fates().map(|(id, _)| id)
     }
 
-    /// Whether it is time for [`Self::absorb`], while so many entries are under way.
-    pub(in crate::queue) fn wants_absorbing(&self, under_way: usize) -> bool {
+    /// Whether the database is being told something.
+    pub(in crate::queue) fn is_telling(&self) -> bool {
+        self.beside.is_some()
+    }
+
+    /// What it is time for, while so many entries are under way.
+    pub(in crate::queue) fn turn(&mut self, under_way: usize) -> Turn {
+        let (entries, octets) = (self.pending.len(), self.pending.octets());
+        let is_far = entries > FAR_ENTRIES + under_way || octets > FAR_OCTETS;
+        let is_long = self.journal.octets() > JOURNAL_OCTETS;
+        if is_far || is_long || self.beside.as_ref().is_some_and(|beside| beside.thread.is_finished()) {
+            self.come_home();
+        }
         let is_late = !self.is_absorbed() && self.absorbed_at.elapsed() > OFTEN;
-        is_late
-            || self.pending.len() > BEHIND_ENTRIES + under_way
-            || self.pending.octets() > BEHIND_OCTETS
-            || self.journal.octets() > JOURNAL_OCTETS
+        if self.lags || is_long {
+            Turn::Now
+        } else if self.beside.is_none()
+            && (is_late || entries > BEHIND_ENTRIES + under_way || octets > BEHIND_OCTETS)
+        {
+            Turn::Beside
+        } else {
+            Turn::None
+        }
     }
 
     /// What the database was told of since this was asked last, and when each is due.
@@ -41,12 +98,65 @@ impl Store {
         std::mem::take(&mut self.absorbed)
     }
 
+    /// Has a thread tell the database all that it doesn't know; [`Self::turn`] takes notice of its end. False where
+    /// there is no thread to be had.
+    pub(in crate::queue) fn absorb_beside(&mut self) -> bool {
+        self.come_home();
+        let (told, known) = (Arc::new(std::mem::take(&mut self.pending)), self.journal.last());
+        let (database, pending) = (Arc::clone(&self.database), Arc::clone(&told));
+        let tell = move || {
+            let mut database = database.lock().unwrap_or_else(PoisonError::into_inner);
+            database.tell_all(&pending, known)?;
+            // Whoever waits for the database waits for this as well, and nobody else does.
+            let _ = database.keep_house(OFTEN / 2);
+            Ok(())
+        };
+        self.absorbed_at = Instant::now();
+        match thread::Builder::new().name("queue-absorber".to_owned()).spawn(tell) {
+            Ok(thread) => self.beside = Some(Beside { told, known, thread }),
+            Err(_) => self.pending = Arc::unwrap_or_clone(told),
+        }
+        self.is_telling()
+    }
+
+    /// Waits for the thread that tells the database, if there is one, and takes notice of what it did.
+    pub(super) fn come_home(&mut self) {
+        let Some(Beside { told, known, thread }) = self.beside.take() else { return };
+        let result = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let told = Arc::unwrap_or_clone(told);
+        self.look_at_tally();
+        match result {
+            Ok(()) => {
+                let pending = &self.pending;
+                // What went on meanwhile is out of date again.
+                let is_up_to_date = |(id, _): &(QueueId, &Fate)| pending.fate(*id).is_none();
+                self.absorbed.extend(told.fates().filter(is_up_to_date).map(|(id, fate)| (id, fate.due())));
+                if self.journal.last() == known {
+                    self.journal.restart();
+                }
+            }
+            Err(error) => {
+                let later = std::mem::replace(&mut self.pending, told);
+                self.pending.go_on_with(later);
+                self.lags = true;
+                // Room, or care, may be enough; else what the connection believes may not be so.
+                let fault = if is_damage(&error) { None } else { Some(self.fault(error)) };
+                self.broken = fault.filter(|fault| *fault != Fault::Full);
+            }
+        }
+    }
+
     /// Tells the database all that it doesn't know, in one transaction. Then the journal begins anew.
     ///
     /// # Errors
     /// The journal stays as it is, and what it has is as durable as before.
     pub(in crate::queue) fn absorb(&mut self) -> Result<(), Fault> {
+        self.come_home();
+        if let Some(fault) = self.broken.take() {
+            return Err(fault);
+        }
         let absorbed = self.absorb_all();
+        self.look_at_tally();
         // Where only room is lacking, outcomes still go on.
         self.lags = absorbed.as_ref().is_err_and(|fault| *fault != Fault::Full);
         absorbed
@@ -56,22 +166,18 @@ impl Store {
         if self.pending.is_empty() && self.journal.is_sound() && self.journal.octets() == 0 {
             return Ok(());
         }
-        let (known, before) = (self.journal.last(), self.tally);
-        let pending = std::mem::take(&mut self.pending);
-        // Also of what has left meanwhile: no id is given out twice.
-        self.tally.last = self.tally.last.max(pending.more().2);
-        let told = self.transaction(Some(known), |store| {
-            pending.fates().try_for_each(|(id, fate)| store.tell(id, fate, Removal::Whole))
-        });
+        let told = self.database().tell_all(&self.pending, self.journal.last());
         self.absorbed_at = Instant::now();
-        let Err(error) = told else {
-            self.absorbed.extend(pending.fates().map(|(id, fate)| (id, fate.due())));
-            self.journal.restart();
-            return Ok(());
-        };
-        self.pending = pending;
-        self.undo(before);
-        if is_damage(&error) { self.absorb_each() } else { Err(self.fault(error)) }
+        match told {
+            Ok(()) => {
+                let pending = std::mem::take(&mut self.pending);
+                self.absorbed.extend(pending.fates().map(|(id, fate)| (id, fate.due())));
+                self.journal.restart();
+                Ok(())
+            }
+            Err(error) if is_damage(&error) => self.absorb_each(),
+            Err(error) => Err(self.fault(error)),
+        }
     }
 
     /// Tells the database what became of entries that it has. That needs next to no room; what is new stays in the
@@ -80,21 +186,13 @@ impl Store {
     /// # Errors
     /// As [`Self::absorb`].
     pub(in crate::queue) fn absorb_outcomes(&mut self) -> Result<(), Fault> {
-        let before = self.tally;
-        let pending = std::mem::take(&mut self.pending);
-        let of_old = |pending: &Pending| -> Vec<QueueId> {
-            pending.fates().filter(|(_, fate)| fate.new.is_none()).map(|(id, _)| id).collect()
-        };
-        let told = self.transaction(None, |store| {
-            let mut old = pending.fates().filter(|(_, fate)| fate.new.is_none());
-            old.try_for_each(|(id, fate)| store.tell(id, fate, Removal::Whole))
-        });
-        self.pending = pending;
-        if let Err(error) = told {
-            self.undo(before);
-            return Err(self.fault(error));
-        }
-        for id in of_old(&self.pending) {
+        self.come_home();
+        let told = self.database().tell_outcomes(&self.pending);
+        self.look_at_tally();
+        told.map_err(|error| self.fault(error))?;
+        let old = self.pending.fates().filter(|(_, fate)| fate.new.is_none());
+        let old: Vec<QueueId> = old.map(|(id, _)| id).collect();
+        for id in old {
             self.absorbed_one(id);
         }
         Ok(())
@@ -107,7 +205,11 @@ impl Store {
         let ids: Vec<QueueId> = self.pending.fates().map(|(id, _)| id).collect();
         let mut homeless = Ok(());
         for id in ids {
-            match self.absorb_with_care(id) {
+            let told = match self.pending.fate(id) {
+                Some(fate) => self.database().tell_with_care(id, fate),
+                None => Ok(()),
+            };
+            match told {
                 Ok(()) => self.absorbed_one(id),
                 Err(error) if is_damage(&error) && !self.pending.wants_a_place(id) => {
                     tracing::error!(%id, %error, "what became of a message can't be noted, for the page of the file is damaged");
@@ -120,54 +222,9 @@ impl Store {
         if self.pending.is_empty() { self.absorb_all() } else { homeless }
     }
 
-    fn absorb_with_care(&mut self, id: QueueId) -> rusqlite::Result<()> {
-        let pending = std::mem::take(&mut self.pending);
-        let mut result = Ok(());
-        if let Some(fate) = pending.fate(id) {
-            for removal in Removal::ALL {
-                let before = self.tally;
-                result = self.transaction(None, |store| store.tell(id, fate, *removal));
-                if result.is_err() {
-                    self.undo(before);
-                }
-                if !result.as_ref().is_err_and(is_damage) {
-                    break;
-                }
-            }
-        }
-        self.pending = pending;
-        result
-    }
-
     fn absorbed_one(&mut self, id: QueueId) {
         let due = self.pending.fate(id).and_then(Fate::due);
         self.absorbed.push((id, due));
         self.pending.forget(id);
-    }
-
-    fn tell(&mut self, id: QueueId, fate: &Fate, removal: Removal) -> rusqlite::Result<()> {
-        // Where entries were told one by one before a kill, some are there already.
-        if let Some(new) = &fate.new
-            && !matches!(fate.outcome, Some(Outcome::Remove { .. }))
-            && !self.is_in_database(id)?
-        {
-            let octets = new.octets.as_deref();
-            match Entry::decode(id, &new.record) {
-                Some(entry) => self.insert(&entry, &new.record, octets)?,
-                None => {
-                    let mut entry = Entry::placeholder(id, id.time(), new.size);
-                    entry.held = Some(DAMAGED.to_owned());
-                    self.insert(&entry, &new.record, octets)?;
-                }
-            }
-        }
-        match &fate.outcome {
-            Some(Outcome::Update { due, record }) => match Entry::decode(id, record) {
-                Some(entry) => self.update(&entry, *due, record),
-                None => self.change(Change::SetAside { id }, removal),
-            },
-            Some(Outcome::Remove { size }) => self.change(Change::Remove { id, size: *size }, removal),
-            None => Ok(()),
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::LOG_PAGES;
+use super::database::LOG_PAGES;
 use crate::queue::{
     Fault,
     format::{self, FORMAT},
