@@ -3,9 +3,10 @@
 //!
 //! ```sh
 //! cargo bench --bench queue                      # durable messages a second, accepted and settled
-//! cargo bench --bench queue -- slow-sync         # the same, each sync 3 ms longer (by strace)
+//! cargo bench --bench queue -- slow-sync         # the same, each sync 3 ms longer
 //! cargo bench --bench queue -- million           # a million queued: open, memory, status, filters
 //! cargo bench --bench queue -- deferred          # 50,000 deferred: disk; and given back after a drain
+//! cargo bench --bench queue -- later DIR         # measures nothing: a million, due tomorrow, in DIR/queue
 //! ```
 //!
 //! `--profile dist` measures what is packaged. The first two take turns with bare SQLite ([`bare`]), for as
@@ -25,7 +26,7 @@ use std::{
 };
 
 use outpost::{
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::{HistorySettings, QueueSettings, Waits},
     mail::{
         content::Facts,
@@ -38,19 +39,17 @@ use outpost::{
 
 /// How long throughput is measured.
 const RUN: Duration = Duration::from_secs(3);
-/// What strace adds to each sync.
-const SYNC: &str = "delay_exit=3000";
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     match words.first().map_or("throughput", String::as_str) {
         "throughput" => runtime.block_on(throughput(&[(1, 1_024), (20, 1_024), (20, 10_240), (100, 10_240)])),
-        "slow-sync" => under_strace("throughput-slow"),
+        "slow-sync" => with_slow_syncs("throughput-slow"),
         "throughput-slow" => runtime.block_on(throughput(&[(1, 10_240), (20, 10_240), (100, 10_240)])),
         "million" => {
             let directory = scratch();
-            runtime.block_on(fill(directory.path(), messages(1_000_000)));
+            runtime.block_on(fill(directory.path(), messages(1_000_000), None));
             // In a process of its own, so that its memory is that of an open queue.
             let me = std::env::current_exe().expect("this program");
             let at = directory.path().to_str().expect("a name in ASCII");
@@ -59,7 +58,11 @@ fn main() {
         }
         "million-open" => runtime.block_on(look(&PathBuf::from(&words[1]))),
         "deferred" => runtime.block_on(deferred(messages(50_000))),
-        other => panic!("there is no part {other}: throughput, slow-sync, million or deferred"),
+        "later" => {
+            let tomorrow = Clock::System.now().after(Duration::from_secs(86_400));
+            runtime.block_on(fill(&PathBuf::from(&words[1]), messages(1_000_000), Some(tomorrow)));
+        }
+        other => panic!("there is no part {other}: throughput, slow-sync, million, deferred or later"),
     }
 }
 
@@ -78,17 +81,14 @@ fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(near.parent().expect("a directory")).expect("a directory of our own")
 }
 
-/// This program again, with longer syncs. Only they stop for strace, so nothing else gets slower.
-fn under_strace(part: &str) {
-    let calls = "trace=fsync,fdatasync";
-    let inject = format!("inject=fsync,fdatasync:{SYNC}");
-    let status = Command::new("strace")
-        .args(["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", calls, "-e", &inject])
+/// This program again, with longer syncs.
+fn with_slow_syncs(part: &str) {
+    let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/slow-sync"))
         .arg(std::env::current_exe().expect("this program"))
         .arg(part)
         .stdin(Stdio::null())
         .status();
-    assert!(status.is_ok_and(|status| status.success()), "strace is needed for this part");
+    assert!(status.is_ok_and(|status| status.success()), "benches/slow-sync needs a C compiler");
 }
 
 fn open(directory: &Path) -> (Queue, WriterThread) {
@@ -202,7 +202,7 @@ async fn measure(producers: usize, size: usize) -> (f64, f64, f64) {
 }
 
 /// Messages of 1 KiB of a hundred senders to as many recipients as messages.
-async fn fill(directory: &Path, count: u64) {
+async fn fill(directory: &Path, count: u64, hold_until: Option<Timestamp>) {
     let (queue, writer) = open(directory);
     let (next, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
     let mut tasks = tokio::task::JoinSet::new();
@@ -215,7 +215,9 @@ async fn fill(directory: &Path, count: u64) {
                 if number >= count {
                     break;
                 }
-                accept(&queue, &content, envelope(number % 100, number)).await;
+                let mut envelope = envelope(number % 100, number);
+                envelope.handling.hold_until = hold_until;
+                accept(&queue, &content, envelope).await;
             }
         });
     }
@@ -282,7 +284,7 @@ async fn look(directory: &Path) {
 
 async fn deferred(count: u64) {
     let directory = scratch();
-    fill(directory.path(), count).await;
+    fill(directory.path(), count, None).await;
     let (queue, writer) = open(directory.path());
     let feeding = queue.clone();
     let feeder = tokio::spawn(async move { feeding.feed().await });

@@ -2,8 +2,8 @@
 //!
 //! It takes everything that waits, makes it durable with one sync, and answers everybody (group commit). Beside
 //! that the database is told what it doesn't know yet, once that is much or someone wants to read it.
-//! While one batch is synced the next one gathers; where a sync is quick and others are under
-//! way, for a moment longer. A request that makes the batch fail is found by trying each alone, so it can't take the others down.
+//! While one batch is synced the next one gathers. A request that makes the batch fail is found by trying each
+//! alone, so it can't take the others down.
 
 use std::{
     sync::{
@@ -32,12 +32,6 @@ use crate::{clock::Timestamp, mail::content::Content};
 const BATCH_MAX: usize = 1_000;
 /// Octets of content in one transaction.
 const BATCH_OCTETS_MAX: usize = 8 * 1024 * 1024;
-/// A commit begins no sooner than this behind the one before while others are about to ask for theirs: where
-/// a sync takes less, one for each of them would cost processor time that accepting and delivering need.
-/// PostgreSQL's `commit_delay` and `commit_siblings` are the same thought.
-const BETWEEN_COMMITS: Duration = Duration::from_millis(1);
-/// So many others are worth it.
-const COMPANY: usize = 4;
 /// After so long without work the store is tidied, and a store that failed is tried again.
 const IDLE: Duration = Duration::from_secs(1);
 /// The wait between two slices of tidying that nobody waits for.
@@ -107,19 +101,12 @@ pub(super) fn run(mut store: Store, requests: &Receiver<Request>, shared: &Arc<S
     let mut readers = Readers::default();
     let (mut wait, mut tidy) = (IDLE, true);
     let mut looked = Instant::now();
-    let mut began = Instant::now();
     loop {
         let mut batch = std::mem::take(&mut late);
         match requests.recv_timeout(if store.is_telling() { WHILE_TELLING } else { wait }) {
             Ok(request) => {
                 batch.push(request);
                 gather(&mut batch, requests);
-                let left = BETWEEN_COMMITS.saturating_sub(began.elapsed());
-                if !left.is_zero() && shared.under_way().saturating_sub(batch.len()) >= COMPANY {
-                    std::thread::sleep(left);
-                    gather(&mut batch, requests);
-                }
-                began = Instant::now();
                 (wait, tidy) = (IDLE, true);
             }
             Err(RecvTimeoutError::Timeout) if store.is_telling() => {
