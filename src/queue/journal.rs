@@ -324,6 +324,64 @@ fn fill(frame: &mut Vec<u8>, seal: i64, number: u64, steps: &[Step]) {
     frame.resize(frame.len().next_multiple_of(ALIGNED), 0);
 }
 
+/// Frames of a kind that `data` says, in a file of some octets that were there before, and damage as it says; what
+/// is read of them is what was written, in its order, and what is missing is told of where it can be.
+#[cfg(fuzzing)]
+pub fn fuzz(data: &[u8]) {
+    const SEAL: i64 = -4_711;
+    let mut data = Bytes::copy_from_slice(data);
+    let known = u64::from(data.try_get_u8().unwrap_or_default());
+    let mut damage: Vec<(u16, u8)> = Vec::new();
+    for _ in 0..data.try_get_u8().unwrap_or_default() % 4 {
+        damage.extend(data.try_get_u16().ok().zip(data.try_get_u8().ok()));
+    }
+    let cut = data.try_get_u16().unwrap_or(u16::MAX);
+    let (mut octets, mut frames) = (Vec::new(), Vec::new());
+    let mut number = known;
+    while data.has_remaining() {
+        let batch: Vec<Step> = (0..=data.try_get_u8().unwrap_or_default() % 3)
+            .map_while(|_| {
+                let id = QueueId::from_i64(data.try_get_u8().ok()?.into());
+                let length = usize::from(data.try_get_u8().ok()?);
+                let piece = data.split_to(length.min(data.len()));
+                Some(match length % 4 {
+                    0 => Step::Insert { id, size: 1, record: piece.clone(), octets: Some(piece) },
+                    1 => Step::Insert { id, size: 2, record: piece, octets: None },
+                    2 => Step::Update { id, due: Timestamp(length as u64), record: piece },
+                    _ => Step::Remove { id, size: 3 },
+                })
+            })
+            .collect();
+        number += 1;
+        let mut frame = Vec::new();
+        fill(&mut frame, SEAL, number, &batch);
+        octets.extend_from_slice(&frame);
+        frames.push(batch);
+    }
+    // Behind it stands what is older: content of anybody, or frames that the database knows.
+    let (written, behind) = (octets.len(), octets.clone());
+    octets.extend_from_slice(&behind);
+    let whole = replay(&Bytes::copy_from_slice(&octets), SEAL, known);
+    assert_eq!((whole.steps, whole.lost, whole.end), (frames.concat(), 0, written as u64));
+    // Nobody else's seal.
+    assert!(replay(&Bytes::copy_from_slice(&octets), !SEAL, known).steps.is_empty());
+
+    octets.truncate(cut.into());
+    for (at, with) in damage {
+        if let Some(octet) = octets.get_mut(usize::from(at)) {
+            *octet ^= with;
+        }
+    }
+    let found = replay(&Bytes::from(octets), SEAL, known);
+    let mut expected = frames.iter().flatten();
+    assert!(found.steps.iter().all(|step| expected.any(|written| written == step)), "invented");
+    // All up to the last one that was found is there or is counted.
+    let upto = usize::try_from(found.last - known).expect("few");
+    let lost = usize::try_from(found.lost).expect("few");
+    let steps: usize = frames[..upto].iter().map(Vec::len).sum();
+    assert!(lost < upto.max(1) && (lost > 0 || found.steps.len() == steps), "{lost} of {upto} are told");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

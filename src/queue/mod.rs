@@ -80,6 +80,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast, oneshot};
 
+#[cfg(fuzzing)]
+pub use self::journal::fuzz as fuzz_journal;
 pub use self::{
     claim::{Claim, Report, Settled},
     entry::Entry,
