@@ -210,7 +210,7 @@ fn store() {
     writer.join();
 }
 
-/// Alone in the queue, so that each of its two changes is a transaction of its own.
+/// Alone in the queue, so that each of its two changes is a frame of its own.
 async fn through(queue: &Queue, content: &[u8]) {
     let mut incoming = queue.begin().expect("room");
     incoming.push(content);

@@ -1,4 +1,4 @@
-//! A copy of the queue, made while it is in use: the database as it was at one moment, and the files
+//! A copy of the queue, made while it is in use: database and journal as they were at one moment, and the files
 //! that belong to it. The copy opens as a queue.
 //!
 //! Within one reading transaction SQLite copies page after page, while mail goes on: a reader is in

@@ -143,7 +143,7 @@ impl Checking {
         }
         self.new_ones(&recent, &spool);
         self.strays(&connection)?;
-        self.files(&reader, &spool);
+        self.files(&recent, &reader, &spool);
         Ok(())
     }
 
@@ -232,8 +232,9 @@ impl Checking {
         Ok(())
     }
 
-    fn files(&mut self, reader: &Reader, spool: &Spool) {
-        let is_stray = |id: &QueueId| reader.get(*id).is_ok_and(|row| row.is_none());
+    fn files(&mut self, recent: &Pending, reader: &Reader, spool: &Spool) {
+        let is_stray =
+            |id: &QueueId| !recent.wants_a_place(*id) && reader.get(*id).is_ok_and(|row| row.is_none());
         match spool.ids() {
             Ok(ids) => self.found.stray_files = ids.iter().filter(|id| is_stray(id)).count() as u64,
             Err(error) => self.note(None, format!("the directory of large content can't be read: {error}")),

@@ -120,7 +120,7 @@ impl Queue {
     }
 
     /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one
-    /// transaction. The work begins at once; the future tells when it is durable.
+    /// frame. The work begins at once; the future tells when it is durable.
     pub fn settle(&self, claim: Claim, next: Next, reports: Vec<Report>) -> Settled {
         self.record_change(claim, next, reports, true)
     }

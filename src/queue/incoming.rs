@@ -1,6 +1,6 @@
 //! A message on its way into the queue: from the first octet of content to the receipt.
 //!
-//! Small content gathers in memory and goes into the database with its entry. Once it outgrows
+//! Small content gathers in memory and goes into the journal with its entry, and into the database if it stays. Once it outgrows
 //! [`INLINE_MAX`] it moves to a file of the spool and streams there, so that memory stays bounded
 //! whatever the size. Dropped before its commit, it leaves nothing behind.
 

@@ -2,7 +2,8 @@
 //!
 //! One append with one sync makes a batch durable, where the database would write a dozen pages for it. Most
 //! mail leaves within moments and so never comes into the database; what stays is brought there in bulk
-//! ([`Store::absorb`](super::store::Store::absorb)), and then the file is written from its start again.
+//! ([`Store::absorb_beside`](super::store::Store::absorb_beside)), and once the database knows all of it the file is
+//! written from its start again.
 //!
 //! A frame is a batch: seal, CRC32C, number, length, steps, and zeros up to a multiple of [`ALIGNED`] octets. The
 //! seal is a number that only this queue knows: what somebody sends as content is never taken for a frame.

@@ -4,7 +4,8 @@
 //!
 //! # The legal states on disk
 //!
-//! A row is in the database, or in the journal in front of it, and then in both until it leaves.
+//! A row is in the journal first. What does not leave soon goes into the database, and is then in both only until
+//! the journal is written from its start again.
 //!
 //! | | spool file | row in `message` | meaning |
 //! |---|---|---|---|

@@ -1,9 +1,9 @@
 //! The store: one SQLite database, in WAL mode with `synchronous=FULL`.
 //!
 //! In front of it is the journal, which takes each batch with one append and one sync; the database
-//! gets in bulk what has not left meanwhile, by a thread of its own, so that nobody's commit waits for it. One
-//! connection writes, others only read. SQLite has no checksums of its own, so each record and each content
-//! carries a CRC32C that is compared on every read.
+//! gets in bulk what has not left meanwhile, by a thread of its own, which a commit waits for only when it is far
+//! behind. One connection writes, others only read. SQLite has no checksums of its own, so each record and each
+//! content carries a CRC32C that is compared on every read.
 
 mod absorb;
 mod connection;
@@ -41,8 +41,8 @@ use crate::clock::Timestamp;
 
 /// What the database is behind it is told that often, and its log is brought into it, as long as anything is written.
 const OFTEN: Duration = Duration::from_secs(1);
-/// Entries, beside those that are under way and may leave at any moment, that the database is behind at most: so
-/// few that nobody waits long while they are brought there.
+/// Entries, beside those that are under way and may leave at any moment, behind which the database is told: so few
+/// that whoever wants to read it does not wait long.
 const BEHIND_ENTRIES: usize = 128;
 /// The same of octets, of all of them.
 const BEHIND_OCTETS: usize = 4 * 1024 * 1024;
@@ -94,7 +94,7 @@ impl State {
     }
 }
 
-/// One change of a transaction.
+/// One change of a commit.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change<'a> {
     /// A new entry; with its content, unless that is in the spool.

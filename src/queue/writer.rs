@@ -1,7 +1,7 @@
 //! The writer: one thread, which all changes of the store go through.
 //!
 //! It takes everything that waits, makes it durable with one sync, and answers everybody (group commit). Beside
-//! that the database is told what it doesn't know yet, once that is much or someone wants to read it.
+//! that the database is told what it doesn't know yet, once that is much or a second old, or someone wants to read it.
 //! While one batch is synced the next one gathers. A request that makes the batch fail is found by trying each
 //! alone, so it can't take the others down.
 
@@ -28,9 +28,9 @@ use super::{
 };
 use crate::{clock::Timestamp, mail::content::Content};
 
-/// Requests of one transaction.
+/// Requests of one commit.
 const BATCH_MAX: usize = 1_000;
-/// Octets of content in one transaction.
+/// Octets of content in one commit.
 const BATCH_OCTETS_MAX: usize = 8 * 1024 * 1024;
 /// After so long without work the store is tidied, and a store that failed is tried again.
 const IDLE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub(super) struct NewEntry {
 /// Content on its way into the store.
 #[derive(Debug)]
 pub(super) enum NewContent {
-    /// Goes into the database.
+    /// Goes into the journal, and into the database if it stays.
     Memory(Bytes),
     /// Lies complete and synced in the spool.
     File(SpoolFile),
@@ -82,7 +82,7 @@ pub(super) struct Astray {
     pub(super) now: Timestamp,
 }
 
-/// How an entry goes on, and the reports that this brings forth. All of it in one transaction: no
+/// How an entry goes on, and the reports that this brings forth. All of it in one frame: no
 /// crash can make a report twice or not at all.
 #[derive(Debug)]
 pub(super) struct EntryChange {
@@ -225,7 +225,7 @@ fn tell_absorbed(store: &mut Store, shared: &Shared) {
     shared.look.notify_one();
 }
 
-/// Takes what waits, as much as one transaction should hold.
+/// Takes what waits, as much as one commit should hold.
 fn gather(batch: &mut Vec<Request>, requests: &Receiver<Request>) {
     let mut octets: usize = batch.iter().map(Request::octets).sum();
     while batch.len() < BATCH_MAX && octets < BATCH_OCTETS_MAX {

@@ -16,9 +16,8 @@ use crate::{
     queue::{DAMAGED, marks},
 };
 
-/// Pages of the WAL behind which it is brought into the database: 4 MiB. What leaves soon is never written a
-/// second time, since its pages are used again before; but damage in a WAL loses what follows, so there
-/// should never be much of it.
+/// Pages of the WAL behind which it is brought into the database: 4 MiB. Damage in a WAL loses what follows, so
+/// there should never be much of it.
 pub(super) const LOG_PAGES: i64 = 1_000;
 /// The least time between two slices of tidying while there is work.
 const BETWEEN_SLICES: Duration = Duration::from_millis(100);
