@@ -142,6 +142,8 @@ pub(super) struct Store {
     /// What the database was told of since [`Self::take_absorbed`], and when each is due.
     absorbed: Vec<(QueueId, Option<Timestamp>)>,
     absorbed_at: Instant,
+    /// When a thread last told the database, and looked after it.
+    kept_at: Instant,
     /// The database could not be told the last time, and the journal must not go on for ever.
     lags: bool,
     /// Why not, if its connection is not to be trusted any more.
@@ -199,6 +201,7 @@ impl Store {
             beside: None,
             absorbed: Vec::new(),
             absorbed_at: Instant::now(),
+            kept_at: Instant::now(),
             lags: false,
             broken: None,
             has_met_damage: false,
@@ -306,11 +309,16 @@ impl Store {
         Ok(self.database().probe()?)
     }
 
-    /// Housekeeping while there is work, if whoever tells the database has not done it lately.
+    /// Housekeeping while there is work; the log is left to whoever tells the database, if someone did lately.
     pub(super) fn keep_house(&self) {
-        if self.beside.is_none() && self.absorbed_at.elapsed() > 2 * OFTEN {
-            let _ = self.database().keep_house(OFTEN);
+        if self.beside.is_some() {
+            return;
         }
+        let mut database = self.database();
+        let _ = match self.kept_at.elapsed() > 2 * OFTEN {
+            true => database.keep_house(OFTEN),
+            false => database.give_back_slice(),
+        };
     }
 
     /// Housekeeping while nothing else is to do. True if there is more.

@@ -246,7 +246,7 @@ fn look_at_spool(shared: &Shared) {
 fn idle(store: &mut Store, shared: &Arc<Shared>, tidy: &mut bool) {
     look_at_spool(shared);
     let is_well = shared.health.trouble().is_none();
-    if is_well && !store.is_absorbed() && store.absorb_beside() {
+    if is_well && store.is_late() && store.absorb_beside() {
         return;
     }
     // Also of a journal from which all has left, so that its file can shrink.

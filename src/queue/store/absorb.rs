@@ -73,6 +73,11 @@ impl Store {
         self.beside.is_some()
     }
 
+    /// Whether the database was not told for a while of what it doesn't know.
+    pub(in crate::queue) fn is_late(&self) -> bool {
+        !self.is_absorbed() && self.absorbed_at.elapsed() > OFTEN
+    }
+
     /// What it is time for, while so many entries are under way.
     pub(in crate::queue) fn turn(&mut self, under_way: usize) -> Turn {
         let (entries, octets) = (self.pending.len(), self.pending.octets());
@@ -81,11 +86,10 @@ impl Store {
         if is_far || is_long || self.beside.as_ref().is_some_and(|beside| beside.thread.is_finished()) {
             self.come_home();
         }
-        let is_late = !self.is_absorbed() && self.absorbed_at.elapsed() > OFTEN;
         if self.lags || is_long {
             Turn::Now
         } else if self.beside.is_none()
-            && (is_late || entries > BEHIND_ENTRIES + under_way || octets > BEHIND_OCTETS)
+            && (self.is_late() || entries > BEHIND_ENTRIES + under_way || octets > BEHIND_OCTETS)
         {
             Turn::Beside
         } else {
@@ -106,12 +110,13 @@ impl Store {
         let (database, pending) = (Arc::clone(&self.database), Arc::clone(&told));
         let tell = move || {
             let mut database = database.lock().unwrap_or_else(PoisonError::into_inner);
-            database.tell_all(&pending, known)?;
-            // Whoever waits for the database waits for this as well, and nobody else does.
+            let told = database.tell_all(&pending, known);
+            // Whoever waits for the database waits for this as well, and nobody else does. On a full disk it makes room.
             let _ = database.keep_house(OFTEN / 2);
-            Ok(())
+            told
         };
         self.absorbed_at = Instant::now();
+        self.kept_at = self.absorbed_at;
         match thread::Builder::new().name("queue-absorber".to_owned()).spawn(tell) {
             Ok(thread) => self.beside = Some(Beside { told, known, thread }),
             Err(_) => self.pending = Arc::unwrap_or_clone(told),
@@ -152,8 +157,9 @@ impl Store {
     /// The journal stays as it is, and what it has is as durable as before.
     pub(in crate::queue) fn absorb(&mut self) -> Result<(), Fault> {
         self.come_home();
-        if let Some(fault) = self.broken.take() {
-            return Err(fault);
+        // Until it is opened anew.
+        if let Some(fault) = &self.broken {
+            return Err(fault.clone());
         }
         let absorbed = self.absorb_all();
         self.look_at_tally();

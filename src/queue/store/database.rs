@@ -319,6 +319,11 @@ impl Database {
     /// Its log is looked after if that was not done for `after`.
     pub(super) fn keep_house(&mut self, after: Duration) -> rusqlite::Result<()> {
         self.checkpoint(after)?;
+        self.give_back_slice()
+    }
+
+    /// Gives some of many free pages back, now and then.
+    pub(super) fn give_back_slice(&mut self) -> rusqlite::Result<()> {
         if self.tidied.elapsed() > BETWEEN_SLICES {
             self.tidied = Instant::now();
             self.give_back_some(FREE_WHILE_BUSY)?;
