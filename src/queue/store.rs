@@ -17,15 +17,15 @@ use std::{
 
 use bytes::Bytes;
 
+pub(super) use self::{
+    absorb::Absorbing,
+    connection::{StoreError, is_damage},
+    database::{INSERT_MESSAGE, INSERT_RECORD, known},
+};
 use self::{
     absorb::Beside,
     connection::{BUSY, connect, is_failed_write},
     database::Database,
-};
-pub(super) use self::{
-    absorb::Turn,
-    connection::{StoreError, is_damage},
-    database::{INSERT_MESSAGE, INSERT_RECORD, known},
 };
 use super::{
     Fault,
@@ -172,7 +172,7 @@ impl Store {
 
     /// Opens the database once more; it must be there. What it does not know yet stays known here.
     pub(super) fn reopen(&mut self, path: &Path) -> Result<(), StoreError> {
-        self.come_home();
+        self.join_beside();
         let found = format::look(path)?.ok_or(StoreError::Gone)?;
         // The old one is closed behind it: as long as one is open, the log ends where it ended for all of them.
         let database = Database::open(path, Some(found))?;

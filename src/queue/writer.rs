@@ -24,7 +24,7 @@ use super::{
     id::QueueId,
     schedule::Ready,
     spool::SpoolFile,
-    store::{self, Change, Store, Turn},
+    store::{self, Absorbing, Change, Store},
 };
 use crate::{clock::Timestamp, mail::content::Content};
 
@@ -175,19 +175,19 @@ impl Readers {
 
 /// Sees to it that the database is told what it should know by now.
 fn go_on_telling(store: &mut Store, shared: &Arc<Shared>, readers: &mut Readers) {
-    let turn = store.turn(shared.under_way());
+    let absorbing = store.wants_absorbing(shared.under_way());
     let is_wanted = !readers.of_next.is_empty() && !store.is_absorbed();
     if !store.is_telling() {
         tell_absorbed(store, shared);
-        if turn != Turn::Now {
+        if absorbing != Absorbing::Now {
             Readers::go(&mut readers.of_this);
         }
-        match turn {
-            Turn::None if !is_wanted => {}
-            Turn::None | Turn::Beside if store.absorb_beside() => {
+        match absorbing {
+            Absorbing::NotYet if !is_wanted => {}
+            Absorbing::NotYet | Absorbing::Beside if store.absorb_beside() => {
                 readers.of_this = std::mem::take(&mut readers.of_next);
             }
-            Turn::None | Turn::Beside | Turn::Now => absorb(store, shared),
+            Absorbing::NotYet | Absorbing::Beside | Absorbing::Now => absorb(store, shared),
         }
     }
     if !store.is_telling() {

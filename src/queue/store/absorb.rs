@@ -37,9 +37,9 @@ impl Beside {
 
 /// What is to be done about what the database doesn't know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::queue) enum Turn {
+pub(in crate::queue) enum Absorbing {
     /// Nothing yet, or it is being done.
-    None,
+    NotYet,
     /// [`Store::absorb_beside`].
     Beside,
     /// [`Store::absorb`].
@@ -79,21 +79,21 @@ impl Store {
     }
 
     /// What it is time for, while so many entries are under way.
-    pub(in crate::queue) fn turn(&mut self, under_way: usize) -> Turn {
+    pub(in crate::queue) fn wants_absorbing(&mut self, under_way: usize) -> Absorbing {
         let (entries, octets) = (self.pending.len(), self.pending.octets());
         let is_far = entries > FAR_ENTRIES + under_way || octets > FAR_OCTETS;
         let is_long = self.journal.octets() > JOURNAL_OCTETS;
         if is_far || is_long || self.beside.as_ref().is_some_and(|beside| beside.thread.is_finished()) {
-            self.come_home();
+            self.join_beside();
         }
         if self.lags || is_long {
-            Turn::Now
+            Absorbing::Now
         } else if self.beside.is_none()
             && (self.is_late() || entries > BEHIND_ENTRIES + under_way || octets > BEHIND_OCTETS)
         {
-            Turn::Beside
+            Absorbing::Beside
         } else {
-            Turn::None
+            Absorbing::NotYet
         }
     }
 
@@ -102,10 +102,10 @@ impl Store {
         std::mem::take(&mut self.absorbed)
     }
 
-    /// Has a thread tell the database all that it doesn't know; [`Self::turn`] takes notice of its end. False where
+    /// Has a thread tell the database all that it doesn't know; [`Self::wants_absorbing`] takes notice of its end. False where
     /// there is no thread to be had.
     pub(in crate::queue) fn absorb_beside(&mut self) -> bool {
-        self.come_home();
+        self.join_beside();
         let (told, known) = (Arc::new(std::mem::take(&mut self.pending)), self.journal.last());
         let (database, pending) = (Arc::clone(&self.database), Arc::clone(&told));
         let tell = move || {
@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// Waits for the thread that tells the database, if there is one, and takes notice of what it did.
-    pub(super) fn come_home(&mut self) {
+    pub(super) fn join_beside(&mut self) {
         let Some(Beside { told, known, thread }) = self.beside.take() else { return };
         let result = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
         let told = Arc::unwrap_or_clone(told);
@@ -156,7 +156,7 @@ impl Store {
     /// # Errors
     /// The journal stays as it is, and what it has is as durable as before.
     pub(in crate::queue) fn absorb(&mut self) -> Result<(), Fault> {
-        self.come_home();
+        self.join_beside();
         // Until it is opened anew.
         if let Some(fault) = &self.broken {
             return Err(fault.clone());
@@ -192,7 +192,7 @@ impl Store {
     /// # Errors
     /// As [`Self::absorb`].
     pub(in crate::queue) fn absorb_outcomes(&mut self) -> Result<(), Fault> {
-        self.come_home();
+        self.join_beside();
         let told = self.database().tell_outcomes(&self.pending);
         self.look_at_tally();
         told.map_err(|error| self.fault(error))?;
