@@ -78,8 +78,11 @@ pub(super) fn make(path: &Path) -> Result<(), StoreError> {
     if [named("-wal"), named("-journal"), named(".new"), named(".new-wal")].map(remove).contains(&true) {
         File::open(path.parent().unwrap_or(path)).and_then(|names| names.sync_all()).map_err(file)?;
     }
-    // Another store's, which can't be told from this one's by its numbers.
-    if fs::rename(journal::path(path), journal::aside(path)).is_ok() {
+    // Another store's, which can't be told from this one's by its numbers. An empty one is what a first start leaves
+    // whose power was cut.
+    let left = journal::path(path);
+    let is_of_another = fs::metadata(&left).is_ok_and(|left| left.len() > 0);
+    if is_of_another && fs::rename(left, journal::aside(path)).is_ok() {
         tracing::error!(
             "a journal is there without its queue: it is kept as {}",
             journal::aside(path).display()
@@ -275,6 +278,21 @@ mod tests {
         let error = store::Store::open(&left).unwrap_err();
         assert!(matches!(error, StoreError::Newer(version) if version == FORMAT + 1), "{error}");
         assert!((fs::read(&left).unwrap(), fs::read(wal(&left)).unwrap()) == before);
+    }
+
+    #[test]
+    fn a_journal_whose_queue_is_gone_is_kept_aside_unless_it_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = store::path(directory.path());
+        let (left, aside) = (journal::path(&path), journal::aside(&path));
+        fs::write(&left, "").unwrap();
+        make(&path).unwrap();
+        assert!(!aside.exists());
+        fs::remove_file(&path).unwrap();
+        fs::write(&left, "mail").unwrap();
+        make(&path).unwrap();
+        assert_eq!(fs::read(&aside).unwrap(), b"mail");
+        assert!(!left.exists());
     }
 
     #[test]
