@@ -210,7 +210,7 @@ fn strangers_of_many_addresses_leave_room_for_an_app_and_go_when_they_do_not_log
         &mailer()
             .set("smtp_max_connections", "20")
             .set("smtp_networks", "127.0.0.1/32")
-            .set("smtp_login_timeout", "4s"),
+            .set("smtp_login_timeout", "8s"),
     );
     let stranger = |number: u8| {
         let mut stream = connect_from(Ipv4Addr::new(127, 0, 3, number), relay.smtp).expect("a connection");

@@ -184,7 +184,7 @@ fn under_all_attacks_at_once_mail_goes_in_within_a_second_and_memory_stays_bound
         app.send_token(&format!("app-{}", waits.len())).expect("the app's mail is taken");
         waits.push(sent.elapsed());
         peak = peak.max(memory(pid, "VmRSS"));
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(10));
     }
     over.store(true, Ordering::Relaxed);
     let slow = drip.join().expect("no panic");

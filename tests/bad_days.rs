@@ -224,6 +224,7 @@ fn only_the_refused_recipient_bounces() {
     relay.client().send("sender@example.test", &recipients, &message_with("one")).expect("taken");
     relay.wait_for_empty_queue();
     assert_eq!(upstream.ledger().get("one"), Some(&1));
+    wait::until_true("both are told of", || bounces(&relay) >= 2);
     assert_eq!(bounces(&relay), 2);
 }
 
@@ -451,7 +452,7 @@ fn what_the_upstream_will_never_take_though_it_says_not_now_goes_back_after_a_fe
     upstream.set(|it| it.refusal = behind_the_dot("450 The subject field is required. #MS42201"));
     let rule = "[{text: 'is required', tries: 3, scope: message, means: it will never pass}]";
     let relay =
-        Relay::start(&mailer(&upstream).set("smtp_relay_replies", rule).set("smtp_retry", "100ms..200ms"));
+        Relay::start(&mailer(&upstream).set("smtp_relay_replies", rule).set("smtp_retry", "500ms..1s"));
     send(&relay, "sender@example.test", tokens("never", 1));
     wait::until_true("its sender is told", || bounces(&relay) >= 1);
     let log = relay.log();

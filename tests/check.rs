@@ -15,7 +15,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{certs::Authority, ports, relay::outpost, strace::injected};
+use support::{certs::Authority, ports, relay::outpost, strace::injected, wait};
 use tempfile::TempDir;
 
 const PAGE: &str = "docs/check.md";
@@ -102,7 +102,9 @@ impl Stage {
     fn prepare(&mut self, mistake: &Mistake, file: &Path) {
         match mistake.title.as_str() {
             "A port that another program has" => {
-                self._taken = Some(TcpListener::bind(("0.0.0.0", self.port)).expect("a free port"));
+                // Between fork and exec a child that another test starts holds what probed the port.
+                let bind = || TcpListener::bind(("0.0.0.0", self.port)).ok();
+                self._taken = Some(wait::until("the port is free", bind));
             }
             // As the kernel does for a user; we are root, who may.
             "A port below 1024 without the right to it" => {

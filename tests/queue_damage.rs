@@ -15,6 +15,7 @@ use outpost::queue::{DAMAGED, Listed, Next, Queue, QueueId};
 use tempfile::TempDir;
 
 use support::client::{Client, letter};
+use support::copy::copy;
 use support::ledger::{content, read};
 use support::relay::Relay;
 use support::service::Service;
@@ -49,25 +50,10 @@ async fn store() -> Store {
             commit.await.expect("no panic").expect("it is taken");
         }
     }
-    copy(&dir.path().join("closed"), &dir.path().join("open"));
+    copy(&dir.path().join("closed"), &dir.path().join("open"), &[]);
     drop(queue);
     writer.join();
     Store { dir, accepted }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to.join("spool")).expect("a directory");
-    for file in fs::read_dir(from).expect("the queue") {
-        let file = file.expect("a file");
-        let name = file.file_name().to_string_lossy().into_owned();
-        if file.path().is_file() && !name.ends_with("-shm") {
-            fs::copy(file.path(), to.join(name)).expect("a copy");
-        }
-    }
-    for file in fs::read_dir(from.join("spool")).expect("the spool") {
-        let file = file.expect("a file");
-        fs::copy(file.path(), to.join("spool").join(file.file_name())).expect("a copy");
-    }
 }
 
 /// What became of all that was acknowledged.
@@ -173,7 +159,7 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
             database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).expect("a checkpoint");
         }
     }
-    copy(&sound, &dir.path().join("killed"));
+    copy(&sound, &dir.path().join("killed"), &[]);
     drop(queue);
     writer.join();
 
@@ -181,7 +167,7 @@ async fn wherever_octets_go_bad_no_message_is_lost_in_silence() {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..CASES {
         let _ = fs::remove_dir_all(&damaged);
-        copy(&dir.path().join("killed"), &damaged);
+        copy(&dir.path().join("killed"), &damaged, &[]);
         let names = ["queue.sqlite", "queue.sqlite-wal", "queue.journal"];
         let mut files: Vec<_> = names.iter().map(|name| damaged.join(name)).collect();
         let spool = fs::read_dir(damaged.join("spool")).expect("the spool");
@@ -218,7 +204,7 @@ const PAGE: usize = 4096;
 async fn after(store: &Store, which: &str, file: &str, damage: Damage) -> Found {
     let at = store.dir.path().join("damaged");
     let _ = fs::remove_dir_all(&at);
-    copy(&store.dir.path().join(which), &at);
+    copy(&store.dir.path().join(which), &at, &[]);
     let mut octets = fs::read(at.join(file)).expect("the file");
     // Always the same places: which of them hurt most is known from trying them all.
     damage(&mut octets, &mut fastrand::Rng::with_seed(4711));
@@ -285,7 +271,7 @@ async fn a_page_that_tells_whose_a_file_is_takes_no_file_with_it() {
     assert!(pages.len() > 3, "{pages:?}");
     for page in pages {
         let _ = fs::remove_dir_all(&damaged);
-        copy(&sound, &damaged);
+        copy(&sound, &damaged, &[]);
         let mut octets = fs::read(damaged.join("queue.sqlite")).expect("the database");
         octets[(page - 1) * PAGE..][..PAGE].fill(0);
         fs::write(damaged.join("queue.sqlite"), octets).expect("the database");
@@ -317,7 +303,7 @@ async fn grouped() -> Store {
             queue.list(None, 1).await.expect("it can be read");
         }
     }
-    copy(&at, &dir.path().join("open"));
+    copy(&at, &dir.path().join("open"), &[]);
     drop(queue);
     writer.join();
     Store { dir, accepted }

@@ -88,7 +88,8 @@ fn ten_thousand_messages_pass_while_the_configuration_changes_twenty_times() {
     }
     let acknowledged = load.finish();
     assert_eq!(acknowledged.len(), MESSAGES, "no session was broken off, no message was refused");
-    relay.wait_for_empty_queue();
+    let is_empty = || (relay.status()["queue"]["messages"] == 0).then_some(());
+    wait::until_within(4 * wait::DEADLINE, "the queue is empty", is_empty);
     let ledger = upstream.ledger();
     let lost: Vec<_> = acknowledged.iter().filter(|token| !ledger.contains_key(*token)).collect();
     let twice: Vec<_> = ledger.iter().filter(|(_, times)| **times != 1).collect();
@@ -299,7 +300,7 @@ fn a_changed_file_is_taken_up_by_itself_and_a_broken_one_is_not() {
     fs::rename(home.path("swap"), &secret).expect("a rename");
     relay.wait_for_empty_queue();
     assert_eq!(upstream.ledger().get("waits"), Some(&1));
-    assert!(relay.log().contains("secret: changed; configuration read again"), "{}", relay.log());
+    wait::until_true("it is told", || relay.log().contains("secret: changed; configuration read again"));
 
     // A broken file is told with its line, and once.
     home.write(&[&base.clone().set("smtp_relay_prot", 25)]);

@@ -473,7 +473,9 @@ fn what_local_mode_left_behind_is_not_taken_for_a_relay() {
 
 /// A server for one session that refuses one recipient, and hangs up on another's mail.
 fn picky(port: u16) -> JoinHandle<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port is free");
+    // As the scripted upstream does.
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
+    let listener = wait::until("the port is free", bind);
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
         answer(&mut stream);
@@ -552,7 +554,8 @@ fn a_reader_without_the_relays_rights_reaches_it_by_what_the_configuration_says(
     let place =
         tempfile::Builder::new().prefix("outpost-nobody-").tempdir_in("/var/tmp").expect("a directory");
     let program = place.path().join("outpost");
-    fs::copy(env!("CARGO_BIN_EXE_outpost"), &program).expect("a copy");
+    // By another process: what is open for writing here is so in the child of another test, until that has its exec.
+    programs::run(Command::new("cp").arg(env!("CARGO_BIN_EXE_outpost")).arg(&program));
     let file = place.path().join("dotcloud.yml");
     fs::copy(kept.relay.home.path("dotcloud.yml"), &file).expect("a copy");
     use std::os::unix::fs::PermissionsExt as _;

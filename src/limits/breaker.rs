@@ -16,7 +16,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::kept::Kept;
 use crate::{
@@ -266,9 +266,9 @@ impl Breaker {
             .collect()
     }
 
-    /// Waits until something changes.
-    pub async fn changed_once(&self) {
-        self.0.changed.notified().await;
+    /// Waits until something changes from now on, that is since this was called.
+    pub fn changed_once(&self) -> Notified<'_> {
+        self.0.changed.notified()
     }
 
     fn changed(&self, state: MutexGuard<'_, State>) {

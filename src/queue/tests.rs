@@ -120,7 +120,7 @@ async fn a_deferred_entry_is_claimed_when_it_is_due_and_not_before() {
     let fixture = Fixture::new();
     accept(&fixture.queue, b"x\r\n").await.unwrap();
     let claim = fixture.queue.claim().await;
-    let due = Clock::System.now().after(Duration::from_millis(300));
+    let due = Clock::System.now().after(Duration::from_secs(2));
     fixture.queue.settle(claim, Next::Retry(due), Vec::new()).durable().await.unwrap();
     assert_eq!(fixture.queue.depth().await.unwrap().deferred, 1);
     let _claim = fixture.queue.claim().await;
@@ -605,7 +605,11 @@ async fn a_quiet_sender_does_not_wait_behind_anothers_backlog() {
     let quiet = shop(&fixture.queue, "shop", 0).await;
     let low = shop(&fixture.queue, "shop", -4).await;
     let fixture = fixture.restart().await;
-    while fixture.queue.waiting() < 100 {
+    let are_in = || {
+        let schedule = fixture.queue.shared.schedule();
+        schedule.is_taken(quiet) && schedule.is_taken(low)
+    };
+    while fixture.queue.waiting() < 100 || !are_in() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(turn_of(&fixture, quiet).await <= 3);
@@ -784,10 +788,13 @@ async fn nobody_waits_for_the_database_and_each_message_is_tried_when_it_is_due(
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let blocked = std::time::Instant::now();
     let mut ids = HashSet::new();
-    // The first ones are being told of when they are settled.
+    // The first ones are being told of when they are settled. All at once, for few syncs on a slow disk.
+    let mut accepting = tokio::task::JoinSet::new();
     for _ in 0..200 {
-        ids.insert(accept(queue, b"x\r\n").await.unwrap());
+        let queue = queue.clone();
+        accepting.spawn(async move { accept(&queue, b"x\r\n").await.unwrap() });
     }
+    ids.extend(accepting.join_all().await);
     let soon = Clock::System.now().after(Duration::from_secs(3));
     let mut claims: Vec<Claim> = std::iter::from_fn(|| queue.try_claim()).collect();
     assert_eq!(claims.len(), 200);
@@ -799,8 +806,10 @@ async fn nobody_waits_for_the_database_and_each_message_is_tried_when_it_is_due(
             id
         })
         .collect();
-    for claim in claims {
-        queue.settle(claim, Next::Retry(soon), Vec::new()).durable().await.unwrap();
+    let settled: Vec<_> =
+        claims.into_iter().map(|claim| queue.settle(claim, Next::Retry(soon), Vec::new())).collect();
+    for settled in settled {
+        settled.durable().await.unwrap();
     }
     for _ in 0..10 {
         ids.insert(accept(queue, b"y\r\n").await.unwrap());

@@ -132,6 +132,7 @@ impl Runner {
     pub(super) async fn probe(&self, breaker: &Breaker) {
         let mut last = None;
         loop {
+            let changed = breaker.changed_once();
             let stopped = breaker.stopped();
             let now = self.clock().now();
             let wanted = stopped.iter().filter(|stopped| stopped.open.wants_probe(now));
@@ -157,7 +158,7 @@ impl Runner {
             }
             let next = stopped.iter().map(|stopped| stopped.open.until.since(now)).min();
             let wait = next.filter(|_| !in_vain).map_or(LONGEST, |wait| wait.clamp(LOOK, LONGEST));
-            let _ = tokio::time::timeout(wait, breaker.changed_once()).await;
+            let _ = tokio::time::timeout(wait, changed).await;
         }
     }
 

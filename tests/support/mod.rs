@@ -11,6 +11,7 @@
 pub mod bytes;
 pub mod certs;
 pub mod client;
+pub mod copy;
 pub mod daemon;
 pub mod disk;
 pub mod http;

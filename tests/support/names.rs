@@ -49,7 +49,9 @@ impl Names {
             })
             .expect("an address of loopback whose port 53 is free");
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        let configuration = format!("nameserver {address}\noptions timeout:1 attempts:1\n");
+        // A server that says something is waited for.
+        let timeout = if matches!(says, Says::Nothing) { 1 } else { 5 };
+        let configuration = format!("nameserver {address}\noptions timeout:{timeout} attempts:1\n");
         fs::write(dir.path().join("resolv.conf"), configuration).expect("a file");
         fs::write(dir.path().join("nsswitch.conf"), "hosts: files dns\n").expect("a file");
         let names = Self { dir, says: Arc::new(Mutex::new(says)), asked: Arc::default() };

@@ -81,8 +81,11 @@ impl Asker {
         judge: impl Fn(&str) -> Verdict,
     ) -> Result<String, Failure> {
         self.until_taken(judge, |asker| {
+            if asker.terminal {
+                return unseen(question);
+            }
             output::ask(question);
-            if asker.terminal { unseen() } else { asker.line(option) }
+            asker.line(option)
         })
     }
 
@@ -148,10 +151,12 @@ impl Drop for Raw {
 }
 
 /// What is typed, key by key, so that nothing of it is shown and Ctrl-C leaves the terminal whole.
-fn unseen() -> Result<String, Failure> {
+fn unseen(question: &str) -> Result<String, Failure> {
     let failed = |error: io::Error| Failure::new(Exit::NO_INPUT, format!("the terminal: {error}"));
+    // Before the question: whoever answers at once is not to see it either.
     terminal::enable_raw_mode().map_err(failed)?;
     let _raw = Raw;
+    output::ask(question);
     let mut typed = String::new();
     loop {
         let Event::Key(key) = event::read().map_err(failed)? else { continue };

@@ -73,15 +73,18 @@ impl Runner {
                 return self.closed(lane, &agent, job, pass, *trouble);
             }
         };
+        // Before the pass ends: whoever counts those that are open and those being opened must not miss it.
+        let open = lane.connections.fetch_add(1, Ordering::Relaxed) + 1;
         if pass.succeeded() {
             tracing::info!(upstream = agent.upstream().name, "the upstream takes mail again");
         }
         // While it was being opened, another connection learned that no mail is wanted now.
         if lane.gate.stops_all() {
+            lane.connections.fetch_sub(1, Ordering::Relaxed);
+            lane.idled.notify_one();
             drop(job);
             return client.quit().await;
         }
-        let open = lane.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.show(&agent, open);
         self.carry(lane, &agent, client, (job, permit), shutdown).await;
         let open = lane.connections.fetch_sub(1, Ordering::Relaxed) - 1;

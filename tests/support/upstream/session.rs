@@ -301,13 +301,15 @@ impl<'a, S: Read + Write> Session<'a, S> {
     }
 
     fn note_message(&self, message: Vec<u8>) {
-        *locked(&self.state.ledger).entry(token_of(&message)).or_default() += 1;
+        let token = token_of(&message);
         locked(&self.state.messages).push(message);
         locked(&self.state.arrivals).push(Arrival {
             at: Instant::now(),
             recipients: self.recipients,
             followed: !self.buffer.is_empty(),
         });
+        // What a test waits for comes last.
+        *locked(&self.state.ledger).entry(token).or_default() += 1;
     }
 
     /// Says what becomes of a whole message; false when the conversation ends with it.
