@@ -355,8 +355,10 @@ fn synced_by_a_start(home: &Home, log: &Path) -> Vec<String> {
     let data = home.path("data").display().to_string();
     let of = |line: &str| Some(line.split_once(&data)?.1.split_once('>')?.0.to_owned());
     let synced = read(log).lines().filter_map(of).collect();
-    // What strace is told it passes on to nobody.
-    let traced = read(log).split(' ').next().and_then(|pid| pid.parse().ok()).expect("a process");
+    // What strace is told it passes on to nobody, and the log names threads, which may have ended.
+    let strace = child.0.id();
+    let children = read(Path::new(&format!("/proc/{strace}/task/{strace}/children")));
+    let traced = children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a process");
     let traced = rustix::process::Pid::from_raw(traced).expect("a process");
     rustix::process::kill_process(traced, rustix::process::Signal::TERM).expect("our child");
     support::relay::ended_within(&mut child.0, support::relay::STOP_WITHIN);
