@@ -315,6 +315,27 @@ fn recipients_of_one_message_go_by_their_own_upstreams_each_at_its_own_pace() {
 }
 
 #[test]
+fn whoever_draws_a_message_nobody_gets_it_by_an_upstream_that_does_not_serve_him() {
+    const MESSAGES: usize = 60;
+    let (one, two, third) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD), Upstream::start(PASSWORD));
+    let relay = Relay::start(&several(&[
+        ("one", &one, ", recipients: one.test"),
+        ("two", &two, ", recipients: two.test"),
+        ("third", &third, ", recipients: third.test"),
+    ]));
+    let mut client = relay.client();
+    for number in 0..MESSAGES {
+        let to = ["x@two.test", "y@third.test"];
+        client.send("a@example.test", &to, &message_with(&format!("both-{number}"))).expect("it is taken");
+    }
+    relay.wait_for_empty_queue();
+    assert_eq!((one.arrived(), two.arrived(), third.arrived()), (0, MESSAGES, MESSAGES));
+    for upstream in [&two, &third] {
+        assert!(upstream.arrivals().iter().all(|arrival| arrival.recipients == 1), "the other's, too");
+    }
+}
+
+#[test]
 fn after_a_lost_final_reply_a_message_is_not_given_to_another_upstream() {
     let (mut first, second) = (Upstream::start(PASSWORD), Upstream::start(PASSWORD));
     first.set(|behaviour| behaviour.ending = Ending::DropBeforeReply);

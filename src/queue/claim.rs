@@ -1,5 +1,7 @@
 //! A claim: an entry that one worker has to itself, until it is settled.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -8,6 +10,7 @@ use super::{
     entry::{ContentInfo, Entry, Recipient},
     marks::Flow,
     schedule::Ready,
+    turns::Turns,
     writer::{EntryChange, NewContent, NewEntry, Request},
 };
 use crate::mail::{
@@ -117,6 +120,13 @@ impl Queue {
     /// Entries that are put off.
     pub fn put_off(&self) -> usize {
         self.shared.schedule().away()
+    }
+
+    /// Those of these that are put off still, each once, in their order.
+    pub fn still_put_off(&self, mut all: Turns<QueueId>) -> Vec<(Flow, QueueId)> {
+        let schedule = self.shared.schedule();
+        let mut seen = HashSet::new();
+        std::iter::from_fn(|| all.pop()).filter(|(_, id)| schedule.is_away(*id) && seen.insert(*id)).collect()
     }
 
     /// Records how a claimed entry goes on, and accepts the reports that this brings forth, in one

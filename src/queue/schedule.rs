@@ -290,6 +290,11 @@ impl Schedule {
         Some(flow)
     }
 
+    /// Whether an entry is put off.
+    pub(super) fn is_away(&self, id: QueueId) -> bool {
+        self.away.contains_key(&id)
+    }
+
     /// Entries that are put off.
     pub(super) fn away(&self) -> usize {
         self.away.len()

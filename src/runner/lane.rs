@@ -129,6 +129,11 @@ impl Lane {
         self.send_idle_home();
     }
 
+    /// Whether nothing goes by it any more.
+    pub(super) fn is_retired(&self) -> bool {
+        *self.retired.borrow()
+    }
+
     pub(super) fn agent(&self) -> Arc<Agent> {
         self.agent.load_full()
     }

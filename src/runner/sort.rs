@@ -31,6 +31,8 @@ use crate::{
 const TRAY: usize = 20;
 /// How many of the messages put off for it a lane asks for at once.
 const BROUGHT_BACK: usize = 100;
+/// What may stand in a lane's list of what was put off for it, beside twice what is put off.
+const PUT_OFF_SLACK: usize = 1_000;
 /// How long a lane leaves others for laying here what they were quicker to claim.
 const LAID_SOON: Duration = Duration::from_millis(200);
 /// When so much is put off that not even the ids are kept, a message is looked at again after so long.
@@ -198,7 +200,12 @@ impl Runner {
         if let Some(taker) = taker {
             let lane = &all.lanes[taker];
             let flow = Flow::of(claim.entry());
-            let too_many = lock(&lane.tray).push_bounded(flow, Job { claim, places: due }, TRAY);
+            // Those alone that may go by it: the others come again with the settlement.
+            let theirs =
+                |order: &Vec<usize>| choice(order).map_or(order.contains(&taker), |one| one == taker);
+            let places =
+                due.iter().zip(&orders).filter(|(_, order)| theirs(order)).map(|(place, _)| *place).collect();
+            let too_many = lock(&lane.tray).push_bounded(flow, Job { claim, places }, TRAY);
             lane.laid.notify_one();
             if let Some(Job { claim, places }) = too_many {
                 self.put_off(&all, claim, places, vec![taker]);
@@ -230,9 +237,7 @@ impl Runner {
         match claim.put_off() {
             Ok(()) => {
                 for lane in &candidates {
-                    let lane = &all.lanes[*lane];
-                    lock(&lane.put_off).push(flow, id);
-                    lane.laid.notify_one();
+                    self.put_off_for(&all.lanes[*lane], flow, id);
                 }
                 if candidates.is_empty() {
                     lock(self.unserved()).push((look, id));
@@ -243,6 +248,23 @@ impl Runner {
                 drop(self.queue().settle(claim, Next::Retry(later), Vec::<Report>::new()));
             }
         }
+    }
+
+    /// Notes that a lane may draw what was put off.
+    fn put_off_for(&self, lane: &Lane, flow: Flow, id: QueueId) {
+        let mut put_off = lock(&lane.put_off);
+        put_off.push(flow, id);
+        // Another lane may have carried what stands here, or have put it off again, and again.
+        if put_off.len() > 2 * self.queue().put_off() + PUT_OFF_SLACK {
+            let all = std::mem::take(&mut *put_off);
+            self.queue().still_put_off(all).into_iter().for_each(|(flow, id)| put_off.push(flow, id));
+        }
+        drop(put_off);
+        if lane.is_retired() {
+            // Nobody draws for it any more; who retired it may have looked before.
+            self.queue().bring_back(&[id]);
+        }
+        lane.laid.notify_one();
     }
 
     /// Lets mail that no upstream serves come again when its time is over, or when others of its recipients, who
