@@ -284,16 +284,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             Err(lost) => lost,
         };
         self.broken = true;
-        // Only where the first reply should have been: nothing was judged yet.
-        if stale_allowed && lost.phase == Phase::Mail && !transaction.content_sent {
+        // Only where the first reply should have been: nothing was judged yet. Who says goodbye there took no content.
+        let is_untouched = !transaction.content_sent || lost.reply.as_ref().is_some_and(is_goodbye);
+        if stale_allowed && lost.phase == Phase::Mail && is_untouched {
             return Attempt::Stale;
         }
-        // A goodbye may say what concerns more than this connection.
+        // All had been answered before it ended.
+        if transaction.open().next().is_none() {
+            if stale_allowed && transaction.used_up && transaction.is_unsent() {
+                return Attempt::Stale;
+            }
+            return Attempt::Done(transaction.outcomes.into_iter().flatten().collect());
+        }
+        // A goodbye may say what concerns more than this connection. Any other answer amid content is about that.
+        let phase = if lost.phase == Phase::Content { Phase::FinalReply } else { lost.phase };
         if let Some(reply) = &lost.reply
-            && let verdict = self.judged(lost.phase, reply, false)
-            && verdict.rule.is_some()
+            && let verdict = self.judged(phase, reply, false)
+            && (verdict.rule.is_some() || lost.phase == Phase::Content && !is_goodbye(reply))
         {
-            let outcome = self.outcome(lost.phase, reply, verdict);
+            let outcome = self.outcome(phase, reply, verdict);
             return Attempt::Done(
                 transaction
                     .outcomes
@@ -357,6 +366,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let verified = !matches!(self.upstream.tls, UpstreamTls::None | UpstreamTls::Opportunistic);
         self.is_tls() && verified
     }
+}
+
+/// RFC 5321 §3.8.
+fn is_goodbye(reply: &Reply) -> bool {
+    reply.code() == 421
 }
 
 /// Who can do something about what nobody gave advice on.

@@ -18,6 +18,8 @@ pub(super) enum Why {
     Closed,
     Silent,
     Garbage(String),
+    /// Replies came that answer nothing: which reply is whose is not known.
+    OutOfStep(String),
     Broken(std::io::Error),
     Spool(std::io::Error),
 }
@@ -25,6 +27,16 @@ pub(super) enum Why {
 impl Lost {
     pub(super) fn new(phase: Phase, why: Why) -> Self {
         Self { phase, reply: None, why }
+    }
+
+    /// Whether what was understood before can't be believed either. A final reply that is none leaves the
+    /// envelope's answers as they were.
+    pub(super) fn makes_void(&self) -> bool {
+        match self.why {
+            Why::OutOfStep(_) => true,
+            Why::Garbage(_) => self.phase != Phase::FinalReply,
+            _ => false,
+        }
     }
 
     /// Who can do something about it.
@@ -38,7 +50,7 @@ impl Lost {
         match &self.why {
             Why::Closed => format!("the upstream closed the connection during {phase}"),
             Why::Silent => format!("the upstream did not answer in time during {phase}"),
-            Why::Garbage(what) => format!("{what} during {phase}"),
+            Why::Garbage(what) | Why::OutOfStep(what) => format!("{what} during {phase}"),
             Why::Broken(error) => format!("the connection broke during {phase}: {error}"),
             Why::Spool(error) => format!("the content can't be read from the spool now: {error}"),
         }

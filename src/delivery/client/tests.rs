@@ -160,7 +160,7 @@ const TWO: [&str; 2] = ["c@d.example", "e@f.example"];
 /// connection can be used again.
 #[tokio::test]
 async fn each_recipient_has_its_own_outcome_and_nothing_is_counted_for_another() {
-    let cases: [(&'static [&'static str], &str, bool); 16] = [
+    let cases: [(&'static [&'static str], &str, bool); 20] = [
         (&["250 ok", "250 ok", "250 ok", "354 go", "250 taken"], "DD", true),
         (&["250 ok", "550 no", "250 ok", "354 go", "250 taken"], "FD", true),
         (&["250 ok", "250 ok", "451 later", "354 go", "250 taken"], "DW", true),
@@ -178,6 +178,12 @@ async fn each_recipient_has_its_own_outcome_and_nothing_is_counted_for_another()
         (&["250 ok", "250 ok", "250 ok", "354 go\r\n250 one too many", "250 taken"], "WW", false),
         (&["250 ok", "250 ok", "250 ok", "354 go", "hang up"], "UU", false),
         (&["250 ok", "250 ok", "421 bye", "x", "x"], "WW", false),
+        // Who was answered before it ended has an answer.
+        (&["250 ok", "550 no", "421 bye", "x", "x"], "FW", false),
+        (&["250 ok", "550 no", "hang up", "x", "x"], "FW", false),
+        // Out of step, so that even a no may be another's.
+        (&["250 ok", "250 ok", "550 no", "250 ok", "x"], "WW", false),
+        (&["250 ok", "250 ok", "550 no", "550 no\r\n354 go", "x"], "WW", false),
         (&["250 ok", "250 ok", "250 ok", "hello?", "x"], "WW", false),
     ];
     for keywords in ["PIPELINING", ""] {
@@ -226,6 +232,14 @@ async fn a_connection_that_has_carried_what_it_may_costs_the_message_nothing() {
         drop(client);
         upstream.await.unwrap();
     }
+    // Exim's words, at which it leaves.
+    let (mut client, theirs) = self::client("PIPELINING\nCHUNKING");
+    let answers = &["250 ok", "250 ok", "250 taken", "421 too many messages in this connection"];
+    let upstream = play(theirs, answers);
+    assert_eq!(letters(&outcomes(attempt(&mut client, &ONE, &content()).await)), "D");
+    assert!(matches!(attempt(&mut client, &ONE, &content()).await, Attempt::Stale));
+    drop(client);
+    upstream.await.unwrap();
     // Some say so of the first recipient, and go on to count the others.
     let (mut client, theirs) = self::client("PIPELINING");
     let more = "451 mails per session exceeded";
@@ -252,6 +266,46 @@ async fn a_connection_that_has_carried_what_it_may_costs_the_message_nothing() {
     assert_eq!((letters(&got).as_str(), got[0].evidence().scope), ("W", Scope::Transaction));
     assert!(!client.is_usable());
     drop(client);
+    upstream.await.unwrap();
+}
+
+/// What is refused of an account concerns the other messages too, though the upstream hangs up behind its words.
+#[tokio::test]
+async fn a_refused_sender_is_an_answer_for_all_though_nothing_follows_it() {
+    for keywords in ["PIPELINING", "PIPELINING\nCHUNKING"] {
+        let (mut client, theirs) = client(keywords);
+        let upstream = play(theirs, &["550 5.4.5 Daily user sending limit exceeded", "hang up"]);
+        let Attempt::Done(got) = attempt(&mut client, &TWO, &content()).await else {
+            panic!("{keywords}: no answer")
+        };
+        assert!(got.iter().all(|outcome| outcome.evidence().scope == Scope::Account), "{keywords}: {got:?}");
+        assert!(!client.is_usable());
+        drop(client);
+        upstream.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_no_amid_content_is_the_answer_to_it() {
+    let (ours, theirs) = tokio::io::duplex(1024);
+    let mut client =
+        Client::new(Stream::Plain(ours), Arc::new(upstream()), "relay.example".into(), Clock::System);
+    client.capabilities = Capabilities::from_reply(&Reply::new(250, None, "up\nPIPELINING"));
+    let upstream = tokio::spawn(async move {
+        let mut stream = BufReader::new(theirs);
+        let mut line = String::new();
+        while line != "Subject: x\r\n" {
+            line.clear();
+            assert!(stream.read_line(&mut line).await.unwrap() > 0, "it goes on");
+            if line == "DATA\r\n" {
+                stream.get_mut().write_all(b"250\r\n250\r\n250\r\n354\r\n").await.unwrap();
+            }
+        }
+        stream.get_mut().write_all(b"552 5.3.4 too large\r\n").await.unwrap();
+    });
+    let large = Content::Memory(Bytes::from(format!("Subject: x\r\n\r\n{}", "x\r\n".repeat(50_000))));
+    assert_eq!(letters(&outcomes(attempt(&mut client, &TWO, &large).await)), "FF");
+    assert!(!client.is_usable());
     upstream.await.unwrap();
 }
 
@@ -543,7 +597,7 @@ async fn the_next_envelope_goes_behind_the_dot_and_costs_no_round_trip() {
 /// connection can be used again.
 #[tokio::test]
 async fn what_is_said_behind_the_dot_is_never_counted_for_another() {
-    let cases: [(&'static [&'static str], &str, &str, bool); 9] = [
+    let cases: [(&'static [&'static str], &str, &str, bool); 10] = [
         (&["250", "250", "250", "354", "250", "250", "250", "354", "250"], "DD", "D", true),
         (&["250", "250", "250", "354", "554 spam", "250", "250", "354", "250"], "FF", "D", true),
         (&["250", "250", "250", "354", "250", "250", "550 no", "554", "x"], "DD", "F", true),
@@ -554,6 +608,7 @@ async fn what_is_said_behind_the_dot_is_never_counted_for_another() {
         (&["250", "250", "250", "354", "250\r\n421 bye", "x"], "DD", "S", false),
         // One reply too many: what answers DATA is not 354, so nothing of the second was sent.
         (&["250", "250", "250", "354", "250 taken\r\n250 extra", "250", "250", "354", "x"], "DD", "W", false),
+        (&["250", "250", "250", "354", "250 taken\r\n554 spam", "250", "250", "354", "x"], "DD", "W", false),
         (&["250", "250", "250", "354", "250", "250", "250 ok\r\n250 extra", "354", "x"], "DD", "W", false),
     ];
     for (answers, first, second, usable) in cases {
@@ -623,7 +678,7 @@ async fn a_connection_that_waits_for_one_message_carries_no_other() {
 /// be used again.
 #[tokio::test]
 async fn a_chunk_in_one_flight_with_its_envelope_is_counted_for_nobody_else() {
-    let cases: [(&'static [&'static str], &str, bool); 14] = [
+    let cases: [(&'static [&'static str], &str, bool); 17] = [
         (&["250", "250", "250", "250"], "DD", true),
         (&["250", "550 no", "250", "250"], "FD", true),
         (&["250", "250", "452 4.5.3 too many", "250"], "DW", true),
@@ -632,6 +687,10 @@ async fn a_chunk_in_one_flight_with_its_envelope_is_counted_for_nobody_else() {
         (&["250", "250", "250", "554 spam"], "FF", true),
         (&["250", "250", "250", "451 later"], "WW", true),
         (&["250", "250", "421 bye"], "WW", false),
+        // Who was answered before it ended has an answer.
+        (&["250", "550 no", "421 bye"], "FW", false),
+        (&["250", "550 no", "hang up"], "FU", false),
+        (&["530 log in", "hang up"], "WW", false),
         // Behind its yes it may go.
         (&["250", "250", "250", "250 taken\r\n421 bye"], "DD", false),
         // Out of step: none of it can be believed, and it may have been taken.

@@ -43,14 +43,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if self.ahead.is_none() && self.has_more() {
             return Err(Lost::new(Phase::Mail, Why::Closed));
         }
-        match self.way(transaction.message, &source) {
+        let places: Vec<usize> = transaction.open().collect();
+        let carried = match self.way(transaction.message, &source) {
             Way::Data => self.by_data(transaction, source, behind, before_content).await,
             Way::Chunk => self.by_chunk(transaction, source, before_content).await,
             Way::ChunkAtOnce(octets) => {
                 before_content.await;
                 self.at_once(transaction, octets).await.map(|()| Carried::Judged)
             }
+        };
+        if carried.as_ref().is_err_and(Lost::makes_void) {
+            places.iter().for_each(|place| transaction.outcomes[*place] = None);
         }
+        carried
     }
 
     /// How the content of a message travels to this upstream.
@@ -84,22 +89,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let data = self.envelope(transaction, true).await?;
         let accepted = transaction.open().count();
         if let Some(data) = data.filter(|data| data.code() != 354) {
-            // A yes to DATA says nothing about content that was never sent: replies and commands are
-            // out of step, and whatever comes next would be counted for the wrong thing.
-            if !matches!(data.severity(), Severity::Transient | Severity::Permanent) {
-                return Err(Lost::new(
-                    Phase::Data,
-                    Why::Garbage(format!("an answer that does not fit ({data})")),
-                ));
+            // A yes to DATA says nothing about content that was never sent, and behind a no there is nothing
+            // more to say, but goodbye.
+            let fits = matches!(data.severity(), Severity::Transient | Severity::Permanent);
+            if !fits || self.says_more() {
+                let words = format!("an answer that does not fit ({data})");
+                return Err(Lost::new(Phase::Data, Why::OutOfStep(words)));
             }
             self.reset = true;
-            self.broken |= self.has_more();
             self.judge(transaction, Phase::Data, &data);
             return Ok(Carried::Judged);
         }
         // RFC 5321 §4.3.2: behind 354 the server has nothing to say until the dot.
         if self.has_more() {
-            return Err(Lost::new(Phase::Data, Why::Garbage("a reply too many".to_owned())));
+            return Err(Lost::new(Phase::Data, Why::OutOfStep("a reply too many".to_owned())));
         }
         if accepted == 0 {
             // RFC 2920 §3.1: DATA was let through although nobody was accepted. An empty message
@@ -135,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             return Ok(Carried::Judged);
         }
         if self.has_more() {
-            return Err(Lost::new(Phase::Rcpt, Why::Garbage("a reply too many".to_owned())));
+            return Err(Lost::new(Phase::Rcpt, Why::OutOfStep("a reply too many".to_owned())));
         }
         before_content.await;
         Command::Bdat(transaction.message.size(), true).write_to(&mut self.output);
@@ -166,24 +169,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.flush(Phase::Mail).await?;
         transaction.content_sent = true;
         let mut replies = Vec::with_capacity(commands.len());
+        let mut answered = Ok(());
         for (phase, _) in &commands {
-            replies.push(self.answer(*phase).await?);
+            match self.answer(*phase).await {
+                Ok(reply) => replies.push(reply),
+                Err(lost) => {
+                    answered = Err(lost);
+                    break;
+                }
+            }
         }
+        // Whoever was answered before the end has an answer.
+        let refused_sender = self.note(transaction, &places, &commands, &replies);
+        if let Some(refusal) = &refused_sender {
+            places.iter().for_each(|place| transaction.note(*place, refusal.clone()));
+        }
+        answered?;
         let last = replies.last().cloned().expect("because a chunk was sent");
         self.reset = !last.is_success();
-        self.note(transaction, &places, &commands, &replies);
         let nobody = transaction.open().next().is_none();
-        // Anything that does not fit means that replies and commands are out of step, and then none of
-        // these can be believed. Only a goodbye may follow.
-        let extra = self.next_at_hand().is_some_and(|reply| reply.code() != 421) || self.has_more();
-        if extra || (nobody && last.is_success()) {
-            places.iter().for_each(|place| transaction.outcomes[*place] = None);
-            return Err(Lost::new(Phase::FinalReply, Why::Garbage("replies that do not fit".to_owned())));
+        // Anything that does not fit means that replies and commands are out of step.
+        if self.says_more() || (nobody && last.is_success()) {
+            return Err(Lost::new(Phase::FinalReply, Why::OutOfStep("replies that do not fit".to_owned())));
         }
         if !nobody {
             self.judge(transaction, Phase::FinalReply, &last);
         }
         Ok(())
+    }
+
+    /// Whether something came that was not asked for, other than a goodbye.
+    fn says_more(&mut self) -> bool {
+        self.next_at_hand().is_some_and(|reply| reply.code() != 421) || self.has_more()
     }
 
     /// The reply that decides, and what it means for all who were accepted.
@@ -275,11 +292,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             if !std::mem::take(&mut is_first) {
                 commands.retain(|(phase, _)| *phase != Phase::Mail);
             }
-            let replies = self.group(&commands).await?;
+            let mut replies = Vec::with_capacity(commands.len());
+            let answered = self.group(&commands, &mut replies).await;
+            // Whoever was answered before the connection ended has an answer.
             refused_sender = refused_sender.or(self.note(transaction, group, &commands, &replies));
             if let Some(refusal) = &refused_sender {
-                group.iter().for_each(|place| transaction.note(*place, refusal.clone()));
+                places.iter().for_each(|place| transaction.note(*place, refusal.clone()));
             }
+            answered?;
             if data {
                 self.reset = false;
                 return Ok(replies.last().cloned());
@@ -327,9 +347,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         refused_sender
     }
 
-    /// Sends commands together where the upstream can take them so, and reads a reply to each.
-    async fn group(&mut self, commands: &[(Phase, Command)]) -> Result<Vec<Reply>, Lost> {
-        let mut replies = Vec::with_capacity(commands.len());
+    /// Sends commands together where the upstream can take them so, and reads a reply to each into `replies`: those
+    /// that came before an error, too.
+    async fn group(&mut self, commands: &[(Phase, Command)], replies: &mut Vec<Reply>) -> Result<(), Lost> {
         if self.capabilities.pipelining {
             let mut octets = Vec::new();
             commands.iter().for_each(|(_, command)| command.write_to(&mut octets));
@@ -361,7 +381,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 break;
             }
         }
-        Ok(replies)
+        Ok(())
     }
 
     /// A reply to a command. RFC 5321 §3.8: 421 may answer anything, and means that nothing more will be.
