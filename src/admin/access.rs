@@ -14,9 +14,11 @@ use axum::{
     response::{IntoResponse as _, Redirect, Response},
 };
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
 
 use super::{
     Refusal, page,
+    place::Place,
     session::{Door, LoggedIn, Sessions},
 };
 use crate::{config::Settings, smtp::sasl};
@@ -25,6 +27,8 @@ use crate::{config::Settings, smtp::sasl};
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// The same where a message of any size may come with it, from wherever an archive is read.
 const IMPORT_MAX: Duration = Duration::from_secs(270);
+/// A connection so old ends with the next answer.
+const CONNECTION_OLD: Duration = Duration::from_secs(20);
 /// A wrong password's answer waits no longer, so that it comes within its request's time.
 const WRONG_PASSWORD_MAX: Duration = Duration::from_secs(16);
 /// Where mail is handed in: the only place that takes the logins of apps.
@@ -39,9 +43,40 @@ pub enum Access {
     Tcp,
 }
 
-/// Who is at the other end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    came: Instant,
+    place: Arc<Place>,
+}
+
+impl Peer {
+    /// Somebody who has just come.
+    pub(super) fn new(address: IpAddr, place: Place) -> Self {
+        Self { address, came: Instant::now(), place: Arc::new(place) }
+    }
+
+    /// Whether it is time for another connection.
+    fn is_old(&self) -> bool {
+        self.came.elapsed() > CONNECTION_OLD
+    }
+
+    /// Does something to its end, and keeps the connection's place until then though the client leaves: whoever
+    /// guesses passwords would else hang up in the place of waiting, and guess again. `None` if it panicked.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let place = Arc::clone(&self.place);
+        let work = tokio::spawn(async move {
+            let done = work.await;
+            drop(place);
+            done
+        });
+        work.await.ok()
+    }
+}
 
 #[derive(Clone)]
 pub(super) struct Guard {
@@ -52,9 +87,14 @@ pub(super) struct Guard {
 
 impl Door {
     /// Waits as a wrong password has to: longer with each one, by the address that it comes from.
-    pub(super) async fn wrong(&self, peer: Option<Peer>) {
-        let client = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
-        tokio::time::sleep(self.penalties.miss(client).min(WRONG_PASSWORD_MAX)).await;
+    pub(super) async fn wrong(&self, peer: Option<&Peer>) {
+        let client = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.address);
+        let wait = self.penalties.miss(client).min(WRONG_PASSWORD_MAX);
+        tracing::warn!(%client, "a wrong password at the page or the API");
+        match peer {
+            Some(peer) => drop(peer.to_its_end(tokio::time::sleep(wait)).await),
+            None => tokio::time::sleep(wait).await,
+        }
     }
 }
 
@@ -75,13 +115,13 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
     if way.as_ref().is_ok_and(|way| *way == Way::Session) {
         request.extensions_mut().insert(LoggedIn);
     }
+    let peer = request.extensions().get::<Peer>().cloned();
     let is_large = matches!(request.uri().path(), "/api/v1/queue/import" | MESSAGES);
     let most = if is_large { IMPORT_MAX } else { REQUEST_MAX };
     let mut response = match way {
         Err(refusal) if refusal.0 == StatusCode::UNAUTHORIZED => {
-            let peer = request.extensions().get::<Peer>().copied();
             if request.headers().contains_key(header::AUTHORIZATION) {
-                guard.door.wrong(peer).await;
+                guard.door.wrong(peer.as_ref()).await;
             }
             ask_for_password(&request, refusal)
         }
@@ -96,6 +136,10 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
         response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, words).into_response();
     }
     protect(response.headers_mut());
+    if peer.is_some_and(|peer| peer.is_old()) {
+        // In the place of an end in the midst of another request.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -153,6 +197,11 @@ fn check(settings: &Settings, sessions: &Sessions, request: &Request) -> Result<
         Some(_) => {
             return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a password is needed: smtp_admin_password"));
         }
+        // It came while settings with a password were in force, or not yet.
+        None if settings.admin.listen.ip().is_loopback() && is_from_elsewhere(request) => {
+            let words = "without smtp_admin_password this is for the relay's own machine alone";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, words));
+        }
         None if !is_our_name(settings, headers) => {
             let words = "this name is not the relay's: ask for an address, localhost or smtp_hostname";
             return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, words));
@@ -195,6 +244,10 @@ pub(super) fn login_of_app(settings: &Settings, headers: &HeaderMap) -> Option<(
     let pair = sasl::decode(given.trim()).filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
     let (user, password) = std::str::from_utf8(&pair).ok()?.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
+}
+
+fn is_from_elsewhere(request: &Request) -> bool {
+    request.extensions().get::<Peer>().is_some_and(|peer| !peer.address.to_canonical().is_loopback())
 }
 
 /// Against DNS rebinding: a browser always says under which name it came. What says no name is none.
@@ -295,6 +348,35 @@ mod tests {
         assert_eq!(status("smtp_admin_password: open", "POST", "/queue/act", &[form]), 401);
         assert_eq!(status("smtp_admin_password: open", "GET", "/login", &[]), 200);
         assert_eq!(status("smtp_admin_password: open", "POST", "/login", &[form]), 403, "nor a login");
+    }
+
+    async fn peer(address: &str) -> Peer {
+        let places = crate::admin::place::Places::new(2);
+        let (address, free) = (address.parse().expect("an address"), places.one().await.expect("a place"));
+        Peer::new(address, places.of(address, free).expect("a place"))
+    }
+
+    #[tokio::test]
+    async fn without_a_password_nobody_of_another_machine_is_let_in() {
+        for (address, status) in [("127.0.0.1", 200), ("::ffff:127.0.0.1", 200), ("192.0.2.1", 403)] {
+            let mut request = asked("GET", "/", &[("host", "127.0.0.1:8025")]);
+            request.extensions_mut().insert(peer(address).await);
+            let way = check(&settings(""), &Sessions::default(), &request);
+            assert_eq!(way.map_or_else(|refusal| refusal.0.as_u16(), |_| 200), status, "{address}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_wait_for_the_answer_to_a_wrong_password_keeps_his_place_until_then() {
+        let (door, peer) = (Door::default(), peer("192.0.2.1").await);
+        let place = Arc::downgrade(&peer.place);
+        let left = tokio::time::timeout(Duration::from_millis(50), door.wrong(Some(&peer))).await;
+        assert!(left.is_err());
+        drop(peer);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        assert!(place.upgrade().is_some(), "a second is not over");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(place.upgrade().is_none());
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod import;
 mod once;
 mod page;
 pub mod people;
+mod place;
 mod queue;
 mod relay;
 pub mod serve;
@@ -61,6 +62,7 @@ pub use self::{
     access::Access,
     bulk::{Failed, Order, Outcome},
     once::Once,
+    place::places,
     queue::Filter,
     relay::{Info, ListenInfo},
     serve::{SOCKET, TcpDoor, connect_socket, serve},

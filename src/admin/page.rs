@@ -25,6 +25,7 @@ mod words;
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     response::Redirect,
     routing::{get, post},
 };
@@ -48,7 +49,7 @@ pub(super) fn routes(is_local: bool) -> Router<Admin> {
         .route("/queue/act", get(|| async { Redirect::to("/queue") }).post(act::act))
         .route("/queue/{id}", get(message::show))
         .route("/live", get(live::stream))
-        .route(LOGIN, get(login::form).post(login::log_in))
+        .route(LOGIN, get(login::form).post(login::log_in).layer(DefaultBodyLimit::max(login::FORM_MAX)))
         .route("/logout", post(login::log_out))
         .merge(assets::routes());
     if is_local {

@@ -8,7 +8,6 @@ use std::{
         unix::fs::PermissionsExt as _,
     },
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -24,21 +23,26 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::watch,
 };
 use tower::ServiceExt as _;
 
-use super::{Access, Admin, access::Peer, router, trend};
+use super::{
+    Access, Admin,
+    access::Peer,
+    place::{self, Places},
+    router, trend,
+};
+use crate::net;
 
 /// The socket's name in the data directory.
 pub const SOCKET: &str = "admin.sock";
 
-/// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 512;
 /// For a request's header to arrive; also how long an idle connection is kept.
 const HEADER_WITHIN: Duration = Duration::from_secs(10);
-/// No connection is kept longer, whatever it does.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
+/// No connection is kept longer, whatever it does. The last request over one begins before
+/// [`Peer::is_old`] and the wait for its header are over, and has its own time.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(320);
 /// The largest header, and what is buffered of a body.
 const BUFFER_MAX: usize = 32 * 1024;
 /// At the end, for answers that are under way.
@@ -110,20 +114,23 @@ async fn answer<L: Listener>(
     tokio::pin!(end);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).max_buf_size(BUFFER_MAX);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(place::places(net::descriptors()));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (listener.accept().await, place)
+            let free = places.one().await;
+            (listener.accept().await, free)
         };
-        let ((stream, address), place) = tokio::select! {
+        let ((stream, address), free) = tokio::select! {
             accepted = accepted => accepted,
             () = &mut end => break,
         };
-        let peer = Peer(peer(&address));
+        let client = peer(&address);
+        // Whoever has as many as he may is hung up on, so that there is one for the others.
+        let Some(place) = free.and_then(|free| places.of(client, free)) else { continue };
+        let peer = Peer::new(client, place);
         let service = router.clone().map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(peer.clone());
             request
         });
         let service = TowerToHyperService::new(service);
@@ -131,7 +138,6 @@ async fn answer<L: Listener>(
         tokio::spawn(async move {
             // What goes wrong with a connection is its client's trouble alone.
             let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
-            drop(place);
         });
     }
     // Whoever knocks now is refused, and the address is free.

@@ -212,11 +212,13 @@ async fn accept(
 
 /// Who asks, as far as it matters for mail.
 async fn client(admin: &Admin, access: Access, peer: Peer, headers: &HeaderMap) -> Result<Client, Declined> {
-    let client = Client::new(peer.0, false);
+    let client = Client::new(peer.address, false);
     if access == Access::Tcp
         && let Some((user, password)) = access::login_of_app(&admin.settings.load(), headers)
     {
-        let user = admin.listener.log_in(peer.0, &user, &password).await?;
+        let (listener, address) = (admin.listener.clone(), peer.address);
+        let log_in = async move { listener.log_in(address, &user, &password).await };
+        let user = peer.to_its_end(log_in).await.ok_or_else(Reply::local_error)??;
         return Ok(Client { user: Some(user), ..client });
     }
     // The guard has let it in.

@@ -66,14 +66,16 @@ impl Listener {
     /// # Errors
     /// The refusal to say.
     pub async fn log_in(&self, client: IpAddr, user: &str, password: &str) -> Result<Authenticated, Reply> {
-        let rules = Arc::clone(&self.0.terms.load().rules);
-        if let Some(user) = rules.credentials.log_in(user, password) {
+        let terms = self.0.terms.load_full();
+        if let Some(user) = terms.rules.credentials.log_in(user, password) {
             return Ok(user);
         }
+        let refusal = Reply::wrong_credentials();
+        self.intake(&terms).turned_away(&Client::new(client, false), None, &refusal, Rejection::command);
         let wait = self.0.penalties.miss(client.to_canonical());
         let mut shutdown = self.0.shutdown.clone();
         let _ = timeout(wait, shutdown.wait_for(|shutdown| *shutdown)).await;
-        Err(Reply::wrong_credentials())
+        Err(refusal)
     }
 
     /// Lets a client wait with its message while the queue grows towards its bound, as one of SMTP does.

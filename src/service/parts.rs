@@ -14,6 +14,7 @@ use tracing_subscriber::{EnvFilter, reload};
 
 use super::{StartError, passwords::Passwords};
 use crate::{
+    admin,
     clock::Clock,
     config::{Access, Listen, ListenTls, LogAddresses, LogFormat, LogSettings, Settings},
     delivery::{Agent, dkim::Signer},
@@ -228,8 +229,7 @@ pub(crate) fn terms(
 
 /// As many clients as leave descriptors for deliveries, the queue's files and the web page.
 fn within_descriptors(wanted: usize, upstream: usize) -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let limit = net::descriptors();
     let most = clients_within(limit, upstream);
     if most < wanted {
         tracing::warn!(
@@ -243,7 +243,7 @@ fn within_descriptors(wanted: usize, upstream: usize) -> usize {
 fn clients_within(descriptors: usize, upstream: usize) -> usize {
     const KEPT: usize = 64;
     const OF_A_CLIENT: usize = 2;
-    (descriptors.saturating_sub(KEPT + upstream) / OF_A_CLIENT).max(1)
+    (descriptors.saturating_sub(KEPT + upstream + admin::places(descriptors)) / OF_A_CLIENT).max(1)
 }
 
 fn senders(access: &Access) -> Senders {
@@ -380,8 +380,8 @@ mod tests {
 
     #[test]
     fn each_client_can_have_a_file_beside_its_socket_and_deliveries_go_on() {
-        assert_eq!(clients_within(65_536, 10), 32_731);
-        assert_eq!(clients_within(1_024, 20), 470);
+        assert_eq!(clients_within(65_536, 10), 32_475);
+        assert_eq!(clients_within(1_024, 20), 406);
         assert_eq!(clients_within(50, 20), 1, "one at least");
     }
 }

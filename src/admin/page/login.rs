@@ -21,6 +21,8 @@ use crate::{
     smtp::sasl,
 };
 
+/// Octets of what is sent there, by whom nobody knows yet.
+pub(super) const FORM_MAX: usize = 16 * 1024;
 /// Where it is.
 pub(in crate::admin) const LOGIN: &str = "/login";
 
@@ -68,13 +70,13 @@ pub(super) async fn log_in(
     Form(said): Form<HashMap<String, String>>,
 ) -> Shown {
     let next = place(said.get("next"));
-    let settings = admin.settings.load();
+    let settings = admin.settings.load_full();
     let Some(password) = settings.admin.password.as_ref().map(|password| password.expose_secret()) else {
         return Ok(Redirect::to(next).into_response());
     };
     let given = said.get("password").map(String::as_str).unwrap_or_default();
     if !sasl::same_secret(given, password) {
-        door.wrong(peer.map(|Extension(peer)| peer)).await;
+        door.wrong(peer.as_ref().map(|Extension(peer)| peer)).await;
         let page = bare("Log in", &ask(next, Some("That is not the password.")));
         return Ok((StatusCode::UNAUTHORIZED, page).into_response());
     }
