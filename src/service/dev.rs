@@ -84,6 +84,11 @@ pub fn dev(options: &Options, say: impl Fn(&str)) -> Result<(), StartError> {
         ));
         say(&format!("For apps      {file}   host, port, login and password"));
         say("Stop          Ctrl-C   what has arrived is kept for the next time");
+        if !options.admin.ip().is_loopback() {
+            say(
+                "Mind          no password is asked for: whoever reaches that address reads all that arrives",
+            );
+        }
     })
 }
 

@@ -27,7 +27,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, timeout_at},
 };
 
 pub(crate) use self::doors::Passed;
@@ -191,16 +191,45 @@ pub(crate) fn run(
 
 /// The signals that we answer.
 struct Signals {
+    stop: Stop,
+    hangup: Signal,
+}
+
+/// What tells the relay to stop.
+struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
+}
+
+impl Stop {
+    /// Waits for it.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Does something, and tells the manager meanwhile that we are alive; `None` if told to stop before its end.
+    async fn or<T>(&mut self, alive: &mut Interval, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                () = self.told() => return None,
+                _ = alive.tick() => manager::alive(),
+                done = &mut work => return Some(done),
+            }
+        }
+    }
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            stop: Stop {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
             hangup: signal(SignalKind::hangup())?,
         })
     }
@@ -344,7 +373,7 @@ impl Service {
 
     /// Serves signals and reloads; then drains.
     async fn until_stopped(mut self, signals: Signals, log: &Log) -> Vec<WriterThread> {
-        let Signals { mut terminate, mut interrupt, mut hangup } = signals;
+        let Signals { mut stop, mut hangup } = signals;
         let ticks = |every: Duration| {
             let mut ticks = tokio::time::interval(every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -354,24 +383,29 @@ impl Service {
         let mut alive = ticks(alive_every.unwrap_or(Duration::from_secs(3600)));
         manager::ready("taking mail");
         loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => drop(self.reload(log, "").await),
-                _ = look.tick() => self.look(log).await,
-                _ = alive.tick(), if alive_every.is_some() => manager::alive(),
-                Some(answer) = self.reloads.recv() => {
-                    let result = self.reload(log, "").await;
-                    let _ = answer.send(result);
+            // A disk that hangs may keep any of these from its end: a signal is heard all the same.
+            let gone_on = tokio::select! {
+                () = stop.told() => break,
+                _ = hangup.recv() => stop.or(&mut alive, self.reload(log, "")).await.is_some(),
+                _ = look.tick() => stop.or(&mut alive, self.look(log)).await.is_some(),
+                _ = alive.tick() => {
+                    manager::alive();
+                    true
                 }
+                Some(answer) = self.reloads.recv() => {
+                    let result = stop.or(&mut alive, self.reload(log, "")).await;
+                    result.map(|result| answer.send(result)).is_some()
+                }
+            };
+            if !gone_on {
+                break;
             }
         }
         manager::stopping("final replies are waited for");
         let told_again = "told to stop a second time: final replies are not waited for";
         tokio::select! {
             () = self.drain() => {}
-            _ = terminate.recv() => tracing::warn!("{told_again}"),
-            _ = interrupt.recv() => tracing::warn!("{told_again}"),
+            () = stop.told() => tracing::warn!("{told_again}"),
         }
         self.writers
     }
