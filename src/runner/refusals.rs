@@ -7,7 +7,7 @@ use super::{
     Orders, Runner,
     lane::{Job, Lane},
     report::is_report,
-    settle::{is_over, note},
+    settle::{goes_on, is_over, note},
 };
 use crate::{
     delivery::phase::Phase,
@@ -121,10 +121,11 @@ impl Runner {
         reason: &str,
     ) -> Settled {
         let entry = claim.entry_mut();
+        let goes_on = goes_on(&outcomes);
         for (place, outcome) in pending.iter().zip(outcomes) {
-            note(&mut entry.recipients[*place], outcome.evidence());
+            note(&mut entry.recipients[*place], outcome.evidence(), goes_on);
         }
-        self.tell(claim.entry(), pending, None);
+        self.tell(claim.entry(), pending, |_| None);
         self.hold(claim, reason)
     }
 

@@ -40,16 +40,17 @@ impl Runner {
         let over = is_over(orders, claim.entry(), now);
         let in_vain = self.has_waited_in_vain(orders, claim.entry(), now);
         let entry = claim.entry_mut();
-        let somebody = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered(_)));
         let taken = match entry.handling.deliver_by {
             Some(by) if by.trace => Happened::Traced,
             _ => Happened::Taken { promises: upstream.is_some_and(|upstream| upstream.dsn) },
         };
+        let goes_on = goes_on(&outcomes);
         let mut news = News::default();
-        let mut waits = Waiting::default();
+        let mut waits = Waiting::new(orders.queue.retry, goes_on);
         for (place, outcome) in pending.iter().zip(outcomes) {
             let recipient = &mut entry.recipients[*place];
-            note(recipient, outcome.evidence());
+            note(recipient, outcome.evidence(), goes_on);
+            recipient.due = None;
             match outcome {
                 Outcome::Delivered(_) => {
                     recipient.state = RecipientState::Delivered;
@@ -61,30 +62,29 @@ impl Runner {
                 }
                 Outcome::Deferred(evidence)
                     if (if is_its_own(&evidence) { over } else { in_vain })
-                        && !(somebody && evidence.scope == Scope::Transaction) =>
+                        && !is_next(&evidence, goes_on) =>
                 {
                     recipient.state = RecipientState::Expired;
                     news.note(*place, recipient, Happened::Lost);
                 }
-                Outcome::Deferred(evidence) => {
-                    waits.note(orders.queue.retry, &evidence, recipient.attempts, somebody)
-                }
+                Outcome::Deferred(evidence) => waits.note(*place, &evidence, recipient.attempts),
             }
         }
-        let due = waits.time().map(|wait| match until {
-            // They wait for the gate and for nothing else, so that they go as soon as that opens.
-            Some(_) => now,
-            None => in_time(entry, now, now.after(wait)),
-        });
-        pending.iter().for_each(|place| entry.recipients[*place].due = due);
+        for (place, wait) in waits.times() {
+            let due = match until {
+                // They wait for the gate and for nothing else, so that they go as soon as that opens.
+                Some(_) => now,
+                None => in_time(entry, now, now.after(wait)),
+            };
+            entry.recipients[place].due = Some(due);
+        }
         // Those for whom there was no room, or who go by another upstream, don't wait for these.
         let soonest = entry.pending().map(|(_, recipient)| recipient.due.unwrap_or(now)).min();
         let next = soonest.map_or(Next::Done, Next::Retry);
         if next != Next::Done && !over && is_late(orders, entry, now) {
             news.warn(entry);
         }
-        let next_attempt = due.map(|due| until.unwrap_or(due));
-        self.tell(claim.entry(), pending, next_attempt);
+        self.tell(claim.entry(), pending, |recipient| until.or(recipient.due));
         let eight_bit = upstream.is_some_and(|upstream| upstream.eight_bit_mime);
         let (reports, next) = self.reports(orders, &mut claim, &news, eight_bit, next);
         self.queue().settle(claim, next, reports)
@@ -146,8 +146,13 @@ impl Runner {
         self.queue().settle(claim, Next::Hold, Vec::new())
     }
 
-    /// Events and counters of what an attempt showed.
-    pub(super) fn tell(&self, entry: &Entry, pending: &[usize], next_attempt: Option<Timestamp>) {
+    /// Events and counters of what an attempt showed. `next_attempt` says when a deferred recipient is tried again.
+    pub(super) fn tell(
+        &self,
+        entry: &Entry,
+        pending: &[usize],
+        next_attempt: impl Fn(&Recipient) -> Option<Timestamp>,
+    ) {
         let metrics = self.observer().metrics();
         for place in pending {
             let recipient = &entry.recipients[*place];
@@ -172,7 +177,7 @@ impl Runner {
                 upstream: Some(evidence.upstream.clone()).filter(|upstream| !upstream.is_empty()),
                 reply: Some(evidence.to_string()),
                 attempt: Some(recipient.attempts),
-                next_attempt: next_attempt.filter(|_| kind == EventKind::Deferred),
+                next_attempt: next_attempt(recipient).filter(|_| kind == EventKind::Deferred),
                 delay_ms: Some(delay.as_millis() as u64),
                 uncertain: evidence.uncertain,
                 tls: evidence.tls.clone(),
@@ -195,9 +200,23 @@ pub(super) fn given_up(outcomes: Vec<Outcome>, entry: &Entry, places: &[usize]) 
     outcomes.into_iter().zip(places).map(judge).collect()
 }
 
-/// Notes in a recipient what an attempt showed, whatever becomes of it.
-pub(super) fn note(recipient: &mut Recipient, evidence: &Evidence) {
-    recipient.attempts += 1;
+/// Whether somebody of a message got an answer of its own. Then those for whom there was no room may go at once,
+/// in the next transaction: there are fewer of them each time, so that this ends.
+pub(super) fn goes_on(outcomes: &[Outcome]) -> bool {
+    outcomes.iter().any(|outcome| {
+        matches!(outcome, Outcome::Delivered(_)) || outcome.evidence().scope == Scope::Recipient
+    })
+}
+
+/// Whether nothing was said of a recipient but that it goes in the next transaction.
+fn is_next(evidence: &Evidence, goes_on: bool) -> bool {
+    goes_on && evidence.scope == Scope::Transaction
+}
+
+/// Notes in a recipient what an attempt showed, whatever becomes of it. To have been the next is no attempt: its
+/// first real answer must not count as the last that it may get.
+pub(super) fn note(recipient: &mut Recipient, evidence: &Evidence, goes_on: bool) {
+    recipient.attempts += u32::from(!is_next(evidence, goes_on));
     if evidence.uncertain {
         recipient.perhaps = Some(evidence.upstream.clone());
     }
@@ -242,38 +261,48 @@ fn in_time(entry: &Entry, now: Timestamp, due: Timestamp) -> Timestamp {
     }
 }
 
-/// How long an entry waits, of what its recipients want.
-#[derive(Debug, Default)]
+/// How long the recipients of an entry wait, each as long as was said of it.
+#[derive(Debug)]
 struct Waiting {
-    soonest: Option<Duration>,
+    waits: Waits,
+    /// The same for all, so that those who wait equally long go together again.
+    random: f64,
+    goes_on: bool,
+    /// By their places.
+    each: Vec<(usize, Duration)>,
     /// No sooner than this, whoever wants it.
     at_least: Duration,
 }
 
 impl Waiting {
-    fn note(&mut self, waits: Waits, evidence: &Evidence, attempts: u32, somebody_was_delivered: bool) {
-        let wait = if evidence.scope == Scope::Transaction && somebody_was_delivered {
-            // The same mail may pass at once in another transaction; and the list gets shorter.
-            Duration::ZERO
-        } else {
-            retry::wait(waits, attempts, fastrand::f64())
-        };
-        if evidence.uncertain {
-            self.at_least = UNCERTAIN_WAIT.min(waits.longest);
-        }
-        // The upstream said when.
-        let wait = evidence.not_before().map_or(wait, |at| wait.max(at.since(evidence.at)));
-        self.soonest = Some(self.soonest.map_or(wait, |soonest| soonest.min(wait)));
+    fn new(waits: Waits, goes_on: bool) -> Self {
+        Self { waits, random: fastrand::f64(), goes_on, each: Vec::new(), at_least: Duration::ZERO }
     }
 
-    fn time(&self) -> Option<Duration> {
-        self.soonest.map(|soonest| soonest.max(self.at_least))
+    fn note(&mut self, place: usize, evidence: &Evidence, attempts: u32) {
+        let wait = if is_next(evidence, self.goes_on) {
+            Duration::ZERO
+        } else {
+            retry::wait(self.waits, attempts, self.random)
+        };
+        if evidence.uncertain {
+            self.at_least = UNCERTAIN_WAIT.min(self.waits.longest);
+        }
+        // The upstream said when. It said so to one after the other: full seconds keep them together.
+        let told = evidence.not_before().map_or(Duration::ZERO, |at| at.since(evidence.at));
+        let told = Duration::from_secs(told.as_millis().div_ceil(1_000) as u64);
+        self.each.push((place, wait.max(told)));
+    }
+
+    fn times(&self) -> impl Iterator<Item = (usize, Duration)> {
+        self.each.iter().map(|(place, wait)| (*place, (*wait).max(self.at_least)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mail::outcome::{Advice, Who};
 
     const WAITS: Waits = Waits { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) };
 
@@ -292,31 +321,62 @@ mod tests {
         }
     }
 
+    fn times(waiting: &Waiting) -> Vec<Duration> {
+        waiting.times().map(|(_, wait)| wait).collect()
+    }
+
     #[test]
     fn too_many_recipients_go_on_at_once_only_when_some_have_gone() {
-        let mut waiting = Waiting::default();
-        waiting.note(WAITS, &evidence(Scope::Transaction, false), 1, true);
-        assert_eq!(waiting.time(), Some(Duration::ZERO));
+        let full = evidence(Scope::Transaction, false);
+        let deferred = |scope| Outcome::Deferred(evidence(scope, false));
+        assert!(goes_on(&[
+            Outcome::Delivered(evidence(Scope::Message, false)),
+            deferred(Scope::Transaction)
+        ]));
+        assert!(goes_on(&[deferred(Scope::Recipient), deferred(Scope::Transaction)]), "it waits for itself");
+        let mut waiting = Waiting::new(WAITS, true);
+        waiting.note(0, &full, 0);
+        assert_eq!(times(&waiting), [Duration::ZERO]);
         // Nobody got through: trying the same again at once would go on for ever.
-        let mut waiting = Waiting::default();
-        waiting.note(WAITS, &evidence(Scope::Transaction, false), 1, false);
-        assert!(waiting.time() >= Some(Duration::from_secs(48)));
+        assert!(!goes_on(&[
+            deferred(Scope::Transaction),
+            deferred(Scope::Upstream),
+            deferred(Scope::Message)
+        ]));
+        let mut waiting = Waiting::new(WAITS, false);
+        waiting.note(0, &full, 1);
+        assert!(times(&waiting)[0] >= Duration::from_secs(48));
     }
 
     #[test]
     fn after_a_lost_final_reply_nobody_of_the_message_is_tried_soon() {
-        let mut waiting = Waiting::default();
-        waiting.note(WAITS, &evidence(Scope::Upstream, true), 1, false);
-        waiting.note(WAITS, &evidence(Scope::Recipient, false), 1, false);
-        assert_eq!(waiting.time(), Some(UNCERTAIN_WAIT));
+        let mut waiting = Waiting::new(WAITS, false);
+        waiting.note(0, &evidence(Scope::Upstream, true), 1);
+        waiting.note(1, &evidence(Scope::Recipient, false), 1);
+        assert_eq!(times(&waiting), [UNCERTAIN_WAIT; 2]);
         let short = Waits { first: Duration::from_secs(1), longest: Duration::from_secs(2) };
-        let mut waiting = Waiting::default();
-        waiting.note(short, &evidence(Scope::Upstream, true), 1, false);
-        assert_eq!(waiting.time(), Some(Duration::from_secs(2)));
+        let mut waiting = Waiting::new(short, false);
+        waiting.note(0, &evidence(Scope::Upstream, true), 1);
+        assert_eq!(times(&waiting), [Duration::from_secs(2)]);
     }
 
     #[test]
-    fn with_nobody_left_there_is_nothing_to_wait_for() {
-        assert_eq!(Waiting::default().time(), None);
+    fn who_waits_equally_long_goes_together_and_waits_for_nobody_else() {
+        let told = |at: u64, seen_later: u64| {
+            let not_before = Some(Timestamp(at).after(Duration::from_secs(300)));
+            let advice = Advice { who: Who::Nobody, help: None, not_before, tries: None, slower: None };
+            let at = Timestamp(at + seen_later);
+            Evidence { at, advice: Some(Box::new(advice)), ..evidence(Scope::Recipient, false) }
+        };
+        let plain = evidence(Scope::Recipient, false);
+        let mut waiting = Waiting::new(WAITS, true);
+        let seen =
+            [told(1_000, 0), plain.clone(), told(1_070, 3), plain, evidence(Scope::Transaction, false)];
+        seen.iter().enumerate().for_each(|(place, evidence)| waiting.note(place, evidence, 1));
+        let times = times(&waiting);
+        assert_eq!((times[0], times[2]), (Duration::from_secs(300), Duration::from_secs(300)));
+        assert_eq!(times[1], times[3]);
+        assert!(times[1] >= Duration::from_secs(48) && times[1] <= Duration::from_secs(72));
+        assert_eq!(times[4], Duration::ZERO);
     }
 }

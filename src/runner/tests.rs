@@ -428,6 +428,46 @@ async fn a_message_with_a_time_is_returned_at_it_or_its_sender_told() {
     assert_eq!(listed.due, soon);
 }
 
+/// Some of a transaction are taken, one is asked to come later, and for the others there was no room.
+#[tokio::test]
+async fn recipients_wait_each_for_itself_and_to_be_the_next_is_no_attempt() {
+    let fixture = Fixture::new();
+    let orders = fixture.orders(|_| ());
+    let recipients = ["a", "b", "c", "d"].map(|name| to(&format!("{name}@x.example"), None));
+    let id = fixture
+        .accept(Some("app@sender.example"), recipients.into_iter().collect(), Handling::default())
+        .await;
+    let settle = async |places: Vec<usize>, outcomes: Vec<Outcome>| {
+        let (claim, _) = fixture.queue().claim_by_id(id).await.unwrap();
+        let upstream = Capabilities::default();
+        let settled = fixture.runner.settle(&orders, claim, &places, outcomes, Some(&upstream), None);
+        settled.durable().await.unwrap();
+        fixture.entries().await.remove(0).recipients
+    };
+    let seen = evidence(450, Enhanced(4, 2, 0));
+    let not_before = Some(seen.at.after(Duration::from_secs(300)));
+    let advice = Advice { who: Who::Nobody, help: None, not_before, tries: None, slower: None };
+    let later = Outcome::Deferred(Evidence { advice: Some(Box::new(advice)), ..seen });
+    let no_room =
+        Outcome::Deferred(Evidence { scope: Scope::Transaction, ..evidence(452, Enhanced(4, 5, 3)) });
+
+    let begin = Clock::System.now();
+    let after = |seconds| Some(begin.after(Duration::from_secs(seconds)));
+    let all = settle(vec![0, 1, 2, 3], vec![taken(), later, no_room.clone(), no_room.clone()]).await;
+    assert!(all[1].due >= after(300), "it goes when the upstream said");
+    let of_later = all[1].due;
+    let now = Some(Clock::System.now());
+    assert!(all[2].due <= now && all[3].due <= now, "they go at once");
+    assert_eq!(all.iter().map(|recipient| recipient.attempts).collect::<Vec<_>>(), [1, 1, 0, 0]);
+    // One more has its answer, so that fewer are left.
+    let all = settle(vec![2, 3], vec![not_now(), no_room.clone()]).await;
+    assert!(all[2].due >= after(48) && all[3].due <= Some(Clock::System.now()));
+    assert_eq!((all[2].attempts, all[3].attempts, all[1].due), (1, 0, of_later));
+    // Nobody has: the same at once would bring the same.
+    let all = settle(vec![3], vec![no_room]).await;
+    assert!(all[3].due >= after(48) && all[3].attempts == 1);
+}
+
 /// No message expires, and none counts a try, for what was said of its sender before its time was over.
 #[tokio::test]
 async fn mail_of_a_paused_sender_waits_untried_and_expires_only_behind_a_refusal_of_its_time() {
