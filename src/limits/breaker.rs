@@ -63,6 +63,16 @@ struct State {
     paused: BTreeMap<String, Evidence>,
 }
 
+impl State {
+    fn forget_probe(&mut self, id: &str) {
+        for open in self.all.iter_mut().chain(self.senders.values_mut()) {
+            if open.probe.as_ref().is_some_and(|(probe, _)| probe == id) {
+                open.probe = None;
+            }
+        }
+    }
+}
+
 /// Why mail is stopped, and when one is let through again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Open {
@@ -159,6 +169,10 @@ impl Breaker {
                 stopped = stopped.or_else(|| Some(self.reason(&open.evidence)));
             }
         }
+        if stopped.is_some() {
+            // It is held, and so no probe of the other either, which may have let it through.
+            state.forget_probe(id);
+        }
         stopped
     }
 
@@ -241,13 +255,7 @@ impl Breaker {
 
     /// A probe said neither yes nor no; the next message may be one.
     pub fn undecided(&self, id: &str) {
-        let mut state = self.state();
-        let state = &mut *state;
-        for open in state.all.iter_mut().chain(state.senders.values_mut()) {
-            if open.probe.as_ref().is_some_and(|(probe, _)| probe == id) {
-                open.probe = None;
-            }
-        }
+        self.state().forget_probe(id);
     }
 
     /// Closes it: settings changed, or the operator wants a try.
@@ -369,6 +377,16 @@ mod tests {
         assert!(breaker.stops("1", "bad@x").is_some());
         assert!(breaker.succeeded("bad@x"));
         assert!(breaker.stops("1", "bad@x").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_for_its_sender_is_no_probe_for_all() {
+        let breaker = breaker(&Kept::default());
+        bounces(&breaker, 1, 0..2);
+        tokio::time::sleep(Duration::from_secs(73)).await;
+        breaker.sender_refused(WAITS, "bad@x", &evidence());
+        assert!(breaker.stops("1", "bad@x").is_some());
+        assert!(breaker.stops("2", "good@x").is_none(), "another may be the probe");
     }
 
     #[tokio::test(start_paused = true)]
