@@ -12,6 +12,8 @@ use crate::{
 const WITHHELD: &str = "(withheld)";
 /// A shorter password would be found in innocent words; what holds it in base64 is longer.
 const LENGTH_MIN: usize = 4;
+/// So many octets of a longer one give something away.
+const PART: usize = 16;
 
 /// The reply without what was sent to log in: the password or token, and what it was sent as.
 pub(super) fn withheld(reply: Reply, login: &Login) -> Reply {
@@ -49,10 +51,13 @@ pub(super) fn without(text: &str, secrets: &[String]) -> Option<String> {
 /// Where the beginning of a secret stands at the end of a line, if it is long enough to give something
 /// away.
 fn beginning(text: &str, secret: &str) -> Option<std::ops::Range<usize>> {
-    let part = secret.get(..16)?;
-    let at = text.find(part)?;
+    if secret.len() < PART {
+        return None;
+    }
+    let at = text.find(&secret[..secret.floor_char_boundary(PART)])?;
     let same = text[at..].bytes().zip(secret.bytes()).take_while(|(a, b)| a == b).count();
-    Some(at..at + same)
+    // Another character may begin with the same octets; it goes, too.
+    Some(at..text.ceil_char_boundary(at + same))
 }
 
 #[cfg(test)]
@@ -82,5 +87,21 @@ mod tests {
         );
         check("first\nb3BlbiBzZXNhbWUsIDQ3MTE= ?", "first\n(withheld)= ?");
         check("AUTH PLAIN AHVzZXIAb3BlbiBzZXNhb...", "AUTH PLAIN (withheld)...");
+    }
+
+    #[test]
+    fn a_part_of_a_secret_is_found_among_whatever_characters() {
+        let cases = [
+            // The two letters begin with the same octet.
+            ("sixteen-octets--äx", "sixteen-octets--ö!", "(withheld)!"),
+            ("fifteen-octets-äbc", "fifteen-octets-ä...", "(withheld)..."),
+            ("fifteen-octets-äbc", "fifteen-octets-", "(withheld)"),
+            ("sixteen-octets--äx", "sixteen-octets--", "(withheld)"),
+        ];
+        for (secret, said, shown) in cases {
+            let got = without(&format!("wrong: {said}"), &[secret.to_owned()]);
+            assert_eq!(got, Some(format!("wrong: {shown}")), "{secret}");
+        }
+        assert_eq!(without("wrong: short-öä", &["short-öäü".to_owned()]), None);
     }
 }
