@@ -122,7 +122,7 @@ impl Fixture {
         &self.runner.0.queue
     }
 
-    fn orders(&self, change: impl FnOnce(&mut Orders)) -> Orders {
+    pub(super) fn orders(&self, change: impl FnOnce(&mut Orders)) -> Orders {
         let mut orders = orders(self.directory.path());
         change(&mut orders);
         orders

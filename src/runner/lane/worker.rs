@@ -19,10 +19,7 @@ use crate::{
         client::{Ahead, Attempt, Client},
         phase::Phase,
     },
-    limits::{
-        account::{Permit, Spent},
-        gate::Pass,
-    },
+    limits::{account::Spent, gate::Pass},
     mail::outcome::{Evidence, Outcome, Scope, Slower, Who},
     observe::UpstreamLabels,
     queue::{DAMAGED, Settled},
@@ -190,7 +187,8 @@ impl Runner {
         match dressed {
             Ok(dressed) => Some(Ready { job, leave, paced, dressed }),
             Err(undressed) => {
-                *settled = self.conclude(lane, &agent, None, (job, leave, paced), undressed).settled;
+                leave.spent(Spent::Nothing);
+                *settled = self.conclude(lane, &agent, None, (job, paced), undressed).settled;
                 None
             }
         }
@@ -264,23 +262,29 @@ impl Runner {
             lane.one_at_a_time.store(true, Ordering::Relaxed);
         }
         let Ready { job, leave, paced, .. } = ready;
-        (self.conclude(lane, agent, Some(client.capabilities()), (job, leave, paced), attempt), next)
+        match &attempt {
+            Attempt::Done(outcomes) | Attempt::Lost(outcomes) => leave.spent(spent(outcomes)),
+            // Nothing was said of it.
+            Attempt::Stale => leave.spent(Spent::Nothing),
+            // Some of it may have left before that was seen.
+            Attempt::Damaged => drop(leave),
+        }
+        (self.conclude(lane, agent, Some(client.capabilities()), (job, paced), attempt), next)
     }
 
-    /// What follows from an attempt: for the message, its limits, and the lane.
+    /// What follows from an attempt: for the message, and the lane.
     fn conclude(
         &self,
         lane: &Lane,
         agent: &Agent,
         upstream: Option<&Capabilities>,
-        (job, leave, paced): (Job, Permit, Instant),
+        (job, paced): (Job, Instant),
         attempt: Attempt,
     ) -> Carried {
         let orders = self.orders();
         let is_lost = matches!(attempt, Attempt::Lost(_));
         match attempt {
             Attempt::Done(outcomes) | Attempt::Lost(outcomes) => {
-                leave.spent(spent(&outcomes));
                 let outcomes = given_up(outcomes, job.claim.entry(), &job.places);
                 if let Some(reason) = self.judged(&orders, lane, job.claim.entry(), &outcomes) {
                     let settled = self.settle_held(job.claim, &job.places, outcomes, &reason);
@@ -302,11 +306,8 @@ impl Runner {
                 let settled = self.settle(&orders, job.claim, &job.places, outcomes, upstream, until);
                 Carried { settled: Some(settled), stop: until.is_some() }
             }
-            // Nothing was said of it: it goes back as it was.
-            Attempt::Stale => {
-                leave.spent(Spent::Nothing);
-                Carried { settled: None, stop: false }
-            }
+            // It goes back as it was.
+            Attempt::Stale => Carried { settled: None, stop: false },
             Attempt::Damaged => Carried { settled: Some(self.hold(job.claim, DAMAGED)), stop: false },
         }
     }
@@ -387,10 +388,14 @@ impl Runner {
 }
 
 /// What the upstream may have counted: recipients for whom content was sent, be it in one flight with an
-/// envelope that was never answered. Who is refused before costs it nothing.
+/// envelope that was never answered. Who is refused before costs it nothing, and so does content that we could not
+/// even open.
 fn spent(outcomes: &[Outcome]) -> Spent {
     let content = [Phase::Content.name(), Phase::FinalReply.name()];
-    let counts = |evidence: &Evidence| evidence.uncertain || content.contains(&evidence.phase.as_str());
+    let is_ours = |evidence: &Evidence| evidence.reply.is_none() && evidence.scope == Scope::Message;
+    let counts = |evidence: &Evidence| {
+        evidence.uncertain || content.contains(&evidence.phase.as_str()) && !is_ours(evidence)
+    };
     Spent::For(outcomes.iter().filter(|outcome| counts(outcome.evidence())).count() as u64)
 }
 
@@ -403,7 +408,28 @@ fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::tests::Fixture;
+    use crate::{
+        clock::Clock,
+        config::{Upstream, parse_limit},
+        limits::gate::Memory,
+        mail::{
+            content::{Facts, HEADER_MAX},
+            envelope::{Envelope, Handling, Origin},
+        },
+        runner::tests::Fixture,
+        smtp::{
+            address::{Mailbox, ReversePath},
+            pattern::AddressMap,
+        },
+    };
+
+    /// Has the lane go by an upstream that differs from the fixture's.
+    fn change(fixture: &Fixture, lane: &Lane, change: impl FnOnce(&mut Upstream)) {
+        let mut upstream = fixture.orders(|_| ()).agents[0].upstream().clone();
+        change(&mut upstream);
+        let agent = Agent::new(upstream, "relay.example", Clock::System).expect("no certificate is needed");
+        lane.change(agent, Memory::default());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_waits_in_vain_is_given_back() {
@@ -454,5 +480,33 @@ mod tests {
         let lost = Outcome::Deferred(seen(Phase::Mail, true));
         assert_eq!(count(&[lost.clone(), lost]), 2);
         assert_eq!(count(&[Outcome::Deferred(seen(Phase::Mail, false))]), 0);
+        // It was not even opened.
+        let unread = Evidence { scope: Scope::Message, ..seen(Phase::Content, false) };
+        assert_eq!(count(&[Outcome::Deferred(unread)]), 0);
+    }
+
+    /// Its header section has no end, so that no other sender can be put into it.
+    #[tokio::test]
+    async fn a_message_of_which_nothing_was_said_uses_up_no_limit() {
+        let fixture = Fixture::new();
+        let lane = fixture.lane();
+        change(&fixture, &lane, |upstream| {
+            upstream.sender_rewrite = Mailbox::parse("relay@x.example").ok().map(AddressMap::all);
+            upstream.limits = vec![parse_limit("5 recipients/day").expect("a limit")];
+        });
+        let queue = fixture.runner().queue();
+        let mut incoming = queue.begin().unwrap();
+        incoming.push(&b"X: y\r\n".repeat(HEADER_MAX / 2));
+        incoming.flush().await.unwrap();
+        let recipients = vec![Mailbox::parse("b@y.example").unwrap().into()];
+        let envelope =
+            Envelope { reverse_path: ReversePath::NULL, recipients, handling: Handling::default() };
+        let receipt = incoming.commit(envelope, Origin::default(), Facts::default()).await.unwrap();
+        let (claim, _) = queue.claim_by_id(receipt.id()).await.unwrap();
+        let mut settled = None;
+        let ready = fixture.runner().prepare(&lane, Job { claim, places: vec![0] }, &mut settled).await;
+        assert!(ready.is_none());
+        settled.expect("it was refused").durable().await.unwrap();
+        assert_eq!(lane.account.usage()[0].used, 0);
     }
 }
