@@ -16,7 +16,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, futures::Notified};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 use super::kept::Kept;
 use crate::{
@@ -80,23 +83,27 @@ pub struct Open {
     pub evidence: Evidence,
     /// When a probe will be let through.
     pub until: Timestamp,
+    /// How far ahead that was when it was said.
+    #[serde(default)]
+    meant: Duration,
     /// Probes that were refused.
     failures: u32,
     /// The message that is the probe at this moment, and since when.
     #[serde(skip)]
-    probe: Option<(String, Timestamp)>,
+    probe: Option<(String, Instant)>,
 }
 
 impl Open {
     fn new(evidence: &Evidence, waits: Waits, now: Timestamp) -> Self {
-        let mut open = Self { evidence: evidence.clone(), until: now, failures: 0, probe: None };
+        let mut open =
+            Self { evidence: evidence.clone(), until: now, meant: Duration::ZERO, failures: 0, probe: None };
         open.wait(waits, now);
         open
     }
 
     /// Another was refused. Those that were under way when it opened are no probes.
     fn refused(&mut self, waits: Waits, now: Timestamp) {
-        if self.until <= now {
+        if self.is_over(now) {
             self.wait(waits, now);
         }
     }
@@ -104,19 +111,25 @@ impl Open {
     fn wait(&mut self, waits: Waits, now: Timestamp) {
         self.failures += 1;
         self.probe = None;
-        self.until = now.after(retry::wait(waits, self.failures, fastrand::f64()));
+        self.meant = retry::wait(waits, self.failures, fastrand::f64());
+        self.until = now.after(self.meant);
+    }
+
+    /// Whether its time is over. A clock that was set back makes it no longer than it was meant.
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.until <= now || self.until.since(now) > self.meant
     }
 
     /// Whether a message may go as a probe now, and none is under way.
     pub fn wants_probe(&self, now: Timestamp) -> bool {
-        let under_way = self.probe.as_ref().is_some_and(|(_, since)| now.since(*since) < PROBE_MAX);
-        self.until <= now && !under_way
+        let under_way = self.probe.as_ref().is_some_and(|(_, since)| since.elapsed() < PROBE_MAX);
+        self.is_over(now) && !under_way
     }
 
     /// Whether this message may go: it is the probe, or becomes it.
     fn lets_through(&mut self, id: &str, now: Timestamp) -> bool {
         if self.wants_probe(now) {
-            self.probe = Some((id.to_owned(), now));
+            self.probe = Some((id.to_owned(), Instant::now()));
         }
         self.probe.as_ref().is_some_and(|(probe, _)| probe == id)
     }
@@ -408,6 +421,23 @@ mod tests {
         breaker().sender_paused("busy@x", &Evidence { at: Timestamp(0), ..evidence.clone() });
         breaker().reset();
         assert!(breaker().pause_of("busy@x").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_makes_no_wait_for_a_probe_longer() {
+        let home = tempfile::TempDir::new().unwrap();
+        let kept = Kept::at(home.path().join("breaker.json"));
+        let at = |time| Breaker::new("up", kept.clone(), Clock::starting_at(Timestamp(time)));
+        bounces(&at(1_000_000_000), 1, 0..2);
+        assert!(at(1_000_000_000).stops("a", "s").is_some());
+        let back = at(900_000_000);
+        assert!(back.stops("a", "s").is_none() && back.stops("b", "s").is_some());
+        // Refused, the next waits by the clock of now.
+        assert_eq!(bounces(&back, 1, 7..8), 0);
+        tokio::time::sleep(Duration::from_secs(73)).await;
+        assert!(back.stops("b", "s").is_some());
+        tokio::time::sleep(Duration::from_secs(73)).await;
+        assert!(back.stops("b", "s").is_none());
     }
 
     #[tokio::test(start_paused = true)]

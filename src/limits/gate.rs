@@ -182,9 +182,11 @@ impl Gate {
     /// Until when no login may be tried, whatever became of those before: a relay that dies with each
     /// never hears that it was refused.
     fn too_many_logins(&self, state: &State) -> Option<Instant> {
-        let first = state.logins.len().checked_sub(LOGINS_MAX)?;
         let window = self.memory().first?.mul_f64(1.5);
-        let left = window.checked_sub(self.0.clock.now().since(*state.logins.get(first)?))?;
+        let now = self.0.clock.now();
+        // One that lies further ahead is from before the clock was set back.
+        let mut known = state.logins.iter().rev().filter(|login| login.since(now) <= window);
+        let left = window.checked_sub(now.since(*known.nth(LOGINS_MAX - 1)?))?;
         Some(Instant::now() + left + Duration::from_millis(1))
     }
 
@@ -533,6 +535,23 @@ mod tests {
         again.reset();
         let again = Gate::remembering(memory(9), clock);
         assert!(again.pass().await.succeeded() || again.closed().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn logins_from_before_the_clock_was_set_back_are_in_nobody_s_way() {
+        let home = tempfile::TempDir::new().unwrap();
+        let gate = |clock: &Clock| {
+            let kept = Kept::at(home.path().join("gate.json"));
+            let memory = Memory { kept, first: Some(Duration::from_secs(60)), ..Memory::default() };
+            Gate::remembering(memory, clock.clone())
+        };
+        let [later, earlier] = [1_000_000_000, 900_000_000].map(|time| Clock::starting_at(Timestamp(time)));
+        for clock in [later, earlier] {
+            for _ in 0..LOGINS_MAX {
+                is_open(&gate(&clock)).await.expect("it may be tried").begin();
+            }
+            assert!(is_open(&gate(&clock)).await.is_none());
+        }
     }
 
     #[tokio::test(start_paused = true)]
