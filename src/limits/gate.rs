@@ -308,19 +308,23 @@ impl Gate {
 }
 
 impl Pass {
-    /// It is made use of now. A login of which nothing good is known yet is written down before it is
-    /// tried, so that no death can make it unknown.
-    pub fn begin(&self) {
+    /// It is made use of now; false if the gate has closed since it was given, and then it may not be. A login of
+    /// which nothing good is known yet is written down before it is tried, so that no death can make it unknown.
+    pub fn begin(&self) -> bool {
         let mut state = self.gate.state();
+        if state.closed.as_ref().is_some_and(|closed| closed.deadline > Instant::now()) {
+            return false;
+        }
         let login = self.gate.memory().first.is_some();
         if !login || state.proven || state.good || state.epoch != self.epoch {
-            return;
+            return true;
         }
         if state.logins.len() >= LOGINS_MAX {
             state.logins.remove(0);
         }
         state.logins.push(self.gate.0.clock.now());
         self.gate.remember(&state);
+        true
     }
 
     /// The connection stands: the gate is open. Returns whether it had been closed.
@@ -499,6 +503,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pass_from_before_the_gate_closed_is_good_for_nothing() {
+        let gate = Gate::new(Clock::System);
+        gate.pass().await.succeeded();
+        let (kept, used) = (gate.pass().await, gate.pass().await);
+        assert!(used.begin());
+        used.failed(WAITS, evidence());
+        assert!(!kept.begin());
+        drop(kept);
+        assert!(gate.pass().await.begin(), "its wait is over");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn restarts_in_a_loop_try_a_login_no_more_often() {
         let home = tempfile::TempDir::new().unwrap();
         let clock = Clock::starting_at(Timestamp(1_000_000_000));
@@ -511,7 +527,7 @@ mod tests {
         for _ in 0..20 {
             let gate = Gate::remembering(memory(7), clock.clone());
             if let Some(pass) = is_open(&gate).await {
-                pass.begin();
+                assert!(pass.begin());
                 tried += 1;
             }
             tokio::time::sleep(Duration::from_secs(4)).await;
@@ -522,7 +538,7 @@ mod tests {
         gate.pass().await.succeeded();
         for _ in 0..2 * LOGINS_MAX {
             let gate = Gate::remembering(memory(10), clock.clone());
-            is_open(&gate).await.expect("it was good").begin();
+            assert!(is_open(&gate).await.expect("it was good").begin());
         }
         // Another login is another matter.
         assert!(is_open(&Gate::remembering(memory(8), clock.clone())).await.is_some());
@@ -548,7 +564,7 @@ mod tests {
         let [later, earlier] = [1_000_000_000, 900_000_000].map(|time| Clock::starting_at(Timestamp(time)));
         for clock in [later, earlier] {
             for _ in 0..LOGINS_MAX {
-                is_open(&gate(&clock)).await.expect("it may be tried").begin();
+                assert!(is_open(&gate(&clock)).await.expect("it may be tried").begin());
             }
             assert!(is_open(&gate(&clock)).await.is_none());
         }

@@ -145,7 +145,7 @@ impl Fixture {
         settled.durable().await.unwrap();
     }
 
-    async fn entries(&self) -> Vec<Entry> {
+    pub(super) async fn entries(&self) -> Vec<Entry> {
         let listed = self.queue().list(None, 10_000).await.unwrap();
         listed.into_iter().map(|listed| listed.entry.expect("none is damaged")).collect()
     }

@@ -58,7 +58,10 @@ impl Runner {
             // A connection would be opened in vain.
             Err(_held) => return,
         };
-        pass.begin();
+        // It was given before there was a message to carry, and the gate may have closed since.
+        if !pass.begin() {
+            return;
+        }
         let begun = Instant::now();
         let client = match agent.open(|step| tracing::debug!(what = step.what, "{}", step.detail)).await {
             Ok(client) => client,
@@ -449,6 +452,19 @@ mod tests {
             })
         };
         assert!(waiting.await.0.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_pass_is_from_before_the_gate_closed_gives_its_message_back() {
+        let fixture = Fixture::new();
+        let lane = fixture.lane();
+        lane.gate.pass().await.succeeded();
+        let pass = lane.gate.pass().await;
+        lane.gate.pass().await.failed(lane.agent().upstream().auth_retry, seen(Phase::Auth, false));
+        let (job, permit) = fixture.work().await;
+        fixture.runner().work(&lane, job, permit, pass, watch::channel(false).1).await;
+        assert_eq!((lane.gate.opening(), lane.connections()), (0, 0));
+        assert_eq!(fixture.entries().await[0].recipients[0].attempts, 0);
     }
 
     fn seen(phase: Phase, uncertain: bool) -> Evidence {
