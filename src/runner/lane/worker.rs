@@ -78,8 +78,9 @@ impl Runner {
         if pass.succeeded() {
             tracing::info!(upstream = agent.upstream().name, "the upstream takes mail again");
         }
-        // While it was being opened, another connection learned that no mail is wanted now.
-        if lane.gate.stops_all() {
+        // While it was being opened, another connection learned that no mail is wanted now, or we were told to end:
+        // who waits for that does not wait for another final reply.
+        if lane.gate.stops_all() || lane.is_retired() || *shutdown.borrow() {
             lane.connections.fetch_sub(1, Ordering::Relaxed);
             lane.idled.notify_one();
             drop(job);
@@ -114,7 +115,7 @@ impl Runner {
                 (carried, next) = self.carry_one(lane, agent, &mut client, ready, behind, settled).await;
                 (settled, stop) = (carried.settled, carried.stop);
             }
-            let changed = !agent.is_same(&lane.agent.load()) || *lane.retired.borrow();
+            let changed = !agent.is_same(&lane.agent.load()) || lane.is_retired();
             let stop = stop || lane.gate.stops_all() || changed || *shutdown.borrow();
             if !client.is_usable() || client.carried() >= most || stop {
                 break;
@@ -214,8 +215,7 @@ impl Runner {
     /// it, and it would not have to wait for long.
     async fn behind(&self, lane: &Lane, client: &Client<TcpStream>, ready: &Ready) -> Option<(Ready, Ahead)> {
         let short = ready.job.claim.content().size() <= SHORT && !lane.one_at_a_time.load(Ordering::Relaxed);
-        let open =
-            lane.is_open() && lane.pace.is_ready() && !lane.gate.stops_all() && !*lane.retired.borrow();
+        let open = lane.is_open() && lane.pace.is_ready() && !lane.gate.stops_all() && !lane.is_retired();
         if !client.can_go_ahead() || !short || !open || !lock(&lane.idle).is_empty() {
             return None;
         }
@@ -410,6 +410,12 @@ fn retry_after(waits: Waits, evidence: &Evidence) -> Waits {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+
     use super::*;
     use crate::{
         clock::Clock,
@@ -465,6 +471,46 @@ mod tests {
         fixture.runner().work(&lane, job, permit, pass, watch::channel(false).1).await;
         assert_eq!((lane.gate.opening(), lane.connections()), (0, 0));
         assert_eq!(fixture.entries().await[0].recipients[0].attempts, 0);
+    }
+
+    /// An upstream that says yes to all, for one connection: its port, and what it was asked.
+    async fn agreeable() -> (u16, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let asked = tokio::spawn(async move {
+            let (mut stream, mut asked) = (BufReader::new(listener.accept().await.unwrap().0), Vec::new());
+            stream.get_mut().write_all(b"220 up.example\r\n").await.unwrap();
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap_or(0) > 0 {
+                asked.extend(line.split_whitespace().next().map(str::to_owned));
+                stream.get_mut().write_all(b"250 up.example\r\n").await.unwrap();
+                line.clear();
+            }
+            asked
+        });
+        (port, asked)
+    }
+
+    #[tokio::test]
+    async fn told_to_end_while_it_connects_a_worker_begins_no_message() {
+        for retires in [true, false] {
+            let fixture = Fixture::new();
+            let lane = fixture.lane();
+            let (port, asked) = agreeable().await;
+            change(&fixture, &lane, |upstream| {
+                (upstream.server, upstream.port) = ("127.0.0.1".to_owned(), port);
+            });
+            let pass = lane.gate.pass().await;
+            let (job, permit) = fixture.work().await;
+            if retires {
+                lane.retire();
+            }
+            let shutdown = watch::channel(!retires).1;
+            fixture.runner().work(&lane, job, permit, pass, shutdown).await;
+            assert_eq!(asked.await.unwrap(), ["EHLO", "QUIT"]);
+            assert_eq!(lane.connections(), 0);
+            assert_eq!(fixture.entries().await[0].recipients[0].attempts, 0);
+        }
     }
 
     fn seen(phase: Phase, uncertain: bool) -> Evidence {
