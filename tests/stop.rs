@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use support::relay::{Relay, STOP_WITHIN};
-use support::service::Service;
+use support::service::{Home, Service};
 use support::upstream::Upstream;
 use support::wait;
 
@@ -131,5 +131,22 @@ fn a_second_signal_ends_it_at_once_with_its_last_words_and_nothing_lost() {
     relay.wait_for_empty_queue();
     let ledger = upstream.ledger();
     assert!(["one", "two", "three"].iter().all(|token| ledger.contains_key(*token)), "{ledger:?}");
+    relay.terminate();
+}
+
+/// As on a file system of another machine that has gone away: what is read comes to no end.
+#[test]
+fn a_signal_is_heard_while_the_configuration_is_read_for_ever() {
+    let upstream = Upstream::start(PASSWORD);
+    let service = upstream.upstream_of(Service::mailer(), PASSWORD);
+    let home = Home::new(&[&service]);
+    let mut relay = Relay::start_in(&home, &service);
+    let file = home.path("dotcloud.yml");
+    std::fs::remove_file(&file).expect("it is there");
+    support::programs::run(std::process::Command::new("mkfifo").arg(&file));
+    relay.hang_up();
+    std::thread::sleep(Duration::from_millis(500));
+    relay.client().send_token("meanwhile").expect("it is taken");
+    wait::until_true("it arrives", || upstream.arrived() == 1);
     relay.terminate();
 }
