@@ -129,7 +129,8 @@ pub(super) async fn act_on(desk: &Desk, verb: &Verb, ids: &[QueueId], outcome: &
     let mut goes_on = true;
     while let Some(Ok((id, result))) = acting.join_next().await {
         match result {
-            Ok(_) => outcome.done += 1,
+            // Nothing was to do where it was not held.
+            Ok(done) => outcome.done += usize::from(done.is_some()),
             // It has left meanwhile, and is not meant any more.
             Err(refusal) if refusal.is_not_found() => {}
             Err(refusal) => {

@@ -127,7 +127,7 @@ pub(super) async fn clear(State(admin): State<Admin>) -> Answer<StatusCode> {
         }
         for listed in listed {
             match queue.act(listed.id, Action::Delete, "").await {
-                Ok(()) | Err(ActionError::NoSuchEntry) => {}
+                Ok(_) | Err(ActionError::NoSuchEntry) => {}
                 Err(error) => return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
             }
         }

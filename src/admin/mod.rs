@@ -63,7 +63,7 @@ pub use self::{
     bulk::{Failed, Order, Outcome},
     once::Once,
     place::places,
-    queue::Filter,
+    queue::{Filter, NOT_HELD},
     relay::{Info, ListenInfo},
     serve::{SOCKET, TcpDoor, connect_socket, serve},
     stream::Streams,

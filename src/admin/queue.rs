@@ -29,6 +29,8 @@ const PAGE: usize = 100;
 const SCAN_MAX: usize = 20_000;
 /// The longest reason for returning a message.
 const REASON_MAX: usize = 200;
+/// What is said where a message was to be released that isn't held: nothing was done.
+pub const NOT_HELD: &str = "not held";
 
 /// Which messages are meant, as the query string and the command line say it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, clap::Args)]
@@ -211,7 +213,7 @@ pub(super) async fn act(
 
 async fn one(desk: &Desk, id: QueueId, verb: &Verb) -> Answer<Json<Value>> {
     let done = verb.apply(desk, id).await?;
-    Ok(Json(json!({ "id": id.to_string(), "done": done })))
+    Ok(Json(json!({ "id": id.to_string(), "done": done.as_deref().unwrap_or(NOT_HELD) })))
 }
 
 /// What an operator has done with messages.
@@ -249,13 +251,13 @@ impl Verb {
         }
     }
 
-    /// Does it with one message; returns what was done in words.
-    pub(super) async fn apply(&self, desk: &Desk, id: QueueId) -> Answer<String> {
+    /// Does it with one message; returns what was done in words, and nothing where there was nothing to do.
+    pub(super) async fn apply(&self, desk: &Desk, id: QueueId) -> Answer<Option<String>> {
         match self {
-            Self::Act(action) => act_on(desk, id, *action).await.map(str::to_owned),
+            Self::Act(action) => Ok(act_on(desk, id, *action).await?.map(str::to_owned)),
             Self::Bounce(reason) => match desk.runner.bounce(id, reason.as_deref()).await {
-                Ok(Told::Somebody(to)) => Ok(format!("returned to {to}")),
-                Ok(Told::Nobody) => Ok("removed; its sender wants no report".to_owned()),
+                Ok(Told::Somebody(to)) => Ok(Some(format!("returned to {to}"))),
+                Ok(Told::Nobody) => Ok(Some("removed; its sender wants no report".to_owned())),
                 Err(BounceError::Queue(error)) => Err(refusal(error)),
                 Err(error @ BounceError::NobodyToTell) => {
                     Err(Refusal::new(StatusCode::CONFLICT, error.to_string()))
@@ -265,16 +267,23 @@ impl Verb {
     }
 }
 
-async fn act_on(desk: &Desk, id: QueueId, action: Action) -> Answer<&'static str> {
+async fn act_on(desk: &Desk, id: QueueId, action: Action) -> Answer<Option<&'static str>> {
     let before = desk.queue.get(id).await?;
     let entry = before.as_ref().and_then(|listed| listed.entry.as_ref());
     if action == Action::Retry && entry.is_some_and(|entry| entry.held.is_some()) {
         return Err(Refusal::new(StatusCode::CONFLICT, "the message is held: release it, and it is tried"));
     }
+    // Also while it is being delivered: of thousands some are.
+    if action == Action::Release && entry.is_some_and(|entry| entry.held.is_none()) {
+        return Ok(None);
+    }
     match desk.queue.act(id, action, "held by the operator").await {
+        Ok(true) => {}
+        // Somebody else was faster.
+        Ok(false) => return Ok(None),
         // It is being tried, as was asked for.
         Err(ActionError::Busy) if action == Action::Retry => {}
-        other => other.map_err(refusal)?,
+        Err(error) => return Err(refusal(error)),
     }
     let (kind, word) = match action {
         Action::Retry => (None, "tried again"),
@@ -290,7 +299,7 @@ async fn act_on(desk: &Desk, id: QueueId, action: Action) -> Answer<&'static str
             ..Event::new(desk.clock.now(), kind, id)
         });
     }
-    Ok(word)
+    Ok(Some(word))
 }
 
 fn refusal(error: ActionError) -> Refusal {

@@ -18,7 +18,7 @@ use crate::{
         envelope::{Envelope, Handling, Origin},
         outcome::{Advice, Evidence, Scope, Who},
     },
-    queue::{Entry, Listed, WriterThread},
+    queue::{Entry, Listed, QueueId, WriterThread},
     service::parts,
     smtp::{address::Mailbox, reply::Reply},
 };
@@ -210,6 +210,27 @@ async fn the_socket_answers_all_that_the_document_describes_and_is_its_owners_al
     let (_, events) = ask(&data, "GET", &format!("/api/v1/events?id={id}")).await;
     assert!(events.contains("\"held\"") && events.contains("\"deleted\""), "{events}");
     assert!(ask(&data, "GET", "/metrics").await.1.contains("outpost_upstream_up{upstream=\"up.example\"} 1"));
+}
+
+#[tokio::test]
+async fn release_is_done_with_what_is_held_and_counts_and_tells_of_nothing_else() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let desk = Desk::from_ref(&admin);
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(accept(&admin.queue, "Subject: x\r\n\r\n").await.parse::<QueueId>().expect("an id"));
+    }
+    let verb = |name: &str| queue::Verb::named(name, None).expect("a verb");
+    let hold = verb("hold").apply(&desk, ids[1]).await.expect("it is held");
+    assert_eq!(hold.as_deref(), Some("held"));
+    let mut outcome = Outcome::default();
+    assert!(bulk::act_on(&desk, &verb("release"), &ids, &mut outcome).await);
+    assert_eq!((outcome.done, outcome.failed.len()), (1, 0));
+    assert_eq!(verb("release").apply(&desk, ids[1]).await.expect("it is no fault"), None);
+    let wanted = events::Wanted { event: Some("released".into()), ..events::Wanted::default() };
+    let told = desk.events(wanted).await.expect("a page").items;
+    assert_eq!(told.iter().map(|event| event.id.clone()).collect::<Vec<_>>(), [ids[1].to_string()]);
 }
 
 #[tokio::test]

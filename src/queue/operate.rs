@@ -42,7 +42,7 @@ pub enum Action {
     Retry,
     /// Try it no more until it is released.
     Hold,
-    /// Let a held one go on.
+    /// Let a held one go on, where its sender named a time (RFC 4865) not before that.
     Release,
     /// Remove it; nobody is told.
     Delete,
@@ -210,11 +210,12 @@ impl Queue {
         QueueId::from_i64(self.tally().last)
     }
 
-    /// Does what an operator asks with one entry. What can't be recorded is not done, now or later.
+    /// Does what an operator asks with one entry. What can't be recorded is not done, now or later. False
+    /// where there was nothing to do: an entry that isn't held can't be released, and goes on as it was.
     ///
     /// # Errors
     /// See [`ActionError`].
-    pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<(), ActionError> {
+    pub async fn act(&self, id: QueueId, action: Action, reason: &str) -> Result<bool, ActionError> {
         let find = move |shared: &Shared, reader: &Reader| {
             Ok(reader.get(id)?.map(|row| listed(row, &shared.schedule())))
         };
@@ -236,6 +237,8 @@ impl Queue {
                 entry.recipients.iter_mut().for_each(|recipient| recipient.due = None);
                 Next::Retry(now)
             }
+            // It waits for its own time, or is being tried.
+            Action::Release if entry.held.is_none() => return Ok(false),
             Action::Release => {
                 entry.held = None;
                 entry.recipients.iter_mut().for_each(|recipient| recipient.due = None);
@@ -245,7 +248,8 @@ impl Queue {
                     let again = entry.recipients.iter_mut().filter(|recipient| given_up(recipient.state));
                     again.for_each(|recipient| recipient.state = RecipientState::Pending);
                 }
-                Next::Retry(now)
+                // What its sender asked for holds behind the operator's hold as well.
+                Next::Retry(entry.handling.hold_until.map_or(now, |until| until.max(now)))
             }
         };
         let (done, answer) = oneshot::channel();
@@ -254,7 +258,7 @@ impl Queue {
         // From here on the writer gives it back.
         withdrawn.handed_over();
         answer.await.map_err(|_| Fault::stopped())??;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -259,6 +259,30 @@ async fn operators_hold_release_retry_and_delete() {
 }
 
 #[tokio::test]
+async fn what_is_not_held_is_not_released_and_what_has_a_time_of_its_own_waits_for_it_when_it_is() {
+    let fixture = Fixture::new();
+    let queue = &fixture.queue;
+    let far = Clock::System.now().after(Duration::from_secs(3_600));
+    let id = accept(queue, b"x\r\n").await.unwrap();
+    let mut claim = queue.claim().await;
+    claim.entry_mut().handling.hold_until = Some(far);
+    claim.entry_mut().recipients[0].due = Some(far);
+    queue.settle(claim, Next::Retry(far), Vec::new()).durable().await.unwrap();
+    assert_eq!(queue.act(id, Action::Release, "").await, Ok(false));
+    let listed = queue.get(id).await.unwrap().unwrap();
+    assert_eq!((listed.due, listed.entry.unwrap().recipients[0].due), (far, Some(far)), "as it was");
+
+    assert_eq!(queue.act(id, Action::Hold, "by operator").await, Ok(true));
+    assert_eq!(queue.act(id, Action::Release, "").await, Ok(true));
+    let listed = queue.get(id).await.unwrap().unwrap();
+    assert_eq!((listed.due, listed.entry.unwrap().held), (far, None));
+    assert!(queue.try_claim().is_none());
+    // That it is tried now all the same is another word.
+    queue.act(id, Action::Retry, "").await.unwrap();
+    assert_eq!(queue.claim().await.entry().id, id);
+}
+
+#[tokio::test]
 async fn an_entry_whose_worker_panics_is_held_and_not_tried_for_ever() {
     let fixture = Fixture::new();
     accept(&fixture.queue, b"x\r\n").await.unwrap();

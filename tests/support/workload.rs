@@ -204,7 +204,7 @@ async fn operate(queue: Queue, notes: Notes, mut dice: fastrand::Rng) {
             notes.note(&ledger::begun(item.id, fate));
             loop {
                 match queue.act(item.id, action, "for the test").await {
-                    Ok(()) => break,
+                    Ok(_) => break,
                     // Its settlement isn't through yet.
                     Err(ActionError::Busy) => tokio::task::yield_now().await,
                     Err(error) => panic!("{} of {}: {error}", "an operator's action", item.id),

@@ -12,7 +12,7 @@ use super::super::{
     output::{self, Bar},
 };
 use crate::admin::{
-    Failed, Filter, Order, Outcome, people,
+    Failed, Filter, NOT_HELD, Order, Outcome, people,
     view::{Item, List},
 };
 
@@ -86,7 +86,7 @@ impl Chosen {
             let path = format!("/api/v1/queue/{}/{action}", segment(id));
             match client.act(&with_query(&path, &said)) {
                 Ok(done) if !self.json => output::say(format!("{}: {done}", people::printable(id))),
-                Ok(_) => outcome.done += 1,
+                Ok(done) => outcome.done += usize::from(done != NOT_HELD),
                 // One that left meanwhile, or is on its way, doesn't keep the others from it.
                 Err(failure) => {
                     outcome.failed.push(Failed { id: id.clone(), error: failure.words.clone() });
