@@ -253,6 +253,14 @@ impl Verb {
 
     /// Does it with one message; returns what was done in words, and nothing where there was nothing to do.
     pub(super) async fn apply(&self, desk: &Desk, id: QueueId) -> Answer<Option<String>> {
+        let (verb, desk) = (self.clone(), desk.clone());
+        // To its end, though whoever asked leaves: what was done is told as well.
+        let doing = tokio::spawn(async move { verb.carry_out(&desk, id).await });
+        let lost = |_| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "local error; see the log");
+        doing.await.map_err(lost)?
+    }
+
+    async fn carry_out(&self, desk: &Desk, id: QueueId) -> Answer<Option<String>> {
         match self {
             Self::Act(action) => Ok(act_on(desk, id, *action).await?.map(str::to_owned)),
             Self::Bounce(reason) => match desk.runner.bounce(id, reason.as_deref()).await {

@@ -1,6 +1,6 @@
 //! What the room's tests share, and the routes asked over a real socket.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::SecretString;
@@ -18,6 +18,7 @@ use crate::{
         envelope::{Envelope, Handling, Origin},
         outcome::{Advice, Evidence, Scope, Who},
     },
+    observe::EventKind,
     queue::{Entry, Listed, QueueId, WriterThread},
     service::parts,
     smtp::{address::Mailbox, reply::Reply},
@@ -231,6 +232,32 @@ async fn release_is_done_with_what_is_held_and_counts_and_tells_of_nothing_else(
     let wanted = events::Wanted { event: Some("released".into()), ..events::Wanted::default() };
     let told = desk.events(wanted).await.expect("a page").items;
     assert_eq!(told.iter().map(|event| event.id.clone()).collect::<Vec<_>>(), [ids[1].to_string()]);
+}
+
+#[tokio::test]
+async fn what_was_begun_with_a_message_is_done_and_told_though_whoever_asked_leaves() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let desk = Desk::from_ref(&admin);
+    let id: QueueId = accept(&admin.queue, "Subject: x\r\n\r\n").await.parse().expect("an id");
+    let verb = queue::Verb::named("hold", None).expect("a verb");
+    {
+        let mut asked = std::pin::pin!(verb.apply(&desk, id));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(asked.as_mut().poll(&mut context).is_pending());
+    }
+    let told = async {
+        loop {
+            let happened = desk.events(events::Wanted::of_message(id)).await.expect("a page").items;
+            if happened.iter().any(|event| event.event == EventKind::Held) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.expect("it is told");
+    let listed = admin.queue.get(id).await.expect("a queue").expect("it is there");
+    assert!(listed.entry.is_some_and(|entry| entry.held.is_some()));
 }
 
 #[tokio::test]
