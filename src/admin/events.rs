@@ -1,5 +1,7 @@
 //! What happened: the history over HTTP, and for the commands when no relay runs.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,6 +24,8 @@ const PAGE: usize = 100;
 const PAGE_MAX: usize = 1_000;
 /// Events that one request looks through for those that are wanted; the cursor goes on from there.
 const SCAN_MAX: usize = 100_000;
+/// Events of one message that are told; more are read no further.
+const STORY_MAX: usize = 100_000;
 
 /// Which events are meant, as the query string and the command line say it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, clap::Args)]
@@ -200,6 +204,24 @@ impl Desk {
             self.queue.read_history(move |history| wanted.ready(now).map_err(Fault::Broken)?.page(history));
         Ok(page.await?)
     }
+
+    /// All that happened to a message. What became of a thousand recipients is no single page.
+    pub(super) async fn history(&self, id: QueueId) -> Answer<Vec<Event>> {
+        let now = self.clock.now();
+        let mut wanted = Wanted { limit: Some(PAGE_MAX), ..Wanted::of_message(id) };
+        let events = self.queue.read_history(move |history| {
+            let mut events = Vec::new();
+            loop {
+                let page = wanted.ready(now).map_err(Fault::Broken)?.page(history)?;
+                events.extend(page.items);
+                match page.next {
+                    Some(next) if events.len() < STORY_MAX => wanted.cursor = Some(next),
+                    _ => return Ok(events),
+                }
+            }
+        });
+        Ok(events.await?)
+    }
 }
 
 /// A message with all that happened to it.
@@ -233,6 +255,7 @@ impl Story {
             upstream: String::new(),
             reason: None,
         };
+        let mut places: HashMap<String, usize> = HashMap::new();
         for event in &history {
             item.upstream = event.upstream.clone().unwrap_or(item.upstream);
             if event.event == EventKind::Deleted {
@@ -250,9 +273,12 @@ impl Story {
                 help: None,
                 next_attempt: None,
             };
-            match item.recipients.iter_mut().find(|known| known.address == *address) {
-                Some(known) => *known = recipient,
-                None => item.recipients.push(recipient),
+            match places.get(address) {
+                Some(place) => item.recipients[*place] = recipient,
+                None => {
+                    places.insert(address.clone(), item.recipients.len());
+                    item.recipients.push(recipient);
+                }
             }
         }
         Some(Self { item, history })

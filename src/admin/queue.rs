@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Desk, Refusal, content,
-    events::{Story, Wanted},
+    events::Story,
     extract::{self, Path, Query},
     people,
     view::{self, Item, List, Outlook},
@@ -175,13 +175,13 @@ pub(super) fn id(text: &str) -> Answer<QueueId> {
 pub(super) async fn show(State(desk): State<Desk>, Path(name): Path<String>) -> Answer<Json<Story>> {
     let id = id(&name)?;
     let listed = desk.queue.get(id).await?;
-    let history = desk.events(Wanted { limit: Some(1_000), ..Wanted::of_message(id) }).await;
+    let history = desk.history(id).await;
     let Some(listed) = listed else {
         let unknown = || Refusal::not_found("no such message in the queue or its history");
-        return Story::gone(history?.items).map(Json).ok_or_else(unknown);
+        return Story::gone(history?).map(Json).ok_or_else(unknown);
     };
     // What is queued is shown whatever is wrong with the history.
-    let history = history.map(|list| list.items).unwrap_or_default();
+    let history = history.unwrap_or_default();
     Ok(Json(Story { item: Outlook::of(&desk).item(&listed), history }))
 }
 

@@ -18,7 +18,7 @@ use crate::{
         envelope::{Envelope, Handling, Origin},
         outcome::{Advice, Evidence, Scope, Who},
     },
-    observe::EventKind,
+    observe::{Event, EventKind},
     queue::{Entry, Listed, QueueId, WriterThread},
     service::parts,
     smtp::{address::Mailbox, reply::Reply},
@@ -258,6 +258,22 @@ async fn what_was_begun_with_a_message_is_done_and_told_though_whoever_asked_lea
     tokio::time::timeout(Duration::from_secs(30), told).await.expect("it is told");
     let listed = admin.queue.get(id).await.expect("a queue").expect("it is there");
     assert!(listed.entry.is_some_and(|entry| entry.held.is_some()));
+}
+
+#[tokio::test]
+async fn what_became_of_a_message_is_told_however_often_it_was_tried() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (admin, _writers) = admin(home.path());
+    let happened = |kind| {
+        let recipient = Some("user@rcpt.example".to_owned());
+        admin.observer.emit(Event { recipient, ..Event::new(admin.clock.now(), kind, "01HXYZ0000ABC") });
+    };
+    (0..2_500).for_each(|_| happened(EventKind::Deferred));
+    happened(EventKind::Delivered);
+    let path = extract::Path("01HXYZ0000ABC".to_owned());
+    let shown = queue::show(axum::extract::State(Desk::from_ref(&admin)), path).await;
+    let Json(story) = shown.expect("its story");
+    assert_eq!((story.history.len(), story.item.recipients[0].state.as_str()), (2_501, "delivered"));
 }
 
 #[tokio::test]

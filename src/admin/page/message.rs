@@ -19,12 +19,15 @@ use crate::{
         view::{self, Item},
     },
     clock::Timestamp,
+    observe::Event,
 };
 
 /// What is read of the content for looking at.
 const SHOWN_MAX: usize = 256 * 1024;
 /// Recipients shown one by one.
 const RECIPIENTS_MAX: usize = 500;
+/// Events shown, the latest.
+const EVENTS_MAX: usize = 1_000;
 
 pub(super) async fn show(visit: Visit, Path(name): Path<String>) -> Shown {
     let desk = Desk::from_ref(&visit.admin);
@@ -49,7 +52,7 @@ pub(super) async fn show(visit: Visit, Path(name): Path<String>) -> Shown {
             h2 { "Recipients" }
             (recipients(item, now))
             h2 { "What happened" }
-            @if story.history.is_empty() { p.soft { "Nothing is told of it yet." } } @else { (list::events(story.history.iter(), false)) }
+            (events(item, &story.history))
         }
         @match &sight {
             Some((sight, is_all)) => (contents(item, sight, *is_all)),
@@ -138,6 +141,16 @@ fn recipients(item: &Item, now: Timestamp) -> Markup {
         } }
         @if item.recipients.len() > RECIPIENTS_MAX {
             p.soft { "The first " (RECIPIENTS_MAX) " of " (words::number(item.recipients.len() as u64)) ". All of them: " a href={ "/api/v1/queue/" (item.id) } { "JSON" } }
+        }
+    }
+}
+
+fn events(item: &Item, history: &[Event]) -> Markup {
+    let latest = &history[history.len().saturating_sub(EVENTS_MAX)..];
+    html! {
+        @if latest.is_empty() { p.soft { "Nothing is told of it yet." } } @else { (list::events(latest.iter(), false)) }
+        @if latest.len() < history.len() {
+            p.soft { "The latest " (EVENTS_MAX) " of " (words::number(history.len() as u64)) ". All of them: " a href={ "/api/v1/queue/" (item.id) } { "JSON" } }
         }
     }
 }
