@@ -76,6 +76,8 @@ struct Follower {
     ready: VecDeque<sse::Event>,
     /// Events that the history could not keep, as far as they were told of.
     lost: u64,
+    /// The last look went to the end of the history.
+    at_end: bool,
     until: Instant,
     _place: OwnedSemaphorePermit,
 }
@@ -105,7 +107,8 @@ impl Follower {
         };
         let lost = desk.queue.history_health().lost;
         let until = Instant::now() + STREAM_WITHIN;
-        let mut follower = Self { desk, wanted, after, ready: VecDeque::new(), lost, until, _place: place };
+        let ready = VecDeque::new();
+        let mut follower = Self { desk, wanted, after, ready, lost, at_end: false, until, _place: place };
         if resumed && follower.is_gone().await? {
             follower.ready.push_back(missed(None));
         }
@@ -129,16 +132,18 @@ impl Follower {
             if Instant::now() >= self.until {
                 return None;
             }
-            // What can't be read now is read later: the place stays.
-            if self.look().await.is_err() || self.ready.is_empty() {
+            if self.at_end {
                 sleep(LOOK).await;
             }
+            // What can't be read now is read later: the place stays.
+            self.at_end = self.look().await.unwrap_or(true);
         }
         let event = self.ready.pop_front()?;
         Some((Ok(event), self))
     }
 
-    async fn look(&mut self) -> Answer<()> {
+    /// Reads a page; whether that was the end.
+    async fn look(&mut self) -> Answer<bool> {
         let page = Wanted {
             id: self.wanted.id.clone(),
             cursor: Some(self.after.to_string()),
@@ -147,23 +152,68 @@ impl Follower {
         };
         let page = self.desk.events(page).await?;
         let wanted = self.wanted.ready(self.desk.clock.now()).map_err(Refusal::bad_request)?;
+        let mut told = self.after;
         for event in &page.items {
             self.after = event.seq.unwrap_or(self.after);
             if wanted.wants(event) {
+                told = self.after;
                 let data = serde_json::to_string(event).unwrap_or_default();
                 self.ready
                     .push_back(sse::Event::default().event("event").id(self.after.to_string()).data(data));
             }
+        }
+        let next = page.next.as_ref().and_then(|next| next.parse().ok());
+        self.after = next.unwrap_or(self.after);
+        // Whoever comes again goes on here, however long nothing was for them: a client keeps the place, and
+        // takes what has no data for no event (HTML §9.2.6).
+        if told != self.after {
+            self.ready.push_back(sse::Event::default().id(self.after.to_string()));
         }
         let lost = self.desk.queue.history_health().lost;
         if lost > self.lost {
             self.ready.push_back(missed(Some(lost - self.lost)));
             self.lost = lost;
         }
-        Ok(())
+        Ok(page.next.is_none())
     }
 }
 
 fn missed(events: Option<u64>) -> sse::Event {
     sse::Event::default().event("missed").data(json!({ "events": events }).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::{
+        admin::tests::admin,
+        observe::{Event, EventKind},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_filter_that_nothing_fits_goes_on_at_once_and_says_how_far_it_has_come() {
+        let home = tempfile::tempdir().expect("a directory");
+        let (admin, _writers) = admin(home.path());
+        for _ in 0..2 * PAGE + 1 {
+            admin.observer.emit(Event::new(admin.clock.now(), EventKind::Rejected, "01HXYZ0000ABC"));
+        }
+        let all = Wanted { cursor: Some("0".to_owned()), limit: Some(1_000), ..Wanted::default() };
+        let all = Desk::from_ref(&admin).events(all).await.expect("a page").items;
+        let places = [PAGE, 2 * PAGE, 2 * PAGE + 1].map(|number| all[number - 1].seq.expect("a place"));
+
+        let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("text/event-stream"))]);
+        let (cursor, event) = (Some("0".to_owned()), Some("delivered".to_owned()));
+        let wanted = Wanted { cursor, event, ..Wanted::default() };
+        let mut body = events(State(admin), headers, Query(wanted)).await.expect("a stream").into_body();
+        let began = Instant::now();
+        for place in places {
+            let frame = body.frame().await.expect("it goes on").expect("a frame");
+            let octets = frame.into_data().expect("octets");
+            assert_eq!(String::from_utf8_lossy(&octets), format!("id: {place}\n\n"));
+        }
+        assert!(began.elapsed() < LOOK, "it has waited though there was more");
+    }
 }

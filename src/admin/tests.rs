@@ -71,7 +71,7 @@ pub(super) fn evidence(scope: Scope, reply: &str) -> Evidence {
 }
 
 /// An admin over a queue in `data`, with a captured one beside it; nothing delivers.
-fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
+pub(super) fn admin(data: &Path) -> (Admin, [WriterThread; 2]) {
     let mut settings = settings("");
     settings.data = data.to_owned();
     settings.queue.min_free = 0;
