@@ -46,7 +46,7 @@ impl Admin {
             held: queue.held,
             oldest_seconds: queue.oldest_seconds.unwrap_or(0),
         });
-        self.trend.note(self.clock.now(), depth, self.observer.metrics().counts.read());
+        self.trend.note(self.clock.now(), depth, || self.observer.metrics().counts.read());
     }
 }
 

@@ -350,9 +350,11 @@ impl Trend {
         self.0.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how the queue is, if that is known, and what has been counted since the start.
-    pub fn note(&self, now: Timestamp, depth: Option<Depth>, counted: Flow) {
+    /// Notes how the queue is, if that is known, and what has been counted since the start. That is read here:
+    /// of two callers, the one with the older numbers must not come last, or the rest is added twice.
+    pub fn note(&self, now: Timestamp, depth: Option<Depth>, counted: impl FnOnce() -> Flow) {
         let mut rings = self.rings();
+        let counted = counted();
         let flow = counted.combined(rings.counted, u64::saturating_sub);
         rings.counted = counted;
         let point = Point { depth: depth.unwrap_or_default(), flow };
@@ -483,7 +485,7 @@ mod tests {
     fn a_step_has_the_greatest_depth_and_all_that_was_counted() {
         let trend = Trend::default();
         for (minute, active, delivered) in [(0, 3, 1), (0, 1, 5), (1, 2, 7)] {
-            trend.note(NOW.after(Duration::from_secs(60 * minute)), depth(active), counted(delivered));
+            trend.note(NOW.after(Duration::from_secs(60 * minute)), depth(active), || counted(delivered));
         }
         let now = NOW.after(Duration::from_secs(60));
         let steps = trend.range(Range::Hour, now);
@@ -503,12 +505,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_counted_is_read_while_nobody_else_notes_it() {
+        let trend = Trend::default();
+        trend.note(NOW, None, || {
+            assert!(trend.0.rings.try_lock().is_err());
+            counted(3)
+        });
+        let last = trend.range(Range::Hour, NOW).pop().and_then(|step| step.point);
+        assert_eq!(last.map(|point| point.flow.delivered), Some(3));
+    }
+
+    #[test]
     fn the_past_survives_a_restart_and_damage_costs_one_point() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("trend");
         let trend = Trend::at(path.clone());
         for minute in 0..3 {
-            trend.note(NOW.after(Duration::from_secs(60 * minute)), depth(minute), counted(10 * minute));
+            trend.note(NOW.after(Duration::from_secs(60 * minute)), depth(minute), || counted(10 * minute));
             trend.save();
         }
         let now = NOW.after(Duration::from_secs(120));
@@ -517,7 +530,7 @@ mod tests {
             assert_eq!(again.range(range, now), trend.range(range, now));
         }
         // The same minute goes on behind the restart.
-        again.note(now, depth(1), counted(4));
+        again.note(now, depth(1), || counted(4));
         let last = |trend: &Trend| trend.range(Range::Hour, now).pop().and_then(|step| step.point);
         assert_eq!(last(&again).map(|point| (point.depth.active, point.flow.delivered)), Some((2, 14)));
 
@@ -533,13 +546,13 @@ mod tests {
             fs::write(&path, strange).unwrap();
             let anew = Trend::at(path.clone());
             assert_eq!(whole(&anew.range(Range::Hour, now)), 0);
-            anew.note(now, depth(1), counted(1));
+            anew.note(now, depth(1), || counted(1));
             anew.save();
             assert_eq!(whole(&Trend::at(path.clone()).range(Range::Hour, now)), 1);
         }
         let nowhere = Trend::at(home.path().join("no/such/directory"));
         for minute in 0..3_000 {
-            nowhere.note(NOW.after(Duration::from_secs(60 * minute)), None, Flow::default());
+            nowhere.note(NOW.after(Duration::from_secs(60 * minute)), None, Flow::default);
         }
         nowhere.save();
         assert!(nowhere.rings().unwritten.len() <= RINGS[0].1);
@@ -549,7 +562,7 @@ mod tests {
     fn the_rings_go_round_and_a_clock_set_back_shows_no_future() {
         let trend = Trend::default();
         for hour in 0..24 * 40 {
-            trend.note(NOW.after(Duration::from_secs(3_600 * hour)), depth(1), counted(hour + 1));
+            trend.note(NOW.after(Duration::from_secs(3_600 * hour)), depth(1), || counted(hour + 1));
         }
         let now = NOW.after(Duration::from_secs(3_600 * (24 * 40 - 1)));
         let known = |now, range| trend.range(range, now).iter().filter(|step| step.point.is_some()).count();
