@@ -160,6 +160,13 @@ struct Raised {
     seen: Timestamp,
 }
 
+impl Raised {
+    /// Whether it was told just now; what lies ahead was told by a clock that was set back since.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.since <= now && now.since(self.since) < OVER_AFTER
+    }
+}
+
 /// A message that is to be told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pending {
@@ -181,9 +188,7 @@ impl State {
             let key = condition.key();
             match self.raised.get_mut(&key) {
                 // What goes to and fro is not told each time.
-                Some(raised)
-                    if condition.is_other_than(&raised.condition) && now.since(raised.since) < OVER_AFTER =>
-                {
+                Some(raised) if condition.is_other_than(&raised.condition) && raised.is_fresh(now) => {
                     raised.seen = now;
                 }
                 Some(raised) if !condition.is_other_than(&raised.condition) => {
@@ -424,11 +429,15 @@ mod tests {
         assert!(!state.update(upstream("down", "nobody", "no answer"), &settings, at(24)));
         assert!(!state.update(upstream("paused", "nobody", "535"), &settings, at(40)));
         assert!(state.update(upstream("paused", "operator", "535"), &settings, at(42)));
+        // The clock is set back, which must not keep a change secret until it has caught up.
+        let back = NOW.before(Duration::from_secs(3_600));
+        assert!(state.update(upstream("down", "nobody", "no answer"), &settings, back));
         assert!(state.update(Vec::new(), &settings, at(60)));
         let told: Vec<serde_json::Value> =
             state.pending.iter().map(|told| serde_json::from_str(&told.body).expect("JSON")).collect();
         let kinds: Vec<&str> = told.iter().filter_map(|told| told["type"].as_str()).collect();
-        assert_eq!(kinds, ["alert.raised", "alert.raised", "alert.raised", "alert.cleared"]);
+        let raised = "alert.raised";
+        assert_eq!(kinds, [raised, raised, raised, raised, "alert.cleared"]);
         assert_eq!(told[2]["data"]["who_must_act"], "operator");
     }
 
