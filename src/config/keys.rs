@@ -286,7 +286,7 @@ pub const KEYS: &[Key] = &[
         .doc("Wrong logins after which a connection ends."),
     Key::new("smtp_max_errors", "a number from 1 to 100000", "20")
         .default("20")
-        .doc("Refused commands after which a connection ends."),
+        .doc("Refused commands without a message in between after which a connection ends."),
     Key::new("smtp_max_commands", "a number from 10 to 100000", "1000")
         .default("1000")
         .doc("Commands without a message in between after which a connection ends."),

@@ -243,7 +243,7 @@ impl Default for SessionBounds {
             passes: 5,
             // So that guessing costs a new connection each time.
             failed_logins: 3,
-            // Postfix's hard limit.
+            // Postfix's hard limit; there, too, they are errors without a message in between.
             errors: 20,
             // A mail library's pool may say NOOP now and then; more than this is no mail client.
             commands: 1000,

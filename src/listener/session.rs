@@ -236,7 +236,11 @@ impl Session {
         self.state = State::Ready;
         self.idle_commands = 0;
         match result {
-            Ok(receipt) => Reply::accepted(&receipt),
+            Ok(receipt) => {
+                // A client that keeps its connection for good errs now and then, and gets its mail through.
+                self.errors = 0;
+                Reply::accepted(&receipt)
+            }
             Err(refusal) => refusal,
         }
     }
