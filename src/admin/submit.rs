@@ -4,7 +4,7 @@
 //! Whoever may use the rest of the API may hand in mail; so may an app with its login for SMTP, held to
 //! the senders and limits of that login.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Access, Admin, Answer, Refusal,
@@ -40,6 +40,8 @@ use crate::{
 const JSON_MAX: usize = 10 * 1024 * 1024;
 /// Messages in parts that are read or written at once.
 const JSON_AT_ONCE: usize = 4;
+/// For a message in parts to arrive, from the moment that it has its place.
+const JSON_WITHIN: Duration = Duration::from_secs(30);
 /// Octets of an idempotency key.
 const KEY_MAX: usize = 255;
 /// When to come again after a fault of ours, in seconds.
@@ -334,8 +336,14 @@ async fn stream(
     Ok((message, digest))
 }
 
+/// A message in parts. Others wait for its place, so that a slow client may not keep it.
 async fn whole(body: Body) -> Answer<Bytes> {
-    let read = Limited::new(body, JSON_MAX).collect().await;
+    let Ok(read) = timeout(JSON_WITHIN, Limited::new(body, JSON_MAX).collect()).await else {
+        let seconds = JSON_WITHIN.as_secs();
+        let words =
+            format!("in JSON a message has to come within {seconds} s: send it as message/rfc822, or faster");
+        return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, words));
+    };
     read.map(|body| body.to_bytes()).map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
         true => {
             let words = format!("in JSON a message has at most {JSON_MAX} octets: send it as message/rfc822");
@@ -378,4 +386,24 @@ async fn finish(message: HandIn, turn: Option<Turn>, digest: Mark) -> Result<Que
         }
     }
     Ok(result?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_in_parts_comes_in_time_or_gives_up_its_place() {
+        let pieces = || stream::iter([Ok::<_, Infallible>("{")]);
+        let read = whole(Body::from_stream(pieces())).await.expect("it is read");
+        assert_eq!(read, "{");
+        let refused =
+            whole(Body::from_stream(pieces().chain(stream::pending()))).await.expect_err("it hangs");
+        assert_eq!(refused.0, StatusCode::REQUEST_TIMEOUT);
+        assert!(refused.words().contains("within 30 s"), "{}", refused.words());
+    }
 }
