@@ -84,6 +84,9 @@ pub struct Once(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     clock: Clock,
+    /// Taken first of the two, and where a disk may be waited for.
+    log: Mutex<Log>,
+    /// Held for moments only: requests are answered beside each other on the same threads.
     table: Mutex<Table>,
 }
 
@@ -92,6 +95,11 @@ struct Table {
     known: HashMap<Mark, Known>,
     /// Requests with these keys are being answered.
     under_way: HashSet<Mark>,
+}
+
+/// The file.
+#[derive(Debug, Default)]
+struct Log {
     /// Made when it is first needed.
     file: Option<File>,
     lines: usize,
@@ -119,13 +127,13 @@ impl Once {
     /// What is known in this data directory. A file that can't be read is told of, and as good as none.
     pub fn open(data: &Path, clock: Clock) -> Self {
         let path = data.join(NAME);
-        let mut table = Table::default();
+        let (mut log, mut table) = (Log::default(), Table::default());
         let oldest = clock.now().before(LIFETIME);
         match fs::read_to_string(&path) {
             Ok(text) => {
-                table.is_cut = !text.is_empty() && !text.ends_with('\n');
+                log.is_cut = !text.is_empty() && !text.ends_with('\n');
                 for line in text.lines() {
-                    table.lines += 1;
+                    log.lines += 1;
                     // The last line may have been cut off by our end.
                     if let Ok(line) = serde_json::from_str::<Line>(line) {
                         table.learn(&line, oldest);
@@ -137,7 +145,7 @@ impl Once {
                 tracing::warn!(path = %path.display(), %error, "the idempotency keys of the last day are forgotten");
             }
         }
-        Self(Arc::new(Inner { path, clock, table: Mutex::new(table) }))
+        Self(Arc::new(Inner { path, clock, log: Mutex::new(log), table: Mutex::new(table) }))
     }
 
     /// Takes the turn of a key; what is known of it.
@@ -161,6 +169,10 @@ impl Once {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes a line down; on stable storage when it returns, if that is wanted.
     fn write(&self, key: Mark, known: Known, state: State, sync: bool) -> io::Result<()> {
         let line = Line {
@@ -174,16 +186,22 @@ impl Once {
         octets.push(b'\n');
         let oldest = self.0.clock.now().before(LIFETIME);
         let file = {
-            let mut table = self.table();
-            table.learn(&line, oldest);
-            if table.is_cut || table.lines > 2 * table.known.len() + SLACK {
-                table.rewrite(&self.0.path, oldest)?;
+            // Before it is learned, so that lines stand in the order in which they were.
+            let mut log = self.log();
+            let keys = {
+                let mut table = self.table();
+                table.learn(&line, oldest);
+                table.known.len()
+            };
+            if log.is_cut || log.lines > 2 * keys + SLACK {
+                let known = self.table().known_since(oldest);
+                log.rewrite(&self.0.path, &known)?;
             }
-            if table.file.is_none() {
-                table.file = Some(appending(&self.0.path)?);
+            if log.file.is_none() {
+                log.file = Some(appending(&self.0.path)?);
             }
-            table.lines += 1;
-            let Some(file) = table.file.as_mut() else { return Err(io::ErrorKind::NotFound.into()) };
+            log.lines += 1;
+            let Some(file) = log.file.as_mut() else { return Err(io::ErrorKind::NotFound.into()) };
             file.write_all(&octets)?;
             file.try_clone()?
         };
@@ -210,13 +228,20 @@ impl Table {
         self.known.insert(key, Known { digest, id: line.id, sure, at: line.at });
     }
 
-    /// Only what is still known, in a new file that takes the place of the old one.
-    fn rewrite(&mut self, path: &Path, oldest: Timestamp) -> io::Result<()> {
+    /// What is still known; the rest is forgotten.
+    fn known_since(&mut self, oldest: Timestamp) -> Vec<(Mark, Known)> {
         self.known.retain(|_, known| known.at > oldest);
+        self.known.iter().map(|(key, known)| (*key, *known)).collect()
+    }
+}
+
+impl Log {
+    /// Only what is still known, in a new file that takes the place of the old one.
+    fn rewrite(&mut self, path: &Path, known: &[(Mark, Known)]) -> io::Result<()> {
         let beside = path.with_extension("new");
         let _ = fs::remove_file(&beside);
         let mut octets = Vec::new();
-        for (key, known) in &self.known {
+        for (key, known) in known {
             let state = if known.sure { State::Done } else { State::Begun };
             let (key, digest) = (format!("{:032x}", key.0), format!("{:032x}", known.digest.0));
             serde_json::to_writer(&mut octets, &Line { key, digest, id: known.id, at: known.at, state })?;
@@ -226,7 +251,7 @@ impl Table {
         file.write_all(&octets)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
-        self.lines = self.known.len();
+        self.lines = known.len();
         self.is_cut = false;
         self.file = Some(file);
         Ok(())
@@ -330,6 +355,17 @@ mod tests {
         drop(turn);
         let once = Once::open(home.path(), Clock::System);
         assert!(once.begin(mark("a")).expect("its turn").1.is_some_and(|known| known.sure));
+    }
+
+    #[test]
+    fn a_disk_that_hangs_keeps_nobody_from_a_turn() {
+        let home = tempfile::tempdir().expect("a directory");
+        let once = Once::open(home.path(), Clock::System);
+        // As whoever waits for the disk has it.
+        let _writing = once.log();
+        let (turn, _) = once.begin(mark("a")).expect("its turn");
+        drop(turn);
+        assert!(once.begin(mark("a")).is_ok());
     }
 
     fn known() -> Known {
