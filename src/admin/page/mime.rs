@@ -3,6 +3,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mail_parser::{Message, MessageParser, MessagePart, MimeHeaders as _, PartType};
+use memchr::{memchr_iter, memmem};
 
 use crate::admin::people;
 
@@ -27,8 +28,23 @@ const DEFUSED: [&str; 7] = ["link", "meta", "base", "iframe", "frame", "object",
 /// A message in a message in a message ends the process by its stack, for the parser lets go of them one within
 /// the other. Each takes a Content-Type; so many no honest mail has.
 const TYPES_MAX: usize = 1_000;
-/// Where an encoding hides them, the stack has to bear as many as the start of a message holds that is shown.
+/// Where an encoding hides them, the stack has to bear as many as a message of this size holds; of a larger one
+/// with an encoded message in it the header section alone is shown.
+const HIDDEN_MAX: usize = 256 * 1024;
 const STACK: usize = 64 << 20;
+/// How a type begins.
+const TYPE: &[u8] = b"content-type";
+/// How an encoding begins, and those that hide nothing.
+const ENCODING: &[u8] = b"content-transfer-encoding:";
+const PLAIN: [&[u8]; 3] = [b"7bit", b"8bit", b"binary"];
+/// How the type of a message in a message may be written: comments may stand in it.
+const MESSAGES: [&[u8]; 6] =
+    [b"message/rfc822", b"message/global", b"message/(", b")/rfc822", b")/global", b")/("];
+/// The same of what has messages for parts that name no type.
+const DIGESTS: [&[u8]; 4] = [b"multipart/digest", b"multipart/(", b")/digest", b")/("];
+
+/// The longest HTML with its pictures in it; beyond that, pictures stay away. A page may name one a million times.
+const HTML_MAX: usize = 32 << 20;
 
 /// What there is to see.
 pub(super) struct Sight {
@@ -62,11 +78,53 @@ fn on_a_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
 
 /// A message taken apart; of one that may be too deep, the header section alone.
 fn parsed(octets: &[u8]) -> Option<Message<'_>> {
-    let types = octets.windows(12).filter(|octets| octets.eq_ignore_ascii_case(b"content-type"));
-    match types.count() {
-        0..=TYPES_MAX => MessageParser::new().parse(octets),
-        _ => MessageParser::new().parse_headers(octets),
+    match is_shallow(octets) {
+        true => MessageParser::new().parse(octets),
+        false => MessageParser::new().parse_headers(octets),
     }
+}
+
+/// Whether the stack bears all the messages in a message, however many those are that an encoding hides.
+fn is_shallow(octets: &[u8]) -> bool {
+    let (mut types, mut dense) = (0, Vec::new());
+    let (mut encoded, mut digest) = (false, false);
+    for section in sections(octets) {
+        // The parser passes over blanks, also within the name of a field.
+        dense.clear();
+        dense.extend(section.iter().filter(|octet| !octet.is_ascii_whitespace()).map(u8::to_ascii_lowercase));
+        // There may be millions.
+        if dense.len() < TYPE.len() {
+            continue;
+        }
+        types += memmem::find_iter(&dense, TYPE).count();
+        let has = |words: &[u8]| memmem::find(&dense, words).is_some();
+        let is_encoded = is_encoded(&dense);
+        encoded |= is_encoded;
+        digest |= DIGESTS.into_iter().any(has);
+        let hides = encoded && digest || is_encoded && MESSAGES.into_iter().any(has);
+        if types > TYPES_MAX || hides && octets.len() > HIDDEN_MAX {
+            return false;
+        }
+    }
+    true
+}
+
+/// What lies between empty lines: no header section goes beyond one of these.
+fn sections(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(octets);
+    std::iter::from_fn(move || {
+        let section = rest?;
+        let is_last = |at: &usize| matches!(&section[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]);
+        let end = memchr_iter(b'\n', section).find(is_last);
+        rest = end.map(|at| &section[at + 1..]);
+        Some(&section[..end.unwrap_or(section.len())])
+    })
+}
+
+/// Whether a header section, without its blanks, names an encoding.
+fn is_encoded(section: &[u8]) -> bool {
+    let mut encodings = memmem::find_iter(section, ENCODING).map(|at| &section[at + ENCODING.len()..]);
+    encodings.any(|encoding| !PLAIN.iter().any(|plain| encoding.starts_with(plain)))
 }
 
 fn sight_of(octets: &[u8]) -> Sight {
@@ -111,11 +169,16 @@ fn html_of(octets: &[u8]) -> Option<String> {
     let mut html = defused(html_part(&message)?);
     for part in &message.parts {
         let Some(id) = part.content_id().filter(|id| !id.is_empty()) else { continue };
-        let reference = format!("cid:{}", id.trim_matches(['<', '>']));
         let kind = kind(part);
-        if kind.starts_with("image/") && html.contains(&reference) {
-            html =
-                html.replace(&reference, &format!("data:{kind};base64,{}", STANDARD.encode(part.contents())));
+        if !kind.starts_with("image/") {
+            continue;
+        }
+        let reference = format!("cid:{}", id.trim_matches(['<', '>']));
+        let start = format!("data:{kind};base64,");
+        let length = start.len() + part.contents().len().div_ceil(3) * 4;
+        let longer = html.matches(&reference).count().saturating_mul(length);
+        if longer > 0 && html.len().saturating_add(longer) <= HTML_MAX {
+            html = html.replace(&reference, &(start + &STANDARD.encode(part.contents())));
         }
     }
     Some(html)
@@ -224,6 +287,22 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_that_is_named_without_end_stays_away() {
+        let related = |times: usize| {
+            format!(
+                "Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n\
+                 {}\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <a>\r\n\
+                 Content-Transfer-Encoding: base64\r\n\r\n{}\r\n--b--\r\n",
+                "cid:a ".repeat(times),
+                STANDARD.encode([7_u8; 3_000]),
+            )
+        };
+        assert!(!html(related(100).as_bytes()).expect("it has HTML").contains("cid:a"));
+        let many = html(related(10_000).as_bytes()).expect("it has HTML");
+        assert!(many.contains("cid:a") && many.len() <= HTML_MAX, "{}", many.len());
+    }
+
+    #[test]
     fn neither_depth_nor_folds_nor_parts_without_end_stop_the_page() {
         // Deeper than the stack of a thread bears, if a level took a call.
         const DEPTH: usize = 20_000;
@@ -244,6 +323,32 @@ mod tests {
             html(octets.as_bytes());
             attachment(octets.as_bytes(), 0);
         }
+        // More than the stack bears, and blanks where the parser passes over them.
+        let many = STANDARD.encode("Content-Type:message/rfc822\n\n".repeat(2 * DEPTH));
+        for (header, is_shown) in [
+            ("Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64", false),
+            (
+                "Content-Type: Message/(x)RFC822\r\nX: y\r\nContent-Transfer-Enc oding: quoted-printable",
+                false,
+            ),
+            (
+                "Content-Type: multipart/digest; boundary=b\r\n\r\n--b\r\nContent-Transfer-Encoding: base64",
+                false,
+            ),
+            ("Content-Type: text/plain\r\nContent-Transfer-Encoding: base64", true),
+        ] {
+            let octets = format!("{header}\r\nSubject: x\r\n\r\n{many}\r\n");
+            assert!(!sight(octets.as_bytes()).fields.is_empty(), "{header}");
+            assert_eq!(is_shallow(octets.as_bytes()), is_shown, "{header}");
+        }
+        // One that is passed on as it is hides nothing, whatever came with it.
+        let passed_on = format!(
+            "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit\r\n\r\n\
+             Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n{many}\r\n"
+        );
+        assert!(is_shallow(passed_on.as_bytes()));
+        let spread = "Content- Type: message/rfc822\r\n\r\n".repeat(TYPES_MAX + 1);
+        assert!(!is_shallow(spread.as_bytes()));
         let folded = format!("Subject: a{}\r\n\r\nx", "\r\n b".repeat(DEPTH));
         assert_eq!(sight(folded.as_bytes()).fields[0].1, format!("a{}", " b".repeat(DEPTH)));
     }
