@@ -207,7 +207,7 @@ impl Runner {
 
     async fn release(&self, listed: &Listed) {
         // One that an operator has in hand at this moment is theirs.
-        if self.queue().act(listed.id, Action::Release, "").await.is_ok() {
+        if self.queue().act(listed.id, Action::Release, "").await == Ok(true) {
             self.observer().emit(Event::new(self.clock().now(), EventKind::Released, listed.id));
         }
     }
