@@ -45,7 +45,9 @@ fn recipient(fields: &mut Fields, report: &Report<'_>, fate: &Fate<'_>) {
     if let Some(evidence) = fate.evidence {
         // What was returned by hand had no upstream's say in it.
         if !evidence.upstream.is_empty() {
-            fields.add("Remote-MTA", &format!("dns; {}", evidence.upstream));
+            // RFC 3464 §2.3.5: a name of DNS, which the one that an operator has given it need not be.
+            let kind = if evidence.upstream.contains('.') { "dns" } else { "x-outpost" };
+            fields.add("Remote-MTA", &format!("{kind}; {}", evidence.upstream));
         }
         match (&evidence.reply, &evidence.explanation) {
             (Some(reply), _) => {

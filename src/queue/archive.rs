@@ -25,6 +25,8 @@ const TEXT_MAX: usize = 64 * 1024;
 const PARAMETER_MAX: usize = 512;
 /// So much may the clock of the host that it comes from be ahead.
 const AHEAD_MAX: Duration = Duration::from_secs(3_600);
+/// More than in a year of tries each half a minute.
+const ATTEMPTS_MAX: u32 = 1_100_000;
 /// Nothing waits longer by anybody's wish.
 const WAIT_MAX: Duration = Duration::from_secs(366 * 86_400);
 
@@ -139,6 +141,9 @@ impl Entry {
         }
         if self.recipients.is_empty() {
             return Err("it has no recipients");
+        }
+        if self.recipients.iter().any(|recipient| recipient.attempts > ATTEMPTS_MAX) {
+            return Err("it was tried more often than can be");
         }
         if self.held.is_none() && self.pending().next().is_none() {
             return Err("nobody is to be reached any more");

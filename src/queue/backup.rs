@@ -176,7 +176,8 @@ fn complete(path: &Path, source: &Path, ours: &Spool) -> Result<(u64, u64), Faul
                 gone.push(Change::Remove { id: row.id, size: row.size });
             } else {
                 messages += 1;
-                octets += row.size;
+                // What a damaged row says of it may be anything.
+                octets = u64::saturating_add(octets, row.size);
             }
         }
         if complete {

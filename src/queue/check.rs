@@ -128,10 +128,12 @@ impl Checking {
             after = rows.last().map(|row| row.id);
             for row in rows.into_iter().filter(|row| !is_told_by_journal(&recent, row.id)) {
                 self.found.messages += 1;
-                self.found.bytes += row.size;
+                // What a damaged row says of it may be anything.
+                self.found.bytes = self.found.bytes.saturating_add(row.size);
                 if let Some(problem) = problem_of(&row, &reader, &spool)
                     // One that was settled meanwhile is nobody's trouble.
                     && is_still(&reader, &row)
+                    && !has_left(path, &connection, &reader, row.id)
                 {
                     self.note(Some(row.id), problem);
                 }
@@ -141,7 +143,7 @@ impl Checking {
                 break;
             }
         }
-        self.new_ones(&recent, &spool);
+        self.new_ones(&recent, &spool, |id| has_left(path, &connection, &reader, id));
         self.strays(&connection)?;
         self.files(&recent, &reader, &spool);
         Ok(())
@@ -173,17 +175,17 @@ impl Checking {
     }
 
     /// Messages that only the journal has; each of its frames has been compared with its checksum.
-    fn new_ones(&mut self, recent: &Pending, spool: &Spool) {
+    fn new_ones(&mut self, recent: &Pending, spool: &Spool, has_left: impl Fn(QueueId) -> bool) {
         let new = recent.fates().filter(|(id, _)| recent.wants_a_place(*id));
         for (id, new) in new.filter_map(|(id, fate)| Some((id, fate.new.as_ref()?))) {
             self.found.messages += 1;
-            self.found.bytes += new.size;
+            self.found.bytes = self.found.bytes.saturating_add(new.size);
             let problem = match Entry::decode(id, &new.record) {
                 None => Some("its record is damaged".to_owned()),
                 Some(entry) if entry.content.spooled => problem_of_file(&entry, spool),
                 Some(_) => None,
             };
-            if let Some(problem) = problem {
+            if let Some(problem) = problem.filter(|_| !has_left(id)) {
                 self.note(Some(id), problem);
             }
         }
@@ -246,6 +248,17 @@ impl Checking {
 fn is_told_by_journal(recent: &Pending, id: QueueId) -> bool {
     let has_left = |fate: &Fate| matches!(fate.outcome, Some(Outcome::Remove { .. }));
     recent.fate(id).is_some_and(|fate| fate.new.is_some() || has_left(fate))
+}
+
+/// Whether an entry has left by now: as the journal has it, which the database may learn of later, or the database.
+fn has_left(path: &Path, connection: &Connection, reader: &Reader, id: QueueId) -> bool {
+    let Ok((seal, known)) = store::known(connection) else { return false };
+    let Ok(found) = journal::read(&journal::path(path), seal, known) else { return false };
+    let recent = Pending::replay(found.steps);
+    match recent.fate(id) {
+        Some(fate) => matches!(fate.outcome, Some(Outcome::Remove { .. })),
+        None => reader.get(id).is_ok_and(|row| row.is_none()),
+    }
 }
 
 /// Whether a row is as it was read.

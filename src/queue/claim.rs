@@ -13,6 +13,7 @@ use super::{
     turns::Turns,
     writer::{EntryChange, NewContent, NewEntry, Request},
 };
+use crate::clock::Timestamp;
 use crate::mail::{
     content::{Content, Facts},
     envelope::{Envelope, Origin},
@@ -36,6 +37,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Claim {
     pub(super) ready: Option<Ready>,
+    /// When it is due, if it was claimed out of its turn.
+    pub(super) due: Option<Timestamp>,
     pub(super) queue: Queue,
 }
 
@@ -87,6 +90,10 @@ impl Drop for Claim {
         } else if ready.entry.held.is_some() {
             // An operator's: nobody else may have it.
             self.queue.shared.schedule().forget(ready.entry.id, None);
+        } else if let Some(due) = self.due {
+            // It was claimed out of its turn, maybe without its content: it waits where it did, as it did.
+            self.queue.shared.schedule().forget(ready.entry.id, Some(due));
+            self.queue.shared.look.notify_one();
         } else {
             self.queue.shared.schedule().give_back(ready);
             self.queue.shared.claimable.notify_one();

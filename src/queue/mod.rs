@@ -435,7 +435,7 @@ impl Queue {
         if schedule.wants_look() {
             self.shared.look.notify_one();
         }
-        Some(Claim { ready: Some(ready), queue: self.clone() })
+        Some(Claim { ready: Some(ready), due: None, queue: self.clone() })
     }
 
     /// How much is queued.

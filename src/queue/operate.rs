@@ -182,7 +182,7 @@ impl Queue {
         let (withdrawn, found) = self.withdraw(id, find).await?;
         let (ready, due) = found?;
         withdrawn.handed_over();
-        Ok((Claim { ready: Some(ready), queue: self.clone() }, due))
+        Ok((Claim { ready: Some(ready), due: Some(due), queue: self.clone() }, due))
     }
 
     /// Takes an entry out of everybody's way, and finds it. Only where the database doesn't know it as it is has

@@ -121,7 +121,7 @@ impl Pending {
 
     fn count(&mut self, messages: i64, size: u64) {
         self.messages += messages;
-        self.sizes += messages * i64::try_from(size).unwrap_or(i64::MAX);
+        self.sizes = self.sizes.saturating_add(messages * i64::try_from(size).unwrap_or(i64::MAX));
     }
 
     /// By entry.

@@ -81,6 +81,8 @@ pub(super) struct Schedule {
     midway: Option<(Flow, HashSet<Flow>)>,
     /// When the last look at the store began.
     looked: Timestamp,
+    /// It brought nothing, and nothing has left the window since: each flow has its share of it.
+    barren: bool,
     /// When the store's next entry becomes due, as far as known.
     next_due: Option<Timestamp>,
     /// While the store is being looked at: what changed meanwhile, so that what was read is out of date.
@@ -177,6 +179,7 @@ impl Schedule {
     pub(super) fn begin_look(&mut self, now: Timestamp) -> Look {
         self.changed = Some(Changed::default());
         self.looked = now;
+        self.barren = true;
         if self.midway.is_none() {
             self.unknown = false;
         }
@@ -383,7 +386,8 @@ impl Schedule {
         }
         // A clock that was set back must not make anybody wait.
         let looked = self.looked.min(now);
-        Some(match (self.is_low(), &self.midway) {
+        let wants_more = self.is_low() && (self.unknown || !self.barren);
+        Some(match (wants_more, &self.midway) {
             (true, _) => now,
             (false, None) => now.max(looked.after(PAUSE)),
             (false, Some(_)) => now.max(looked.after(PAUSE_MIDWAY)),
@@ -444,12 +448,14 @@ impl Schedule {
 
     fn added(&mut self, ready: &Ready, flow: Flow) {
         self.taken.insert(ready.entry.id, Place::Window(flow));
+        self.barren = false;
         self.waiting += 1;
         self.octets += ready.content.octets_in_memory();
     }
 
     /// It was taken out of the window.
     fn removed(&mut self, ready: &Ready, rank: u32) {
+        self.barren = false;
         self.waiting -= 1;
         self.octets -= ready.content.octets_in_memory();
         if self.ready.get(&rank).is_some_and(Turns::is_empty) {
@@ -505,6 +511,25 @@ mod tests {
         assert_eq!(next(&mut schedule), 0);
         // What had to leave the window is looked for again, as is what found no place.
         assert!(schedule.has_more() && !schedule.is_taken(QueueId::from_i64(ENTRIES_MAX as i64 - 1)));
+    }
+
+    /// Of one sender there is more than its share, and little of the others: nothing more comes before something
+    /// leaves, however low the window is.
+    #[test]
+    fn a_look_that_brought_nothing_is_not_followed_by_the_next_at_once() {
+        let mut schedule = Schedule::unknown();
+        let now = Timestamp(1_000);
+        let flow = Flow::of(&ready(0).entry);
+        schedule.begin_look(now);
+        schedule.fill(flow, (0..160).map(ready).collect(), false);
+        schedule.end_look(None, None);
+        assert_eq!(schedule.next_look(now), Some(now), "the window is low, and the look brought some");
+        schedule.begin_look(now);
+        schedule.fill(flow, Vec::new(), false);
+        schedule.end_look(None, None);
+        assert_eq!(schedule.next_look(now), Some(now.after(PAUSE)));
+        schedule.pop().expect("it is filled");
+        assert_eq!(schedule.next_look(now), Some(now), "there is room for another of the flow");
     }
 
     #[test]

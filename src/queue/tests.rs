@@ -127,6 +127,21 @@ async fn a_deferred_entry_is_claimed_when_it_is_due_and_not_before() {
     assert!(Clock::System.now() >= due);
 }
 
+/// An operator may look at it without its content, if that is damaged: nobody else may get it so, nor before its time.
+#[tokio::test]
+async fn what_an_operator_has_claimed_in_vain_waits_where_it_did() {
+    let fixture = Fixture::new();
+    let id = accept(&fixture.queue, b"x\r\n").await.unwrap();
+    let claim = fixture.queue.claim().await;
+    let due = Clock::System.now().after(Duration::from_secs(2));
+    fixture.queue.settle(claim, Next::Retry(due), Vec::new()).durable().await.unwrap();
+    drop(fixture.queue.claim_for_operator(id).await.unwrap());
+    assert!(fixture.queue.try_claim().is_none() || Clock::System.now() >= due);
+    let claim = fixture.queue.claim().await;
+    assert!(Clock::System.now() >= due);
+    assert_eq!(read(claim.content()), b"x\r\n");
+}
+
 #[tokio::test]
 async fn a_time_further_ahead_than_any_wait_is_now_unless_the_sender_asked_for_it() {
     let fixture = Fixture::new();

@@ -374,6 +374,7 @@ fn note(store: &Store, shared: &Shared, result: &Result<(), Fault>) {
     let before = shared.health.set(trouble.clone());
     if trouble.as_ref().is_none_or(|trouble| trouble.records) {
         if before.as_ref().is_some_and(|before| !before.records) {
+            shared.claimable.notify_waiters();
             shared.claimable.notify_one();
         }
         if trouble.is_none() && before.is_some() {
@@ -406,6 +407,15 @@ fn settle(
     if told {
         shared.history.write();
     }
+    // Before the window is locked, which everybody waits for.
+    for (request, result) in &results {
+        if let (Request::Change(change, _), Ok(())) = (request, result)
+            && change.next == Next::Done
+            && change.entry.content.spooled
+        {
+            shared.spool.remove(change.entry.id);
+        }
+    }
     let mut woken = 0;
     {
         let mut schedule = shared.schedule();
@@ -426,9 +436,6 @@ fn settle(
                     if store.is_outdated(entry.id) {
                         schedule.set_outdated(entry.id);
                     }
-                    if next == Next::Done && entry.content.spooled {
-                        shared.spool.remove(entry.id);
-                    }
                     for report in reports {
                         woken += 1;
                         offer(&mut schedule, shared, report);
@@ -446,7 +453,11 @@ fn settle(
                     late.push(Request::Change(change, oneshot::channel().0));
                 }
                 (Request::SetAside(id), Ok(())) => schedule.forget(id, None),
-                (Request::SetAside(_), Err(_)) => {}
+                (Request::SetAside(id), Err(_)) => {
+                    // Left alone, and seen to be, until it can be noted.
+                    schedule.forget(id, None);
+                    schedule.pass_over(id);
+                }
                 (Request::Absorb(_), _) => {}
                 // The feeder looks again behind it, or asks again.
                 (Request::BringForward(_, done), result) => {

@@ -10,7 +10,7 @@ use crate::{
     config::Waits,
     dsn::wish::Happened,
     mail::outcome::{Evidence, Outcome, Scope},
-    observe::{Delivery, Event, EventKind},
+    observe::{Delivery, Event, EventKind, some_of},
     queue::{
         Claim, DAMAGED, Next, QueueId, Settled,
         entry::{Entry, Recipient, RecipientState},
@@ -111,10 +111,8 @@ impl Runner {
         if reason == DAMAGED {
             self.observer().metrics().damaged.inc();
         }
-        let joined = |entry: &Entry| {
-            let pending: Vec<&str> = entry.pending().map(|(_, r)| r.address.as_str()).collect();
-            pending.join(",")
-        };
+        let joined =
+            |entry: &Entry| some_of(entry.pending().map(|(_, recipient)| recipient.address.as_str()));
         self.observer().emit(Event {
             sender: entry.map(|entry| entry.reverse_path.as_str().to_owned()),
             recipient: entry.map(joined),
@@ -216,7 +214,7 @@ fn is_next(evidence: &Evidence, goes_on: bool) -> bool {
 /// Notes in a recipient what an attempt showed, whatever becomes of it. To have been the next is no attempt: its
 /// first real answer must not count as the last that it may get.
 pub(super) fn note(recipient: &mut Recipient, evidence: &Evidence, goes_on: bool) {
-    recipient.attempts += u32::from(!is_next(evidence, goes_on));
+    recipient.attempts = recipient.attempts.saturating_add(u32::from(!is_next(evidence, goes_on)));
     if evidence.uncertain {
         recipient.perhaps = Some(evidence.upstream.clone());
     }
@@ -246,7 +244,9 @@ pub(super) fn given_up_at(orders: &Orders, entry: &Entry) -> Timestamp {
 
 /// Whether the sender of a message should be told now that it is late.
 pub(super) fn is_late(orders: &Orders, entry: &Entry, now: Timestamp) -> bool {
-    let waits_long = orders.queue.delay_warning.is_some_and(|delay| now.since(entry.received) >= delay);
+    // RFC 4865: until then it waits because its sender wants it to.
+    let since = entry.handling.hold_until.map_or(entry.received, |until| until.max(entry.received));
+    let waits_long = orders.queue.delay_warning.is_some_and(|delay| now.since(since) >= delay);
     // RFC 2852 §4: wanted by a time, but not worthless behind it.
     let is_overdue = entry.handling.deliver_by.is_some_and(|by| !by.or_return && now >= by.time);
     !entry.warned && (waits_long || is_overdue)

@@ -373,6 +373,13 @@ async fn mail_that_waits_before_a_closed_gate_is_told_to_be_late_and_goes_on_wai
     let mut walk = Walk::default();
     fixture.runner.walk(&orders, &mut walk, DAY).await.unwrap();
     assert!(fixture.reports().await.is_empty(), "nothing is a day old");
+    let mut held = fixture.entries().await.remove(0);
+    let (late, warning) = (DAY, fixture.orders(|orders| orders.queue.delay_warning = Some(DAY)));
+    let now = held.received.after(late);
+    assert!(super::settle::is_late(&warning, &held, now));
+    held.handling.hold_until = Some(held.received.after(late));
+    assert!(!super::settle::is_late(&warning, &held, now), "until then its sender wants it to wait");
+    assert!(super::settle::is_late(&warning, &held, now.after(late)));
     let orders = fixture.orders(|orders| orders.queue.delay_warning = Some(Duration::ZERO));
     fixture.runner.walk(&orders, &mut walk, Duration::ZERO).await.unwrap();
     let reports = fixture.reports().await;

@@ -74,24 +74,20 @@ impl Runner {
             }
         };
         // Before the pass ends: whoever counts those that are open and those being opened must not miss it.
-        let open = lane.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let counted = Counted::begin(lane);
         if pass.succeeded() {
             tracing::info!(upstream = agent.upstream().name, "the upstream takes mail again");
         }
         // While it was being opened, another connection learned that no mail is wanted now, or we were told to end:
         // who waits for that does not wait for another final reply.
         if lane.gate.stops_all() || lane.is_retired() || *shutdown.borrow() {
-            lane.connections.fetch_sub(1, Ordering::Relaxed);
-            lane.idled.notify_one();
-            drop(job);
+            drop((counted, job));
             return client.quit().await;
         }
-        self.show(&agent, open);
+        self.show(&agent, lane.connections());
         self.carry(lane, &agent, client, (job, permit), shutdown).await;
-        let open = lane.connections.fetch_sub(1, Ordering::Relaxed) - 1;
-        // There is room for another connection.
-        lane.idled.notify_one();
-        self.show(&agent, open);
+        drop(counted);
+        self.show(&agent, lane.connections());
     }
 
     /// Carries message after message over one connection.
@@ -387,6 +383,24 @@ impl Runner {
             .upstream_connections
             .get_or_create(&UpstreamLabels { upstream })
             .set(open as i64);
+    }
+}
+
+/// A connection that counts as open until this is dropped, also where what it does panics.
+struct Counted<'l>(&'l Lane);
+
+impl<'l> Counted<'l> {
+    fn begin(lane: &'l Lane) -> Self {
+        lane.connections.fetch_add(1, Ordering::Relaxed);
+        Self(lane)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        // There is room for another connection.
+        self.0.idled.notify_one();
     }
 }
 
