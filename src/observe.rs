@@ -209,6 +209,22 @@ fn from_optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
     from_text(deserializer).map(Some)
 }
 
+/// Addresses as an event has them: the first, and how many there are.
+pub fn some_of(addresses: impl Iterator<Item = impl Display>) -> String {
+    const SHOWN: usize = 10;
+    let (mut text, mut all) = (String::new(), 0);
+    for address in addresses {
+        if all < SHOWN {
+            let _ = write!(text, "{}{address}", if all == 0 { "" } else { "," });
+        }
+        all += 1;
+    }
+    if all > SHOWN {
+        let _ = write!(text, ",… {all} in all");
+    }
+    text
+}
+
 /// Keeps events for those who ask later.
 pub type Keeper = Box<dyn Fn(&Event) + Send + Sync>;
 

@@ -60,12 +60,23 @@ struct Condition {
     /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     help: Option<String>,
+    /// It keeps an alert on, and does not begin one.
+    #[serde(skip)]
+    lasts_only: bool,
 }
 
 impl Condition {
     fn new(alert: &str, subject: Option<&str>, reason: String, help: Option<&str>) -> Self {
         let (subject, help) = (subject.map(str::to_owned), help.map(str::to_owned));
-        Self { alert: alert.to_owned(), subject, class: None, who_must_act: None, reason, help }
+        Self {
+            alert: alert.to_owned(),
+            subject,
+            class: None,
+            who_must_act: None,
+            reason,
+            help,
+            lasts_only: false,
+        }
     }
 
     /// Whether an operator who was told of the other must be told of this one, too.
@@ -142,13 +153,13 @@ fn of_upstreams(status: &Status, now: Timestamp, found: &mut Vec<Condition>) {
     }
     for limit in status.limits.iter().filter(|limit| limit.used >= limit.max) {
         let frees = limit.frees_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
-        if frees.is_none_or(|at| at.since(now) >= QUOTA_FROM) {
-            let until = limit.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
-            let (used, max) = (limit.used, limit.max);
-            let reason = format!("{used} of {max} {} in {} used{until}", limit.counts, limit.window);
-            let subject = format!("{} {} {}", limit.upstream, limit.counts, limit.window);
-            found.push(Condition::new("quota", Some(&subject), reason, None));
-        }
+        let until = limit.frees_at.as_deref().map_or(String::new(), |at| format!("; frees up at {at}"));
+        let (used, max) = (limit.used, limit.max);
+        let reason = format!("{used} of {max} {} in {} used{until}", limit.counts, limit.window);
+        let subject = format!("{} {} {}", limit.upstream, limit.counts, limit.window);
+        // Each time that some of it frees up soon it would end else, and begin again a moment later.
+        let lasts_only = frees.is_some_and(|at| at.since(now) < QUOTA_FROM);
+        found.push(Condition { lasts_only, ..Condition::new("quota", Some(&subject), reason, None) });
     }
 }
 
@@ -194,6 +205,7 @@ impl State {
                 Some(raised) if !condition.is_other_than(&raised.condition) => {
                     (raised.condition, raised.seen) = (condition, now);
                 }
+                None if condition.lasts_only => {}
                 _ => {
                     let raised = Raised { condition, since: now, seen: now };
                     self.push("alert.raised", &raised, settings, now);
@@ -240,6 +252,9 @@ impl State {
 pub async fn watch(admin: Admin, mut shutdown: watch::Receiver<bool>) {
     let path = admin.settings.load().data.join(NAME);
     let mut state: State = read(&path).await;
+    // What was on is not over because nobody looked: the relay has yet to learn how things stand.
+    let begun = admin.clock.now();
+    state.raised.values_mut().for_each(|raised| raised.seen = begun);
     let (mut failures, mut again) = (0, Instant::now());
     loop {
         tokio::select! {
@@ -405,7 +420,18 @@ mod tests {
             used_up(s);
             s.limits[0].frees_at = Some(NOW.after(Duration::from_secs(1)).to_string());
         };
-        assert!(kinds(soon, None).is_empty());
+        assert_eq!(kinds(soon, None), ["quota"]);
+        let told = |change: &dyn Fn(&mut Status), state: &mut State, second: u64| {
+            let mut status = status();
+            change(&mut status);
+            let found = conditions(&Ok(status), &Thresholds::default(), None, NOW);
+            state.update(found, &settings(""), NOW.after(Duration::from_secs(second)))
+        };
+        let mut state = State::default();
+        assert!(!told(&soon, &mut state, 0), "it begins no alert");
+        assert!(told(&used_up, &mut state, 1));
+        assert!(!told(&soon, &mut state, 120), "and keeps one on");
+        assert!(told(&|_| (), &mut state, 140), "until there is room");
         let broken = conditions(&Err("it is broken".into()), &Thresholds::default(), None, NOW);
         assert_eq!(broken[0].alert, "store");
     }

@@ -18,6 +18,7 @@ use clap::Args;
 use self::ask::{Asker, Verdict};
 use super::{
     Place, check,
+    client::Client,
     exit::{Exit, Failure},
     output,
 };
@@ -84,7 +85,12 @@ impl Init {
         }
         let service = place.service.clone().unwrap_or_else(|| "mailer".to_owned());
         let (connect, force) = (self.connect, self.force);
-        let answers = self.answers(&service, &file)?;
+        // What listens there now will listen there again.
+        let runs = Client::find(place).is_ok_and(|client| client.raw("/healthz").is_ok());
+        let mut answers = self.answers(&service, &file)?;
+        if !runs {
+            answers.choose_ports();
+        }
         let loaded = answers.judged(&service, &file).map_err(|problems| told(&problems))?;
         for warning in &loaded.warnings {
             output::complain(&format!("warning: {}", without_place(warning)));
@@ -98,6 +104,10 @@ impl Init {
         }
         let written = answers.write(&service, &file, &secret, force)?;
         output::say(format!("Wrote {written}."));
+        let others = [("smtp_listen", answers.listen), ("smtp_admin_listen", answers.admin.as_deref())];
+        for (key, address) in others.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+            output::say(format!("The usual port can't be had here, so {key} is {address}."));
+        }
         let named =
             if file == Path::new("dotcloud.yml") { String::new() } else { format!(" -f {}", file.display()) };
         let test = if connect { String::new() } else { format!("  outpost check --connect{named}\n") };
@@ -174,7 +184,6 @@ impl Init {
             judge(answers.judged(service, file))
         })?;
         answers.sender = if sender.is_empty() { usual } else { sender };
-        answers.choose_ports();
         Ok(answers)
     }
 }

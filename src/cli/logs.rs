@@ -133,13 +133,23 @@ impl Logs {
                 id: self.ids.first().filter(|_| self.ids.len() == 1).cloned(),
                 ..self.wanted.clone()
             };
-            match client.get::<List<Event>>(&with_query("/api/v1/events", &wanted)) {
-                Ok(List { mut items, next }) => {
+            // What is there before the look at what is wanted need not be looked at again.
+            let newest = Wanted { limit: Some(1), ..Wanted::default() };
+            let newest = client.get::<List<Event>>(&with_query("/api/v1/events", &newest));
+            let got = newest.and_then(|newest| {
+                let wanted = client.get::<List<Event>>(&with_query("/api/v1/events", &wanted))?;
+                Ok((newest.items.last().and_then(|event| event.seq), wanted))
+            });
+            match got {
+                Ok((newest, List { mut items, next })) => {
                     if std::mem::take(&mut away) {
                         output::complain("the relay runs again");
                     }
                     let seen = items.last().and_then(|event| event.seq);
-                    last = next.as_ref().and_then(|next| next.parse().ok()).or(seen).or(last);
+                    last = match &next {
+                        Some(next) => next.parse().ok().or(last),
+                        None => seen.max(newest).max(last),
+                    };
                     let is_meant = |event: &Event| {
                         self.ids.is_empty() || self.ids.iter().any(|id| id.eq_ignore_ascii_case(&event.id))
                     };

@@ -240,10 +240,15 @@ impl Known {
 fn of_info(info: &Info) -> Result<Known, Failure> {
     let in_clear = |listen: &&ListenInfo| listen.tls != "implicit";
     let by_tcp = || info.listen.iter().filter(|listen| !is_socket(&listen.address));
-    let listen = by_tcp().find(in_clear).or_else(|| by_tcp().next());
+    let passed = || info.listen.iter().find(|listen| listen.address.starts_with("fd:") && info.port != 0);
+    let listen = by_tcp().find(in_clear).or_else(|| by_tcp().next()).or_else(passed);
     let nowhere = || Failure::new(Exit::UNAVAILABLE, "the relay listens on no TCP port");
     let listen = listen.ok_or_else(nowhere)?;
-    let (host, port) = reachable(&listen.address);
+    let (host, port) = match is_socket(&listen.address) {
+        // Its name says nothing; what apps are told is the port of the first.
+        true => ("127.0.0.1".to_owned(), info.port.to_string()),
+        false => reachable(&listen.address),
+    };
     let tls = Some(listen.tls.clone());
     let password = info.published("PASSWORD").map(str::to_owned);
     let login = password.map(|password| (info.login.clone(), password));

@@ -43,7 +43,8 @@ pub(super) fn of_tls(reader: &mut Reader<'_>, upstream: &Upstream) {
     if matches!(upstream.tls, UpstreamTls::StartTls | UpstreamTls::Implicit) {
         return;
     }
-    if reader.is_set(key!("smtp_relay_password")) && !upstream.allow_insecure_auth {
+    let logs_in = reader.is_set(key!("smtp_relay_password")) || reader.is_set(key!("smtp_relay_oauth"));
+    if logs_in && !upstream.allow_insecure_auth {
         let help = format!(
             "write `{name}: starttls` or implicit; a server with a certificate of its own can be named by \
              smtp_relay_tls_ca or smtp_relay_tls_fingerprint. \

@@ -82,10 +82,17 @@ pub(super) fn users(reader: &mut Reader<'_>) -> Vec<User> {
     }];
 
     let key = key!("smtp_users");
-    let Some(found) = reader.items(key).and_then(|items| items.into_iter().next()) else {
-        return users;
-    };
+    let Some(items) = reader.items(key) else { return users };
     let document = reader.around.document;
+    if let Some(second) = items.get(1) {
+        let place = second.place.clone();
+        reader.report(
+            place,
+            "smtp_users is no list",
+            Some("write the logins below each other, without dashes"),
+        );
+    }
+    let Some(found) = items.into_iter().next() else { return users };
     let Value::Node(id) = found.value else {
         reader.report(found.place, "smtp_users can't come from a variable", Some("write it in the file"));
         return users;

@@ -122,6 +122,11 @@ impl Listen {
         Self { address: address.into(), tls: ListenTls::StartTls, login_required: false, proxies: Vec::new() }
     }
 
+    /// Whether whoever starts us passes it, open already.
+    pub fn is_passed(&self) -> bool {
+        self.address.starts_with("fd:")
+    }
+
     /// Whether it is a Unix socket, which only this machine can reach.
     pub fn is_unix(&self) -> bool {
         self.address.starts_with("unix:")

@@ -269,11 +269,13 @@ impl<'a> Reader<'a> {
         if !hits.is_empty() || !key.secret {
             return hits;
         }
-        let Some(directory) = (self.around.env)("CREDENTIALS_DIRECTORY") else {
-            return hits;
+        // systemd shows them to the service alone; to root's commands they are where its unit has them from.
+        let (directory, prefix) = match (self.around.env)("CREDENTIALS_DIRECTORY") {
+            Some(directory) => (PathBuf::from(directory), ""),
+            None => (self.around.base.join("credentials"), "smtp_"),
         };
         let credentials = names.iter().filter(|(_, in_file)| !in_file).filter_map(|(name, _)| {
-            let path = Path::new(&directory).join(name);
+            let path = directory.join(name.strip_prefix(prefix)?);
             let text = path.to_str().filter(|_| path.exists())?.to_owned();
             Some(found(name, Place::Outside(text.clone()), Value::Text(text), true))
         });

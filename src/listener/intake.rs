@@ -16,7 +16,7 @@ use crate::{
         envelope::{Envelope, Origin},
         trace,
     },
-    observe::{Event, EventKind, Observer, Received, Rejection},
+    observe::{Event, EventKind, Observer, Received, Rejection, some_of},
     queue::{Fault, Incoming, Queue, Receipt},
     smtp::{
         framing::{ChunkReader, ContentFault, ContentReader},
@@ -182,13 +182,7 @@ impl Intake {
 
 /// Recipients as an event shows them; a long list is cut, for a log line is not an archive.
 fn joined(envelope: &Envelope) -> String {
-    const SHOWN: usize = 10;
-    let mut text =
-        envelope.recipients.iter().take(SHOWN).map(|to| to.mailbox.to_string()).collect::<Vec<_>>().join(",");
-    if envelope.recipients.len() > SHOWN {
-        text.push_str(&format!(",… {} in all", envelope.recipients.len()));
-    }
-    text
+    some_of(envelope.recipients.iter().map(|to| to.mailbox.to_string()))
 }
 
 /// What a client is told of a fault of ours: always 4yz, never our error's text.

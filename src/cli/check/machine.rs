@@ -48,7 +48,7 @@ fn ports(loaded: &Loaded, found: &mut Vec<Finding>) {
     let Settings { listen, admin, .. } = &loaded.settings;
     let smtp = listen
         .iter()
-        .filter(|listen| !listen.is_unix())
+        .filter(|listen| !listen.is_unix() && !listen.is_passed())
         .map(|listen| ("smtp_listen", listen.address.clone()));
     for (key, address) in smtp.chain([("smtp_admin_listen", admin.listen.to_string())]) {
         let Err(error) = TcpListener::bind(&address) else { continue };

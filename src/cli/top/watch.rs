@@ -95,7 +95,9 @@ fn look_once(client: &Client, looks: &mut VecDeque<(Instant, Counts)>) -> Result
     let List { items: events, .. } = client.get(EVENTS)?;
     let metrics = String::from_utf8_lossy(&client.raw("/metrics")?).into_owned();
     looks.push_back((Instant::now(), Counts::of(&metrics)));
-    while looks.len() > LOOKS_MAX || looks.front().is_some_and(|(at, _)| at.elapsed() > RATE_OVER) {
+    let is_old = |looks: &VecDeque<(Instant, Counts)>| looks[0].0.elapsed() > RATE_OVER;
+    // Two are needed, however far between.
+    while looks.len() > LOOKS_MAX || looks.len() > 2 && is_old(looks) {
         looks.pop_front();
     }
     let rates = match (looks.front(), looks.back()) {

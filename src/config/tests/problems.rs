@@ -18,6 +18,8 @@ fn mistakes_of_the_upstream_are_named_when_it_is_read() {
     assert!(server("smtp.mailgun.org:587").contains("has a key of its own"));
     let url = server("smtp://me:s3cret@smtp.mailgun.org");
     assert!(url.contains("without `smtp://`") && !url.contains("s3cret"));
+    let list = problems(&relay("smtp_users: [{shop: {password: a}}, {blog: {password: b}}]"));
+    assert!(list.contains("smtp_users is no list"), "{list}");
     for tls in ["none", "opportunistic"] {
         let text = format!("{MAILGUN}    smtp_relay_tls: {tls}\n");
         assert!(

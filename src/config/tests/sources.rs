@@ -57,6 +57,19 @@ fn secrets_come_from_files_and_credentials() {
     let env = [("CREDENTIALS_DIRECTORY", credentials)];
     assert_eq!(password(&text, &env).expect("right"), "credential");
     assert_eq!(password(&with("pw"), &env).expect("right"), "from file ", "only when nothing else sets it");
+    // For commands outside the service.
+    fs::create_dir(at("credentials")).expect("a directory");
+    fs::write(at("credentials/relay_password"), "beside").expect("written");
+    let beside = |env: &[(&str, &str)]| {
+        let file = at("dotcloud.yml");
+        fs::write(&file, &text).expect("written");
+        let env =
+            |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let loaded = load(&Source { file: Some(file), ..Source::default() }, &env).expect("right");
+        let login = loaded.settings.upstreams[0].login.clone().expect("a login");
+        login.password.expose_secret().to_owned()
+    };
+    assert_eq!((beside(&[]).as_str(), beside(&env).as_str()), ("beside", "credential"));
     for (name, words) in [
         ("empty", "is empty"),
         ("lines", "more than one line"),
