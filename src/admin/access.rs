@@ -351,7 +351,7 @@ mod tests {
     }
 
     async fn peer(address: &str) -> Peer {
-        let places = crate::admin::place::Places::new(2);
+        let places = crate::admin::place::Places::new(2, 2);
         let (address, free) = (address.parse().expect("an address"), places.one().await.expect("a place"));
         Peer::new(address, places.of(address, free).expect("a place"))
     }

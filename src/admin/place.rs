@@ -1,4 +1,5 @@
-//! Places of connections to the page and the API: so many at once, and no more than half of them for one party.
+//! Places of connections to the page and the API: so many at once, and over TCP no more than half of them for one
+//! party.
 
 use std::{
     collections::HashMap,
@@ -38,10 +39,10 @@ pub fn places(descriptors: usize) -> usize {
 }
 
 impl Places {
-    /// So many.
-    pub(super) fn new(most: usize) -> Self {
+    /// So many, of which one party may have so many.
+    pub(super) fn new(most: usize, of_one: usize) -> Self {
         let free = Arc::new(Semaphore::new(most));
-        Self(Arc::new(Inner { free, of_one: most.div_ceil(2), parties: Mutex::default() }))
+        Self(Arc::new(Inner { free, of_one, parties: Mutex::default() }))
     }
 
     /// Waits until another connection may come; `None` can't be.
@@ -85,7 +86,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_party_has_half_of_the_places_and_gives_them_back() {
-        let places = Places::new(4);
+        let places = Places::new(4, 2);
         let (one, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let take = async |client: IpAddr| places.of(client, places.one().await.unwrap());
         let (first, second) = (take(one).await.unwrap(), take(one).await.unwrap());

@@ -64,7 +64,9 @@ impl TcpDoor {
         // An answer in several writes must not wait for the client's acknowledgement.
         let tcp = tcp.tap_io(|stream| drop(stream.set_nodelay(true)));
         let end = ended(self.shutdown.clone(), closing);
-        tokio::spawn(answer(tcp, self.router.clone(), |peer: &SocketAddr| peer.ip(), end));
+        let most = place::places(net::descriptors());
+        let places = Places::new(most, most.div_ceil(2));
+        tokio::spawn(answer(tcp, self.router.clone(), |peer: &SocketAddr| peer.ip(), places, end));
         self.open = open;
     }
 
@@ -91,7 +93,9 @@ pub fn serve(
     door.open(tcp);
     let here = |_: &_| IpAddr::V4(Ipv4Addr::LOCALHOST);
     let end = ended(shutdown.clone(), shutdown.clone());
-    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), here, end));
+    // Whoever may open the socket is one of us.
+    let most = place::places(net::descriptors());
+    tokio::spawn(answer(unix, router(admin.clone(), Access::Socket), here, Places::new(most, most), end));
     tokio::spawn(trend::keep(admin, shutdown));
     Ok(door)
 }
@@ -109,12 +113,12 @@ async fn answer<L: Listener>(
     mut listener: L,
     router: Router,
     peer: fn(&L::Addr) -> IpAddr,
+    places: Places,
     end: impl Future<Output = ()>,
 ) {
     tokio::pin!(end);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).max_buf_size(BUFFER_MAX);
-    let places = Places::new(place::places(net::descriptors()));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = async {
@@ -127,7 +131,10 @@ async fn answer<L: Listener>(
         };
         let client = peer(&address);
         // Whoever has as many as he may is hung up on, so that there is one for the others.
-        let Some(place) = free.and_then(|free| places.of(client, free)) else { continue };
+        let Some(place) = free.and_then(|free| places.of(client, free)) else {
+            tracing::debug!(%client, "as many connections to the page and the API as one may have");
+            continue;
+        };
         let peer = Peer::new(client, place);
         let service = router.clone().map_request(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());

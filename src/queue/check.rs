@@ -133,7 +133,8 @@ impl Checking {
                 if let Some(problem) = problem_of(&row, &reader, &spool)
                     // One that was settled meanwhile is nobody's trouble.
                     && is_still(&reader, &row)
-                    && !has_left(path, &connection, &reader, row.id)
+                    // Of more than are told it makes no difference, and it takes its time.
+                    && !(self.found.problems.len() < TOLD && has_left(path, &connection, &reader, row.id))
                 {
                     self.note(Some(row.id), problem);
                 }

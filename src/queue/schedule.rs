@@ -280,7 +280,9 @@ impl Schedule {
                 self.leave_behind(flow);
             }
         }
-        self.away.len() < before
+        let came = self.away.len() < before;
+        self.barren &= !came;
+        came
     }
 
     fn no_longer_away(&mut self, id: QueueId) -> Option<Flow> {
@@ -356,6 +358,11 @@ impl Schedule {
         if self.passed_over.len() < AWAY_MAX && self.passed_over.insert(id) {
             tracing::error!(%id, "a message can't be read, for the page of the file is damaged: see `outpost queue check`");
         }
+    }
+
+    /// An entry that was passed over has left.
+    pub(super) fn has_left(&mut self, id: QueueId) {
+        self.passed_over.remove(&id);
     }
 
     /// Entries that can be neither read nor set aside, as far as known.

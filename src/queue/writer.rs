@@ -433,6 +433,9 @@ fn settle(
                 (Request::Change(change, done), Ok(())) => {
                     let EntryChange { entry, next, reports, .. } = *change;
                     schedule.forget(entry.id, next.due());
+                    if next == Next::Done {
+                        schedule.has_left(entry.id);
+                    }
                     if store.is_outdated(entry.id) {
                         schedule.set_outdated(entry.id);
                     }

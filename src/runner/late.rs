@@ -23,6 +23,8 @@ const PAGE: usize = 200;
 /// Warnings on their way to the disk at once: they share a sync, and mail does not wait for long
 /// behind them.
 const AT_ONCE: usize = 50;
+/// Of more that are on hold only an attempt tells that they are late.
+const ON_HOLD_MAX: usize = 100_000;
 /// How often it is looked whether somebody is late: at a tenth of the delay, within these.
 const OFTEN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(60)];
 
@@ -32,6 +34,8 @@ pub(super) struct Walk {
     seen: Option<QueueId>,
     /// Passed by while an attempt was under way: no more than there are connections.
     busy: Vec<QueueId>,
+    /// Passed by while their senders wanted them to wait (RFC 4865), and when they will be late.
+    on_hold: Vec<(Timestamp, QueueId)>,
 }
 
 impl Runner {
@@ -56,13 +60,26 @@ impl Runner {
         for id in std::mem::take(&mut walk.busy) {
             self.warn(orders, walk, id, &mut settled).await?;
         }
+        let (late, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut walk.on_hold).into_iter().partition(|(late, _)| *late <= now);
+        walk.on_hold = later;
+        for (_, id) in late {
+            self.warn(orders, walk, id, &mut settled).await?;
+        }
         // A warning is a courtesy; it takes no room from mail.
         while self.queue().trouble().is_none() {
             let page = self.queue().list(walk.seen, PAGE).await?;
             let more = page.len() == PAGE && page.last().is_some_and(|listed| listed.id.time() <= arrived);
             for listed in page.into_iter().take_while(|listed| listed.id.time() <= arrived) {
-                if listed.entry.is_some_and(|entry| is_to_be_warned(orders, &entry, now)) {
-                    self.warn(orders, walk, listed.id, &mut settled).await?;
+                match listed.entry {
+                    Some(entry) if is_to_be_warned(orders, &entry, now) => {
+                        self.warn(orders, walk, listed.id, &mut settled).await?;
+                    }
+                    Some(entry) if !entry.warned && walk.on_hold.len() < ON_HOLD_MAX => {
+                        let late = entry.handling.hold_until.map(|until| until.after(delay));
+                        walk.on_hold.extend(late.filter(|late| *late > now).map(|late| (late, listed.id)));
+                    }
+                    _ => {}
                 }
                 walk.seen = Some(listed.id);
                 if settled.len() >= AT_ONCE {

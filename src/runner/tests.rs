@@ -401,6 +401,24 @@ async fn mail_that_waits_before_a_closed_gate_is_told_to_be_late_and_goes_on_wai
 }
 
 #[tokio::test]
+async fn mail_that_was_on_hold_is_told_to_be_late_when_it_has_waited_since() {
+    let fixture = Fixture::new();
+    let soon = fixture.runner.clock().now().after(Duration::from_millis(400));
+    let handling = Handling { hold_until: Some(soon), ..Handling::default() };
+    fixture.accept(Some("app@sender.example"), vec![to("a@x.example", None)], handling).await;
+    let delay = Duration::from_millis(200);
+    let orders = fixture.orders(|orders| orders.queue.delay_warning = Some(delay));
+    let mut walk = Walk::default();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    fixture.runner.walk(&orders, &mut walk, delay).await.unwrap();
+    let early = fixture.reports().await.len();
+    assert!(early == 0 || fixture.runner.clock().now() >= soon.after(delay));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    fixture.runner.walk(&orders, &mut walk, delay).await.unwrap();
+    assert_eq!(early + fixture.reports().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_message_with_a_time_is_returned_at_it_or_its_sender_told() {
     let fixture = Fixture::new();
     let orders = fixture.orders(|_| ());
