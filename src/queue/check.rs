@@ -152,13 +152,9 @@ impl Checking {
 
     /// What the journal has and the database does not know yet.
     fn recent(&mut self, path: &Path, connection: &Connection) -> rusqlite::Result<Pending> {
-        let read = || -> rusqlite::Result<io::Result<Replay>> {
-            let (seal, known) = store::known(connection)?;
-            Ok(journal::read(&journal::path(path), seal, known))
-        };
         // A second look, for it may have been written from its start during the first one.
-        let found = match read()? {
-            Ok(found) if found.lost > 0 => read()?,
+        let found = match replay(path, connection)? {
+            Ok(found) if found.lost > 0 => replay(path, connection)?,
             found => found,
         };
         let mut steps = Vec::new();
@@ -251,10 +247,15 @@ fn is_told_by_journal(recent: &Pending, id: QueueId) -> bool {
     recent.fate(id).is_some_and(|fate| fate.new.is_some() || has_left(fate))
 }
 
+/// What the journal has at this moment and the database does not know.
+fn replay(path: &Path, connection: &Connection) -> rusqlite::Result<io::Result<Replay>> {
+    let (seal, known) = store::known(connection)?;
+    Ok(journal::read(&journal::path(path), seal, known))
+}
+
 /// Whether an entry has left by now: as the journal has it, which the database may learn of later, or the database.
 fn has_left(path: &Path, connection: &Connection, reader: &Reader, id: QueueId) -> bool {
-    let Ok((seal, known)) = store::known(connection) else { return false };
-    let Ok(found) = journal::read(&journal::path(path), seal, known) else { return false };
+    let Ok(Ok(found)) = replay(path, connection) else { return false };
     let recent = Pending::replay(found.steps);
     match recent.fate(id) {
         Some(fate) => matches!(fate.outcome, Some(Outcome::Remove { .. })),

@@ -771,10 +771,11 @@ mod tests {
                 number
             });
             let length = || history.desk().tail.as_ref().map_or(0, Tail::length);
-            let mut emptied = 0;
+            let (begun, mut emptied) = (Instant::now(), 0);
             for _ in 0..20 {
                 // What is less may wait for the next time.
                 while length() < 2 * TAIL_MAX {
+                    assert!(begun.elapsed() < Duration::from_secs(60), "it does not grow");
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 let before = length();
